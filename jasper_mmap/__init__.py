@@ -1,0 +1,1 @@
+"""Memory-mapped safetensors datasets for training on pre-computed embeddings."""

@@ -1,0 +1,109 @@
+"""Durable file writes: temporary sibling, fsync, the umask's mode, rename, fsync of the folder."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .errors import AccessError, FormatError, JasperError, MissingFileError, StorageError
+
+_SUFFIX = ".tmp"
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[io.FileIO]:
+    """A new file that takes `path`'s place, whole and on disk, when the block ends well.
+
+    Nothing is visible under `path` before that; when the block fails, the sibling is removed.
+    """
+    sibling = path.with_name(f".{path.name}.{secrets.token_hex(6)}{_SUFFIX}")
+    with storage_errors(path):
+        # Not tempfile: its files are 0600 whatever the umask says.
+        fd = os.open(sibling, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            with io.FileIO(fd, "wb") as file:
+                yield file
+                os.fsync(fd)
+            sibling.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                sibling.unlink()
+            raise
+        sync_folder(path.parent)
+
+
+def write_all(file: io.FileIO, data: bytes | memoryview) -> None:
+    """Write all of `data`: one raw write may take less (2 GiB at most on Linux)."""
+    view = memoryview(data).cast("B")
+    while len(view):
+        view = view[file.write(view) :]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace `path` by the JSON text of `value`."""
+    with replacing(path) as file:
+        write_all(file, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`.
+
+    Raises `MissingFileError`, `AccessError`, or `FormatError` where it holds no JSON object.
+    """
+    with storage_errors(path, "read"):
+        text = path.read_bytes()
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise FormatError(f"{path}: must hold a JSON object, found {type(value).__name__}.")
+    return value
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and removals in `folder` durable."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        # Some network and FUSE file systems have no fsync for folders.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(fd)
+
+
+def sweep(folder: Path) -> None:
+    """Remove siblings that killed writers left. Call under the lock that excludes live ones."""
+    for leftover in folder.glob(f".*{_SUFFIX}"):
+        leftover.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path, verb: str = "write") -> Iterator[None]:
+    """Turn the system's errors in the block into ours, naming `path`."""
+    try:
+        yield
+    except JasperError:
+        raise
+    except FileNotFoundError as error:
+        where = error.filename or path
+        raise MissingFileError(f"{where}: not found; cannot {verb} {path}.") from None
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageError(
+                f"{path}: the disk is full or the quota reached; free some space and run it again."
+            ) from None
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise AccessError(
+                f"{error.filename or path}: no permission to {verb} it ({error.strerror})."
+            ) from None
+        raise StorageError(f"{path}: cannot {verb} it: {error}") from None

@@ -1,0 +1,31 @@
+"""Epoch -> probability of each steering variant. Pure."""
+
+from __future__ import annotations
+
+from .config import Config
+from .schema import VARIANTS
+
+
+def steering_probabilities(config: Config, epoch: int) -> dict[str, float]:
+    """Probability of each variant in `epoch` (>= 0), in the order of `schema.VARIANTS`.
+
+    Zero's probability goes linearly from `zero_prob_start` (epoch 0) to `zero_prob_end` (first
+    reached in epoch `epochs_total`) and stays there. The rest is shared among the other three in
+    proportion to `steering_probabilities`; where those sum to 0, centroid takes it. Without a
+    curriculum the configured probabilities hold in every epoch.
+    """
+    base = config.steering_probabilities
+    plan = config.curriculum
+    if plan is None:
+        return dict(base)
+    if epoch >= plan.epochs_total:
+        zero = plan.zero_prob_end
+    else:
+        way = epoch / plan.epochs_total
+        zero = plan.zero_prob_start + (plan.zero_prob_end - plan.zero_prob_start) * way
+    others = sum(base[v] for v in VARIANTS[1:])
+    if others == 0.0:
+        shares = dict.fromkeys(VARIANTS[1:], 0.0) | {"centroid": 1.0}
+    else:
+        shares = {v: base[v] / others for v in VARIANTS[1:]}
+    return {"zero": zero, **{v: (1.0 - zero) * share for v, share in shares.items()}}

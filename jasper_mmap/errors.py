@@ -1,0 +1,78 @@
+"""Every error of the package.
+
+Each is a `JasperError` (a `ValueError`) and also the builtin a caller would catch. All take one
+string: torch rebuilds a worker's exception as ``type(message)``, a second argument would be lost.
+"""
+
+from __future__ import annotations
+
+
+class JasperError(ValueError):
+    """Base of all errors of this package; the message says what, where and the remedy."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        # KeyError and OSError, which some leaves also are, would format their argument otherwise.
+        return str(self.args[0])
+
+
+class MissingFileError(JasperError, FileNotFoundError):
+    """A folder or file that must be there is not."""
+
+
+class AccessError(JasperError, PermissionError):
+    """A file or folder may not be read or written."""
+
+
+class StorageError(JasperError, OSError):
+    """Writing failed: disk full, quota, I/O error. What was there before is still in force."""
+
+
+class ConfigError(JasperError, KeyError):
+    """`config.json` lacks a key, misspells one, repeats one, or holds a value that cannot be."""
+
+
+class FormatError(JasperError):
+    """A file is damaged, truncated, of another format, or of a newer version."""
+
+
+class UnsafeFileError(FormatError):
+    """A file tries to run code or to lead outside its folder; it was refused, nothing was run."""
+
+
+class ContentError(JasperError):
+    """A tensor has the wrong shape or holds a value that its table does not allow."""
+
+
+class ContentTypeError(ContentError, TypeError):
+    """A tensor has a dtype that its table does not allow, or is no tensor at all."""
+
+
+class IndexRangeError(JasperError, IndexError):
+    """An index lies outside its table; negative numbers do not wrap around."""
+
+
+class StoreChangedError(JasperError, RuntimeError):
+    """The store was converted again since it was opened, or is being converted now."""
+
+
+class ClosedError(JasperError, AttributeError, RuntimeError):
+    """The dataset was used after `close()`."""
+
+
+class BusyError(JasperError, TimeoutError):
+    """Another process holds the lock; the message says which."""
+
+
+class DeviceError(JasperError, RuntimeError):
+    """The device is not there, or cannot be used in this way."""
+
+
+class DeviceMemoryError(DeviceError, MemoryError):
+    """The device has too little free memory for the dataset; nothing was allocated."""
+
+
+class UsageError(JasperError, TypeError):
+    """An argument is of the wrong kind or two of them do not go together."""

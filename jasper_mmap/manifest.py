@@ -1,0 +1,178 @@
+"""`manifest.json`: what a store holds. Written last, it commits a conversion."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import atomic
+from .errors import FormatError, MissingFileError, StoreChangedError, UnsafeFileError
+from .schema import STORED
+from .tensorfile import DTYPE_NAMES
+
+MANIFEST_FILE = "manifest.json"
+FORMAT_VERSION = 1
+STAGING = ".converting"
+"""Folder inside a store in which a conversion prepares its files."""
+
+_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One artifact's file, as it was when it was checked and written."""
+
+    file: str
+    dtype: str
+    """safetensors' name of it; of the values, for a ragged artifact."""
+    shape: tuple[int, ...]
+    """For a ragged artifact (rows, values)."""
+    bytes: int
+    sha256: str
+    mtime_ns: int
+    source: dict[str, Any]
+    """The `.pt` file (name, bytes, mtime_ns), or `derived_from` with a list of those."""
+    ranges: tuple[tuple[float, float], ...] = ()
+    """(smallest, largest) value of an integer or bounded table, one for each column where the
+    columns refer to different tables; none where the table is empty or has no bounds."""
+    nonfinite: int = 0
+    cosine_error: dict[str, float] | None = None
+    """What storing narrower cost (p50, p99, max), where `embeddings_dtype` was given."""
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return _DTYPES[self.dtype]
+
+    @property
+    def stamp(self) -> tuple[int, int]:
+        return self.bytes, self.mtime_ns
+
+    def to_dict(self) -> dict[str, Any]:
+        return {k: v for k, v in asdict(self).items() if v is not None and v != ()}
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any], where: str) -> Entry:
+        try:
+            entry = cls(**value)
+            entry = replace(
+                entry,
+                shape=tuple(entry.shape),
+                ranges=tuple((low, high) for low, high in entry.ranges),
+            )
+            numbers = [entry.bytes, entry.mtime_ns, *entry.shape]
+            sound = all(isinstance(n, int) for n in numbers) and entry.dtype in _DTYPES
+        except (TypeError, ValueError) as error:
+            raise FormatError(
+                f"{where}: not an artifact's entry: {error}; convert again."
+            ) from None
+        if not sound:
+            raise FormatError(f"{where}: not an artifact's entry; convert again.")
+        plain_name(entry.file, where)
+        return entry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The entries of all artifacts but the negatives, and what was counted across them."""
+
+    artifacts: dict[str, Entry]
+    warnings: dict[str, int]
+    created: str
+    """When the conversion ended (UTC, ISO 8601)."""
+    converter: str
+
+    @property
+    def store_id(self) -> str:
+        """Names this content: equal for stores whose files are equal byte for byte."""
+        lines = sorted(f"{name} {entry.sha256}" for name, entry in self.artifacts.items())
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Shape letter -> size, of the tables that name rows."""
+        shapes = {name: entry.shape for name, entry in self.artifacts.items()}
+        return {
+            "N_q": shapes["question_embs"][0],
+            "N_s": shapes["source_embs"][0],
+            "N_k": shapes["keyword_embs"][0],
+            "N_c": shapes["centroid_embs"][0],
+            "N_p": shapes["pair_index"][0],
+            "D": shapes["question_embs"][1],
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "format_version": FORMAT_VERSION,
+            "store_id": self.store_id,
+            "created": self.created,
+            "converter": self.converter,
+            "warnings": self.warnings,
+            "artifacts": {name: entry.to_dict() for name, entry in self.artifacts.items()},
+        }
+
+
+def plain_name(name: object, where: str) -> str:
+    """`name` itself if it names something directly inside its folder, else `UnsafeFileError`."""
+    if (
+        not isinstance(name, str)
+        or name in ("", ".", "..")
+        or "/" in name
+        or "\\" in name
+        or "\0" in name
+    ):
+        raise UnsafeFileError(
+            f"{where}: {name!r} is no plain file name inside the folder; refused. Convert again."
+        )
+    return name
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check `folder/manifest.json`.
+
+    Raises `MissingFileError` where there is no store, `StoreChangedError` where a conversion is
+    under way or was interrupted, `FormatError` for a damaged or newer manifest.
+    """
+    path = folder / MANIFEST_FILE
+    if not folder.is_dir():
+        raise MissingFileError(f"Dataset directory not found: {folder}")
+    try:
+        value = atomic.read_json(path)
+    except MissingFileError:
+        if (folder / STAGING).exists():
+            raise StoreChangedError(
+                f"{folder}: a conversion of this store is under way or was interrupted; wait for"
+                " it, or run jasper-convert again to complete it."
+            ) from None
+        raise MissingFileError(
+            f"{path} not found: {folder} is not a converted store. Run: jasper-convert {folder}"
+        ) from None
+    version = value.get("format_version")
+    if not isinstance(version, int) or version < 1:
+        raise FormatError(f"{path}: format_version {version!r} is no version; convert again.")
+    if version > FORMAT_VERSION:
+        raise FormatError(
+            f"{path}: the store has format version {version}, this package reads up to"
+            f" {FORMAT_VERSION}; install a newer jasper-mmap."
+        )
+    found = value.get("artifacts")
+    if not isinstance(found, dict) or not all(isinstance(e, dict) for e in found.values()):
+        raise FormatError(f"{path}: 'artifacts' must be an object of objects; convert again.")
+    for artifact in STORED:
+        if artifact.name not in found:
+            raise FormatError(f"{path}: no entry for {artifact.name}; convert again.")
+    manifest = Manifest(
+        artifacts={a.name: Entry.from_dict(found[a.name], f"{path}: {a.name}") for a in STORED},
+        warnings=dict(value.get("warnings") or {}),
+        created=str(value.get("created", "")),
+        converter=str(value.get("converter", "")),
+    )
+    if value.get("store_id") != manifest.store_id:
+        raise FormatError(
+            f"{path}: its store_id does not follow from its checksums, so it was changed by hand"
+            " or damaged; convert again."
+        )
+    return manifest

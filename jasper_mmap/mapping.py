@@ -1,0 +1,47 @@
+"""Read-only sharing of a file's bytes as tensors that may be written to, privately."""
+
+from __future__ import annotations
+
+import mmap
+import warnings
+
+import torch
+
+# Linux's value; the mmap module has no name for it before Python 3.13. Without it a private
+# writable mapping larger than memory + swap is refused under the default overcommit rule.
+_MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if hasattr(mmap, "MAP_PRIVATE") else 0)
+
+
+def map_private(fd: int, size: int) -> mmap.mmap:
+    """Map `size` (> 0) bytes of the open file `fd`; pages are shared until written to.
+
+    Writing copies a page for this process alone: neither the file nor another process sees it.
+    Where the system counts even such a mapping against memory (overcommit mode 2) and has not
+    enough, the mapping is read-only, and writing to it ends the process.
+    """
+    try:
+        return mmap.mmap(
+            fd,
+            size,
+            flags=mmap.MAP_PRIVATE | _MAP_NORESERVE,
+            prot=mmap.PROT_READ | mmap.PROT_WRITE,
+        )
+    except OSError:
+        return mmap.mmap(fd, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
+
+
+def tensor_at(
+    mapping: mmap.mmap | None, dtype: torch.dtype, shape: tuple[int, ...], offset: int
+) -> torch.Tensor:
+    """The contiguous tensor that begins `offset` bytes into `mapping`; it keeps the mapping alive.
+
+    `mapping` may be None for an empty tensor, which has no bytes to map.
+    """
+    count = torch.Size(shape).numel()
+    if count == 0 or mapping is None:
+        return torch.empty(shape, dtype=dtype)
+    with warnings.catch_warnings():
+        # Said of the read-only fallback above.
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        flat = torch.frombuffer(mapping, dtype=dtype, count=count, offset=offset)
+    return flat.view(shape)

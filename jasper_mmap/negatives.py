@@ -1,0 +1,203 @@
+"""Generations of hard negatives: immutable files behind one pointer, `negatives/CURRENT.json`.
+
+Writing one is: take the lock, write the file, sync it, rename it, replace the pointer, sync the
+folder. The pointer is the commit: a publisher that dies before it has changed nothing that a
+reader sees. Readers take no lock.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from . import atomic
+from .errors import BusyError, ContentError, FormatError, MissingFileError, StoreChangedError
+from .manifest import plain_name
+from .schema import NEGATIVES
+from .tensorfile import MappedFile, Written, file_sha256, map_tensors, writing
+
+FOLDER = "negatives"
+POINTER = "CURRENT.json"
+_LOCK = ".lock"
+_HOLDER = ".lock-holder.json"
+_FILE = re.compile(r"(\d{6,})\.safetensors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pointer:
+    """The content of `CURRENT.json`: the generation in force and how it came about."""
+
+    generation: int
+    file: str
+    bytes: int
+    mtime_ns: int
+    sha256: str
+    store_id: str
+    """The store whose pairs and sources the numbers refer to."""
+    source: dict[str, Any]
+    """Artifact -> stamp of the `.pt` file it was made from; empty where it came from tensors."""
+    when: str
+    by: str
+    """The publishing process: pid@host."""
+    note: str = ""
+    lint: dict[str, int]
+    """Counts of `checks.lint_negatives`."""
+    history: tuple[dict[str, Any], ...] = ()
+    """One short entry a generation, oldest first, the one in force last."""
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any], where: str) -> Pointer:
+        try:
+            pointer = replace(cls(**value), history=tuple(value.get("history") or ()))
+        except TypeError as error:
+            raise FormatError(f"{where}: not a generation pointer: {error}.") from None
+        numbers = (pointer.generation, pointer.bytes, pointer.mtime_ns)
+        if not all(isinstance(n, int) for n in numbers) or pointer.generation < 1:
+            raise FormatError(f"{where}: not a generation pointer: a number is none.")
+        plain_name(pointer.file, where)
+        return pointer
+
+
+def file_name(generation: int) -> str:
+    """Name of a generation's file inside `negatives/`."""
+    return f"{generation:06d}.safetensors"
+
+
+def read_pointer(store: Path) -> Pointer:
+    """The pointer of the store; raises `MissingFileError` or `FormatError`."""
+    path = store / FOLDER / POINTER
+    try:
+        return Pointer.from_dict(atomic.read_json(path), str(path))
+    except MissingFileError:
+        raise MissingFileError(
+            f"{path} not found: the store has no hard negatives. Run jasper-convert again, or"
+            " publish some with jasper-mmap publish."
+        ) from None
+
+
+def write_pointer(store: Path, pointer: Pointer) -> None:
+    """Put `pointer` in force. Call with `publisher_lock` held."""
+    atomic.write_json(store / FOLDER / POINTER, asdict(pointer))
+
+
+def next_generation(store: Path, pointer: Pointer | None) -> int:
+    """The first number that no generation ever had, not even one whose publisher died."""
+    used = [int(m[1]) for f in (store / FOLDER).iterdir() if (m := _FILE.fullmatch(f.name))]
+    if pointer is not None:
+        used.append(pointer.generation)
+    return max(used, default=0) + 1
+
+
+def write_generation(
+    store: Path, generation: int, hard_negatives: torch.Tensor, negative_tiers: torch.Tensor
+) -> Written:
+    """Write the immutable file of `generation` from two [N_p,N] tensors, already checked."""
+    tensors = dict(zip((a.name for a in NEGATIVES), (hard_negatives, negative_tiers), strict=True))
+    # The wider dtype first, or the narrower one would leave it misaligned.
+    names = sorted(tensors, key=lambda name: -tensors[name].element_size())
+    specs = {name: (tensors[name].dtype, tuple(tensors[name].shape)) for name in names}
+    with writing(store / FOLDER / file_name(generation), specs) as (writer, result):
+        for name in names:
+            for rows in tensors[name].split(1 << 16):
+                writer.write(rows)
+    return result.written
+
+
+def map_generation(store: Path, generation: int, shape: tuple[int, int]) -> dict[str, torch.Tensor]:
+    """Map the tensors of a published generation; only names, dtypes and shapes are checked."""
+    path = store / FOLDER / file_name(generation)
+    return check_generation(map_tensors(path), path, shape)
+
+
+def check_generation(
+    mapped: MappedFile, path: Path, shape: tuple[int, int]
+) -> dict[str, torch.Tensor]:
+    """The two tensors of `mapped`, or `ContentError` naming what does not fit the store."""
+    wanted = {a.name for a in NEGATIVES}
+    if set(mapped.tensors) != wanted:
+        raise ContentError(f"{path}: must hold {sorted(wanted)}, found {sorted(mapped.tensors)}.")
+    for name, tensor in mapped.tensors.items():
+        if tuple(tensor.shape) != shape or tensor.dtype.is_floating_point:
+            raise ContentError(
+                f"{path}: {name} is {tensor.dtype} {list(tensor.shape)}, the store needs whole"
+                f" numbers {list(shape)}."
+            )
+    return mapped.tensors
+
+
+@contextmanager
+def publisher_lock(store: Path, timeout_s: float) -> Iterator[None]:
+    """Keep other publishers of this store out; `BusyError` names the holder after `timeout_s`."""
+    folder = store / FOLDER
+    with atomic.storage_errors(folder):
+        folder.mkdir(exist_ok=True)
+    holder = folder / _HOLDER
+    # Made here and not kept: a lock object is void after a fork and cannot be pickled.
+    lock = FileLock(folder / _LOCK, timeout=timeout_s)
+    try:
+        with atomic.storage_errors(folder / _LOCK):
+            lock.acquire()
+    except Timeout:
+        raise BusyError(
+            f"{folder / _LOCK}: held by {_read_holder(holder)} for more than {timeout_s:g} s; try"
+            " again, or allow a longer lock_timeout_s."
+        ) from None
+    try:
+        with suppress(OSError):  # only told to others, so not worth failing for
+            holder.write_text(f'{{"by": "{process_name()}", "since": "{now()}"}}\n')
+        atomic.sweep(folder)
+        yield
+    finally:
+        with suppress(OSError):
+            holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def _read_holder(path: Path) -> str:
+    try:
+        value = atomic.read_json(path)
+    except (FormatError, OSError):
+        return "another process"
+    return f"{value.get('by')} (since {value.get('since')})"
+
+
+def process_name() -> str:
+    """This process as others are told of it: pid@host."""
+    return f"{os.getpid()}@{socket.gethostname()}"
+
+
+def now() -> str:
+    """The time as it stands in the files of a store: UTC, ISO 8601, milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def check_pointer(store: Path, pointer: Pointer, store_id: str, *, full: bool = False) -> None:
+    """Raise unless the generation that `pointer` names is there and what it says it is.
+
+    By its stamp; in full (SHA-256) where `full` or the stamp's time does not match.
+    """
+    path = store / FOLDER / pointer.file
+    if pointer.store_id != store_id:
+        raise StoreChangedError(
+            f"{store / FOLDER / POINTER}: belongs to store {pointer.store_id}, this one is"
+            f" {store_id}. Convert again, or open the dataset anew if it was converted meanwhile."
+        )
+    remedy = "publish the negatives again, or go back with jasper-mmap rollback"
+    with atomic.storage_errors(path, "read"):
+        status = path.stat()
+    if status.st_size != pointer.bytes:
+        raise FormatError(
+            f"{path}: has {status.st_size} bytes, published were {pointer.bytes}; {remedy}."
+        )
+    if (full or status.st_mtime_ns != pointer.mtime_ns) and file_sha256(path) != pointer.sha256:
+        raise FormatError(f"{path}: was altered after publishing (SHA-256 differs); {remedy}.")

@@ -1,0 +1,165 @@
+"""The two tables everything else reads: the artifacts on disk and the columns of a batch.
+
+Shape letters: B batch, D embedding_dim, N n_neg, N_q questions, N_s sources, N_k keywords,
+N_c clusters, N_p pairs; n is the free length of a split.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import torch
+
+Kind = Literal["float", "int", "ragged"]
+
+SPLITS: Final = ("train", "val", "test")
+VARIANTS: Final = ("zero", "centroid", "keyword", "residual")
+TIERS: Final = (1, 2, 3, 4)
+EMBEDDING_DTYPES: Final = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+FLOAT_DTYPES: Final = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+# The unsigned ones beyond uint8 have hardly any operator in torch; `gather` reads them as signed.
+INT_DTYPES: Final = (
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """One named tensor (or ragged list) of the dataset."""
+
+    name: str
+    kind: Kind
+    shape: tuple[str | int, ...]
+    """Letters, or the number itself; the first dimension of a ragged list is its row count."""
+    refers: tuple[str, ...] = ()
+    """Tables whose rows the values number: one for all columns, or one a column."""
+    low: float | None = None
+    high: float | None = None
+    """Inclusive bounds of the values, where the table has fixed ones."""
+    narrow: bool = False
+    """Stored narrower where `embeddings_dtype` asks for it."""
+    derived: bool = False
+    """May be missing from the builder's folder; the converter then computes it."""
+    split: str | None = None
+    """The split whose pair numbers it holds."""
+    generation: bool = False
+    """Lives in the files of `negatives/`, where it can be replaced while training runs."""
+
+    @property
+    def source(self) -> str:
+        """Name of the builder's file."""
+        return f"{self.name}.pt"
+
+    @property
+    def file(self) -> str:
+        """Name of the store's file."""
+        return f"{self.name}.safetensors"
+
+
+def _embeddings(name: str, rows: str) -> Artifact:
+    return Artifact(name=name, kind="float", shape=(rows, "D"), narrow=True)
+
+
+ARTIFACTS: Final[dict[str, Artifact]] = {
+    a.name: a
+    for a in (
+        _embeddings("question_embs", "N_q"),
+        _embeddings("source_embs", "N_s"),
+        _embeddings("keyword_embs", "N_k"),
+        _embeddings("centroid_embs", "N_c"),
+        Artifact(
+            name="pair_index",
+            kind="int",
+            shape=("N_p", 2),
+            refers=("question_embs", "source_embs"),
+        ),
+        Artifact(name="pair_cluster_id", kind="int", shape=("N_p",), refers=("centroid_embs",)),
+        Artifact(name="pair_relevance", kind="float", shape=("N_p",), low=0.0, high=1.0),
+        Artifact(name="pair_keyword_ids", kind="ragged", shape=("N_p",), refers=("keyword_embs",)),
+        _embeddings("steering_centroid", "N_p"),
+        _embeddings("steering_keyword_weighted", "N_p"),
+        _embeddings("steering_residual", "N_p"),
+        Artifact(
+            name="centroid_distances",
+            kind="float",
+            shape=("N_p",),
+            low=0.0,
+            high=2.0,
+            derived=True,
+        ),
+        Artifact(
+            name="hard_negatives",
+            kind="int",
+            shape=("N_p", "N"),
+            refers=("source_embs",),
+            generation=True,
+        ),
+        Artifact(
+            name="negative_tiers",
+            kind="int",
+            shape=("N_p", "N"),
+            low=TIERS[0],
+            high=TIERS[-1],
+            generation=True,
+        ),
+        *(
+            Artifact(
+                name=f"{split}_idx", kind="int", shape=("n",), refers=("pair_index",), split=split
+            )
+            for split in SPLITS
+        ),
+    )
+}
+STORED: Final = tuple(a for a in ARTIFACTS.values() if not a.generation)
+NEGATIVES: Final = tuple(a for a in ARTIFACTS.values() if a.generation)
+# Which table each steering variant serves; the zero variant has none.
+STEERING: Final = (
+    None,
+    "steering_centroid",
+    "steering_keyword_weighted",
+    "steering_residual",
+)
+
+# The tensors of a ragged artifact's file: row i is values[offsets[i]:offsets[i + 1]].
+RAGGED_VALUES: Final = "values"
+RAGGED_OFFSETS: Final = "offsets"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One key of a batch; a sample has the same without B."""
+
+    name: str
+    shape: tuple[str, ...]
+    dtype: torch.dtype
+    low: float | None = None
+    high: float | None = None
+
+
+COLUMNS: Final[dict[str, Column]] = {
+    c.name: c
+    for c in (
+        Column("question_emb", ("B", "D"), torch.float32),
+        Column("target_source_emb", ("B", "D"), torch.float32),
+        Column("steering", ("B", "D"), torch.float32),
+        Column("negative_embs", ("B", "N", "D"), torch.float32),
+        Column("cluster_id", ("B",), torch.int64, low=0),
+        Column("relevance", ("B",), torch.float32, low=0.0, high=1.0),
+        Column("centroid_distance", ("B",), torch.float32, low=0.0, high=2.0),
+        Column("steering_variant", ("B",), torch.int64, low=0, high=len(VARIANTS) - 1),
+        Column("negative_tiers", ("B", "N"), torch.int64, low=TIERS[0], high=TIERS[-1]),
+    )
+}
+
+
+def concrete(shape: tuple[str | int, ...], sizes: dict[str, int]) -> tuple[int | None, ...]:
+    """The shape with letters replaced by their sizes; None where a letter has no size yet."""
+    return tuple(d if isinstance(d, int) else sizes.get(d) for d in shape)

@@ -1,0 +1,30 @@
+"""Which steering variant a position gets: a pure function of (seed, split, epoch, position)."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .permutation import permute
+
+
+def draw_variants(
+    positions: NDArray[np.int64],
+    n: int,
+    probabilities: tuple[float, ...],
+    *,
+    seed: int,
+    split: str,
+    epoch: int,
+) -> NDArray[np.int64]:
+    """Variant numbers [B] of `positions` [B] in a split of n.
+
+    Stratified: the positions are ranked by a keyed permutation and rank r becomes
+    u = (r + 0.5) / n, compared with the cumulative probabilities. So each variant's share of the
+    split differs from its probability by less than one sample, and a position keeps its variant
+    for the whole epoch, whoever reads it and how often.
+    """
+    bounds = np.cumsum(np.asarray(probabilities, dtype=np.float64))
+    bounds /= bounds[-1]  # a last variant of probability 0 must not gain the rounding error
+    ranks = permute(positions, n, "steering", seed, split, epoch)
+    return np.searchsorted(bounds[:-1], (ranks + 0.5) / n, side="right").astype(np.int64)

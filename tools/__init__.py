@@ -1,0 +1,1 @@
+"""Programs run from a checkout as `python -m tools.NAME`; nothing here is installed."""
