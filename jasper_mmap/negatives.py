@@ -7,29 +7,25 @@ reader sees. Readers take no lock.
 
 from __future__ import annotations
 
-import os
 import re
-import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from . import atomic
-from .errors import BusyError, ContentError, FormatError, MissingFileError, StoreChangedError
+from .errors import ContentError, FormatError, MissingFileError, StoreChangedError
+from .locks import exclusive, now, process_name
 from .manifest import plain_name
 from .schema import NEGATIVES
-from .tensorfile import MappedFile, Written, file_sha256, map_tensors, writing
+from .tensorfile import MappedFile, Written, chunks, file_sha256, map_tensors, writing
 
 FOLDER = "negatives"
 POINTER = "CURRENT.json"
 _LOCK = ".lock"
-_HOLDER = ".lock-holder.json"
 _FILE = re.compile(r"(\d{6,})\.safetensors")
 
 
@@ -51,7 +47,7 @@ class Pointer:
     """The publishing process: pid@host."""
     note: str = ""
     lint: dict[str, int]
-    """Counts of `checks.lint_negatives`."""
+    """Counts of `lint.lint_negatives`."""
     history: tuple[dict[str, Any], ...] = ()
     """One short entry a generation, oldest first, the one in force last."""
 
@@ -90,6 +86,49 @@ def write_pointer(store: Path, pointer: Pointer) -> None:
     atomic.write_json(store / FOLDER / POINTER, asdict(pointer))
 
 
+def successor(
+    pointer: Pointer | None,
+    generation: int,
+    written: Written,
+    *,
+    store_id: str,
+    source: dict[str, Any],
+    lint: dict[str, int],
+    note: str = "",
+) -> Pointer:
+    """The pointer that puts `generation`, whose file was `written`, in force after `pointer`."""
+    entry = {
+        "generation": generation,
+        "when": now(),
+        "by": process_name(),
+        "note": note,
+        "lint": lint,
+        "bytes": written.bytes,
+        "sha256": written.sha256,
+        "source": source,
+    }
+    return Pointer(
+        **entry,  # type: ignore[arg-type]
+        file=file_name(generation),
+        mtime_ns=written.mtime_ns,
+        store_id=store_id,
+        history=(*(pointer.history if pointer else ()), entry),
+    )
+
+
+def made_from_files(pointer: Pointer) -> dict[str, Any] | None:
+    """The history's entry of the latest generation that was made from `.pt` files."""
+    return next((e for e in reversed(pointer.history) if e.get("source")), None)
+
+
+def with_source(pointer: Pointer, source: dict[str, Any]) -> Pointer:
+    """The pointer after its `.pt` files got new stamps (were touched) without new content."""
+    made = made_from_files(pointer)
+    history = tuple({**e, "source": source} if e is made else e for e in pointer.history)
+    in_force = made is not None and made["generation"] == pointer.generation
+    return replace(pointer, history=history, source=source if in_force else pointer.source)
+
+
 def next_generation(store: Path, pointer: Pointer | None) -> int:
     """The first number that no generation ever had, not even one whose publisher died."""
     used = [int(m[1]) for f in (store / FOLDER).iterdir() if (m := _FILE.fullmatch(f.name))]
@@ -102,13 +141,18 @@ def write_generation(
     store: Path, generation: int, hard_negatives: torch.Tensor, negative_tiers: torch.Tensor
 ) -> Written:
     """Write the immutable file of `generation` from two [N_p,N] tensors, already checked."""
+    return write_file(store / FOLDER / file_name(generation), hard_negatives, negative_tiers)
+
+
+def write_file(path: Path, hard_negatives: torch.Tensor, negative_tiers: torch.Tensor) -> Written:
+    """Write a generation's file anywhere; equal tensors give equal bytes."""
     tensors = dict(zip((a.name for a in NEGATIVES), (hard_negatives, negative_tiers), strict=True))
     # The wider dtype first, or the narrower one would leave it misaligned.
     names = sorted(tensors, key=lambda name: -tensors[name].element_size())
     specs = {name: (tensors[name].dtype, tuple(tensors[name].shape)) for name in names}
-    with writing(store / FOLDER / file_name(generation), specs) as (writer, result):
+    with writing(path, specs) as (writer, result):
         for name in names:
-            for rows in tensors[name].split(1 << 16):
+            for rows in chunks(tensors[name]):
                 writer.write(rows)
     return result.written
 
@@ -141,44 +185,10 @@ def publisher_lock(store: Path, timeout_s: float) -> Iterator[None]:
     folder = store / FOLDER
     with atomic.storage_errors(folder):
         folder.mkdir(exist_ok=True)
-    holder = folder / _HOLDER
-    # Made here and not kept: a lock object is void after a fork and cannot be pickled.
-    lock = FileLock(folder / _LOCK, timeout=timeout_s)
-    try:
-        with atomic.storage_errors(folder / _LOCK):
-            lock.acquire()
-    except Timeout:
-        raise BusyError(
-            f"{folder / _LOCK}: held by {_read_holder(holder)} for more than {timeout_s:g} s; try"
-            " again, or allow a longer lock_timeout_s."
-        ) from None
-    try:
-        with suppress(OSError):  # only told to others, so not worth failing for
-            holder.write_text(f'{{"by": "{process_name()}", "since": "{now()}"}}\n')
+    remedy = "try again, or allow a longer lock_timeout_s"
+    with exclusive(folder / _LOCK, timeout_s, remedy):
         atomic.sweep(folder)
         yield
-    finally:
-        with suppress(OSError):
-            holder.unlink(missing_ok=True)
-        lock.release()
-
-
-def _read_holder(path: Path) -> str:
-    try:
-        value = atomic.read_json(path)
-    except (FormatError, OSError):
-        return "another process"
-    return f"{value.get('by')} (since {value.get('since')})"
-
-
-def process_name() -> str:
-    """This process as others are told of it: pid@host."""
-    return f"{os.getpid()}@{socket.gethostname()}"
-
-
-def now() -> str:
-    """The time as it stands in the files of a store: UTC, ISO 8601, milliseconds."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def check_pointer(store: Path, pointer: Pointer, store_id: str, *, full: bool = False) -> None:

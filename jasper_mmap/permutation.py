@@ -24,7 +24,8 @@ _MAX_N = 1 << 62
 # Odd multipliers of good avalanche: murmur3's and splitmix64's finalisers.
 _MULTIPLIER = {np.uint32: 0x85EBCA6B, np.uint64: 0xBF58476D1CE4E5B9}
 
-_Words = NDArray[Any]  # uint32 or uint64, throughout one call the same
+# uint32 or uint64, throughout one call the same.
+_Words = NDArray[np.unsignedinteger[Any]]
 
 
 @lru_cache(maxsize=256)
@@ -59,9 +60,7 @@ def _network(x: _Words, a: int, b: int, keys: tuple[Any, ...]) -> _Words:
     for key_left, key_right in zip(keys[0::2], keys[1::2], strict=True):
         left = _add_scrambled(left, right, key_left, size_a)
         right = _add_scrambled(right, left, key_right, size_b)
-    left *= size_b
-    left += right
-    return left
+    return left * size_b + right
 
 
 def _add_scrambled(x: _Words, y: _Words, key: Any, size: Any) -> _Words:
@@ -77,5 +76,6 @@ def _add_scrambled(x: _Words, y: _Words, key: Any, size: Any) -> _Words:
     h *= size
     h >>= half  # now below size
     x += h
-    h = x - size  # wraps to a huge number where x is below size already
-    return np.minimum(x, h, out=x)
+    # The difference wraps to a huge number where x is below size already.
+    np.minimum(x, x - size, out=x)
+    return x

@@ -39,6 +39,9 @@ DTYPE_NAMES: dict[torch.dtype, str] = {
 }
 _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
+CHUNK_BYTES = 8 << 20
+"""Tables are read, checked and written in pieces of about this size."""
+
 Specs = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
@@ -73,7 +76,7 @@ class TensorWriter:
     def write(self, piece: torch.Tensor) -> None:
         """Append the elements of `piece` (any CPU tensor) in row-major order."""
         if piece.numel():
-            self._append(memoryview(piece.contiguous().reshape(-1).view(torch.uint8).numpy()))
+            self._append(piece.contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
     def _append(self, data: bytes | memoryview) -> None:
         self._settle()
@@ -170,6 +173,15 @@ def map_tensors(path: Path) -> MappedFile:
         begin = 8 + length + entry["data_offsets"][0]
         tensors[key] = tensor_at(mapping, dtype, tuple(entry["shape"]), begin)
     return MappedFile(tensors, status.st_size, status.st_mtime_ns)
+
+
+def chunks(table: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The rows of a table in order, in contiguous pieces; copied only where they are not so."""
+    if table.numel() == 0:
+        return
+    rows = max(1, CHUNK_BYTES // (table.nbytes // len(table)))
+    for begin in range(0, len(table), rows):
+        yield table[begin : begin + rows].contiguous()
 
 
 def file_sha256(path: Path) -> str:

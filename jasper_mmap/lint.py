@@ -1,0 +1,101 @@
+"""What a dataset may hold but hardly should: counted, told, and not refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .tensorfile import chunks
+
+MEANING: Final = {
+    "pairs_in_two_splits": "pairs stand in two splits",
+    "pairs_twice_in_a_split": "pairs stand twice in one split",
+    "own_source_rows": "rows of negatives hold the pair's own source",
+    "false_negative_rows": "rows of negatives hold another true source of the same question",
+    "repeat_rows": "rows of negatives hold a source twice",
+    "nonfinite_values": "values are NaN or infinite",
+}
+"""Name of a count -> how to say it."""
+
+_KNOWN_PAIRS = 1 << 23
+"""Pairs looked up at a time: 64 MiB of keys, twice while they are put together."""
+_CELLS = 1 << 20
+"""Negatives looked at in one piece."""
+
+
+def lint_splits(splits: Mapping[str, torch.Tensor], n_pairs: int) -> dict[str, int]:
+    """Count pairs in two splits and pairs twice in one; the splits' numbers are below `n_pairs`.
+
+    One byte a pair of memory, whatever the splits hold.
+    """
+    here, twice, before, both = 1, 2, 4, 8
+    marks = np.zeros(n_pairs, np.uint8)
+    for split in splits.values():
+        for piece in chunks(split):
+            pairs, counts = np.unique(_whole(piece), return_counts=True)
+            again = (counts > 1) | (marks[pairs] & here != 0)
+            marks[pairs[again]] |= twice
+            marks[pairs] |= here
+        marks[marks & (here | before) == here | before] |= both
+        marks[marks & here != 0] |= before
+        marks &= 0xFF ^ here
+    return {
+        "pairs_in_two_splits": int(np.count_nonzero(marks & both)),
+        "pairs_twice_in_a_split": int(np.count_nonzero(marks & twice)),
+    }
+
+
+def lint_negatives(
+    pair_index: torch.Tensor, hard_negatives: torch.Tensor, n_sources: int
+) -> dict[str, int]:
+    """Count the rows of `hard_negatives` [N_p,N] that hold what a negative should not be.
+
+    The pair's own source; another known true source of its question (a false negative); a repeat.
+    Bounded memory: pairs are looked up in blocks, by question number modulo the blocks' count.
+    """
+    own = false = repeated = 0
+    n_pairs, n_neg = hard_negatives.shape
+    blocks = max(1, -(-n_pairs // _KNOWN_PAIRS))
+    step = max(1, _CELLS // n_neg)
+    for block in range(blocks):
+        known = np.sort(
+            np.concatenate(
+                [
+                    pairs[:, 0] * n_sources + pairs[:, 1]
+                    for piece in chunks(pair_index)
+                    if len(pairs := _of_block(_whole(piece), block, blocks)[0])
+                ]
+                or [np.zeros(0, np.int64)]
+            )
+        )
+        for begin in range(0, n_pairs, step):
+            pairs, mine = _of_block(_whole(pair_index[begin : begin + step]), block, blocks)
+            rows = np.sort(_whole(hard_negatives[begin : begin + step])[mine], axis=1)
+            is_own = rows == pairs[:, 1:]
+            keys = pairs[:, :1] * n_sources + rows
+            at = np.searchsorted(known, keys)
+            at[at == len(known)] = 0
+            is_true = (known[at] == keys) & ~is_own
+            own += int(is_own.any(1).sum())
+            false += int(is_true.any(1).sum())
+            repeated += int((rows[:, 1:] == rows[:, :-1]).any(1).sum())
+    return {"own_source_rows": own, "false_negative_rows": false, "repeat_rows": repeated}
+
+
+def _whole(numbers: torch.Tensor) -> NDArray[np.int64]:
+    """As int64; torch cannot convert all of the unsigned types."""
+    return numbers.numpy().astype(np.int64, copy=False)
+
+
+def _of_block(
+    pairs: NDArray[np.int64], block: int, blocks: int
+) -> tuple[NDArray[np.int64], NDArray[Any] | slice]:
+    """The (question, source) rows whose question belongs to the block, and where they stand."""
+    if blocks == 1:
+        return pairs, slice(None)
+    mine = pairs[:, 0] % blocks == block
+    return pairs[mine], mine

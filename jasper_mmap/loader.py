@@ -1,0 +1,183 @@
+"""`create_loader` and the DataLoader subclass it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch.utils.data import BatchSampler, DataLoader, Sampler
+
+from .batch import Sample
+from .dataset import JASPERSteeringDataset
+from .errors import DeviceError, UsageError
+from .sampler import (
+    OrderedSampler,
+    PassCounter,
+    Plan,
+    PlannedBatches,
+    RankSampler,
+    ShuffledSampler,
+)
+
+Batch = dict[str, torch.Tensor]
+
+
+class JASPERDataLoader(DataLoader[Sample]):
+    """A DataLoader whose order is a function of (seed, epoch, pass) and which can be resumed.
+
+    `dataset_obj` is the dataset, `sampler_obj` the sampler (iterating it shows the positions of
+    the next pass without counting it). `state_dict()` tells how far the iteration started last has
+    come, in batches that were handed out; after `load_state_dict()` the next one goes on there.
+    """
+
+    def __init__(
+        self,
+        dataset: JASPERSteeringDataset,
+        batch_size: int,
+        *,
+        sampler: Sampler[int],
+        passes: PassCounter,
+        **options: Any,
+    ) -> None:
+        # Before super().__init__, which asks for `_index_sampler`.
+        self._planned = PlannedBatches(passes)
+        self._handed_out: _Counted | None = None
+        # A generator of its own: torch would take the workers' seeds from the global one.
+        options.setdefault("generator", torch.Generator().manual_seed(dataset.seed))
+        super().__init__(dataset, batch_size, sampler=sampler, **options)
+        self.dataset_obj = dataset
+        self.sampler_obj = sampler
+
+    @property
+    def _index_sampler(self) -> BatchSampler:
+        # Where DataLoader takes its batches of positions from. Given as `batch_sampler` instead,
+        # `batch_size` and `drop_last` would read None and False, and tools would be misled.
+        return self._planned
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        batches = cast(Iterator[Batch], super().__iter__())
+        self._handed_out = _Counted(batches, cast(Plan, self._planned.plan))
+        return self._handed_out
+
+    def first_positions(self) -> list[int]:
+        """Positions of the first batch of the next pass, which is not counted; [] if it has none."""
+        first: list[int] = []
+        for batch in self._planned.passes.peek().batches():
+            first = batch.tolist()
+            break
+        return first
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` of a like loader needs, as plain numbers."""
+        last = self._handed_out
+        plan, count = (None, 0) if last is None else (last.plan, last.count)
+        return {
+            **self._planned.passes.state_dict(plan, count),
+            "generation": self.dataset_obj.generation,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken; world size, batch size and workers may differ."""
+        self._planned.passes.load_state_dict(state)
+        self._handed_out = None
+
+
+class _Counted(Iterator[Batch]):
+    """The iterator of one pass, counting what it handed out."""
+
+    def __init__(self, batches: Iterator[Batch], plan: Plan) -> None:
+        self._batches = batches
+        self.plan = plan
+        self.count = 0
+
+    def __next__(self) -> Batch:
+        batch = next(self._batches)
+        self.count += 1
+        return batch
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+
+def create_loader(
+    dataset_dir: str | Path,
+    split: str,
+    batch_size: int,
+    num_workers: int = 0,
+    distributed: bool = False,
+    epoch: int = 0,
+    drop_last: bool | None = None,
+    pin_memory: bool = True,
+    *,
+    device: str | torch.device = "cpu",
+    seed: int = 42,
+    persistent_workers: bool | None = None,
+    prefetch_factor: int | None = None,
+    multiprocessing_context: Any = None,
+) -> JASPERDataLoader:
+    """A loader of batches (see `schema.COLUMNS`) of one split of a store.
+
+    Train is shuffled, val and test come in order; `drop_last=None` drops a partial last batch of
+    train only. With `distributed` each rank of torch.distributed takes its part and `batch_size`
+    is per rank. `persistent_workers=None` keeps workers from epoch to epoch where there are any.
+    `pin_memory` is ignored without an accelerator and for a dataset that lies on one.
+
+    Raises what `JASPERSteeringDataset` raises, `UsageError` for arguments that cannot be, and
+    `DeviceError` for workers with a dataset on a device.
+    """
+    if batch_size < 1:
+        raise UsageError(f"batch_size must be 1 or more, not {batch_size}")
+    if num_workers < 0:
+        raise UsageError(f"num_workers must be 0 or more, not {num_workers}")
+    rank, world = _rank_and_world() if distributed else (0, 1)
+    if num_workers and torch.device(device).type != "cpu":
+        raise DeviceError(
+            f"num_workers={num_workers} with device={str(device)!r}: batches of a dataset on a"
+            " device are made there; use num_workers=0, or device='cpu' with workers."
+        )
+    dataset = JASPERSteeringDataset(dataset_dir, split, epoch, device, seed=seed)
+    train = split == "train"
+    drop = train if drop_last is None else drop_last
+    passes = PassCounter(dataset, batch_size, drop, train, rank, world)
+    sampler: Sampler[int]
+    if distributed:
+        sampler = RankSampler(
+            dataset, passes, rank=rank, world=world, shuffle=train, drop_last=drop
+        )
+    else:
+        sampler = (ShuffledSampler if train else OrderedSampler)(dataset, passes)
+    worker_options: dict[str, Any] = {}
+    if num_workers:
+        worker_options = {
+            "persistent_workers": True if persistent_workers is None else persistent_workers,
+            "prefetch_factor": prefetch_factor,
+            "multiprocessing_context": multiprocessing_context,
+        }
+    return JASPERDataLoader(
+        dataset,
+        batch_size,
+        sampler=sampler,
+        passes=passes,
+        drop_last=drop,
+        num_workers=num_workers,
+        # Without an accelerator torch would warn at every iteration.
+        pin_memory=pin_memory and torch.cuda.is_available() and dataset.device.type == "cpu",
+        **worker_options,
+    )
+
+
+def _rank_and_world() -> tuple[int, int]:
+    if not (dist.is_available() and dist.is_initialized()):
+        raise UsageError(
+            "distributed=True needs torch.distributed: call init_process_group first (torchrun"
+            " sets what it reads), or leave distributed out."
+        )
+    return dist.get_rank(), dist.get_world_size()
+
+
+def set_epoch(loader: JASPERDataLoader, epoch: int) -> None:
+    """Move the loader's dataset, its order and all its workers to `epoch`."""
+    loader.dataset_obj.set_epoch(epoch)

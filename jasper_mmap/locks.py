@@ -1,0 +1,59 @@
+"""File locks that tell who holds them."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from . import atomic
+from .errors import BusyError, FormatError
+
+
+@contextmanager
+def exclusive(path: Path, timeout_s: float, remedy: str) -> Iterator[None]:
+    """Hold the lock of the file `path`, whose folder must exist.
+
+    Raises `BusyError` naming the holder when `timeout_s` is over; `remedy` ends its message.
+    """
+    holder = path.with_name(f"{path.name}-holder.json")
+    # Made here and not kept: a lock object is void after a fork and cannot be pickled.
+    lock = FileLock(path, timeout=timeout_s)
+    try:
+        with atomic.storage_errors(path):
+            lock.acquire()
+    except Timeout:
+        raise BusyError(
+            f"{path}: held by {_read_holder(holder)} for more than {timeout_s:g} s; {remedy}."
+        ) from None
+    try:
+        with suppress(OSError):  # only told to others, so not worth failing for
+            holder.write_text(f'{{"by": "{process_name()}", "since": "{now()}"}}\n')
+        yield
+    finally:
+        with suppress(OSError):
+            holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def _read_holder(path: Path) -> str:
+    try:
+        value = atomic.read_json(path)
+    except (FormatError, OSError):
+        return "another process"
+    return f"{value.get('by')} (since {value.get('since')})"
+
+
+def process_name() -> str:
+    """This process as others are told of it: pid@host."""
+    return f"{os.getpid()}@{socket.gethostname()}"
+
+
+def now() -> str:
+    """The time as it stands in the files of a store: UTC, ISO 8601, milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
