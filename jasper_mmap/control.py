@@ -1,33 +1,25 @@
 """The few integers that every worker must see: epoch, forced variant, generation.
 
-They lie in anonymous shared memory. A forked worker inherits the mapping; spawn and forkserver
-hand over the descriptor while the process is being started. Any other pickle (or deepcopy) makes
-a copy that begins with the words as they stand and has its own from then on. Each word is an
-aligned 64-bit integer written in one store, so a reader sees the old value or the new one.
+They lie in anonymous shared memory that reaches every process started with the dataset. Any other
+pickle (or deepcopy) makes a copy that begins with the words as they stand and has its own from
+then on. Each word is an aligned 64-bit integer written in one store, so a reader sees the old
+value or the new one.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
-import tempfile
 from collections.abc import Callable
-from multiprocessing import context, reduction
+from pathlib import Path
 from typing import Any, Final, NamedTuple
+
+from .shared import Descriptor, anonymous_memory, being_spawned
 
 NO_VARIANT: Final = -1
 _SIZE: Final = mmap.PAGESIZE
-
-
-def anonymous_file(name: str, size: int) -> int:
-    """A descriptor of `size` bytes of memory that no path names (a deleted file without memfd)."""
-    if hasattr(os, "memfd_create"):
-        fd = os.memfd_create(name, os.MFD_CLOEXEC)
-    else:
-        with tempfile.TemporaryFile(prefix=name) as file:
-            fd = os.dup(file.fileno())
-    os.truncate(fd, size)
-    return fd
+_NUMBER_BITS: Final = 40
+_NUMBER_MASK: Final = (1 << _NUMBER_BITS) - 1
 
 
 class Words(NamedTuple):
@@ -37,45 +29,56 @@ class Words(NamedTuple):
     forced: int
     """Variant number, or `NO_VARIANT`."""
     generation: int
+    descriptor: int = -1
+    """The owner's, of that generation's file; -1 where it has none."""
 
 
 class Control:
-    """Control words shared with every process that this one starts."""
+    """Control words shared with every process that this one starts.
+
+    The owner, who made them, is the one to set the generation.
+    """
 
     def __init__(self, words: Words) -> None:
-        self._attach(anonymous_file("jasper-control", _SIZE))
-        self._words[: len(words)] = memoryview(bytearray(8 * len(words))).cast("q")
-        for i, value in enumerate(words):
-            self._words[i] = value
+        self._attach(anonymous_memory("jasper-control", _SIZE), os.getpid())
+        self.set_epoch(words.epoch)
+        self.set_forced(words.forced)
+        self.set_generation(words.generation, words.descriptor)
 
-    def _attach(self, fd: int) -> None:
-        self._fd = fd
-        self._memory = mmap.mmap(fd, _SIZE)
-        self._words = memoryview(self._memory).cast("q")
+    def _attach(self, memory: Descriptor, owner: int) -> None:
+        self._memory = memory
+        self._owner = owner
+        self._words = memoryview(mmap.mmap(memory.fd, _SIZE)).cast("q")
 
     def read(self) -> Words:
-        return Words(*self._words[: len(Words._fields)])
+        epoch, forced, generation = self._words[:3]
+        return Words(epoch, forced, generation & _NUMBER_MASK, (generation >> _NUMBER_BITS) - 1)
 
     def set_epoch(self, epoch: int) -> None:
-        self._words[Words._fields.index("epoch")] = epoch
+        self._words[0] = epoch
 
     def set_forced(self, variant: int) -> None:
-        self._words[Words._fields.index("forced")] = variant
+        self._words[1] = variant
 
-    def set_generation(self, generation: int) -> None:
-        self._words[Words._fields.index("generation")] = generation
+    def set_generation(self, generation: int, descriptor: int = -1) -> None:
+        # One word, for a reader must not take a number together with another one's descriptor.
+        self._words[2] = (descriptor + 1) << _NUMBER_BITS | generation
+
+    def is_owner(self) -> bool:
+        return self._owner == os.getpid()
+
+    def owners(self, words: Words) -> Path | None:
+        """The name by which another process can open the owner's descriptor; Linux only."""
+        path = Path(f"/proc/{self._owner}/fd/{words.descriptor}")
+        return path if words.descriptor >= 0 and path.exists() else None
 
     def __reduce__(self) -> tuple[Callable[..., Control], tuple[Any, ...]]:
-        if context.get_spawning_popen() is not None:
-            return _receive, (reduction.DupFd(self._fd),)
-        return Control, (self.read(),)
-
-    def __del__(self) -> None:
-        if hasattr(self, "_fd"):
-            os.close(self._fd)
+        if being_spawned():
+            return _received, (self._memory, self._owner)
+        return Control, (self.read()._replace(descriptor=-1),)
 
 
-def _receive(descriptor: Any) -> Control:
+def _received(memory: Descriptor, owner: int) -> Control:
     control = Control.__new__(Control)
-    control._attach(descriptor.detach())
+    control._attach(memory, owner)
     return control

@@ -7,13 +7,14 @@ import operator
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Dataset, get_worker_info
 
+from .adoption import Adoption
 from .batch import Rows, Sample
 from .control import NO_VARIANT, Control, Words
 from .curriculum import steering_probabilities
@@ -21,11 +22,18 @@ from .errors import ClosedError, DeviceError, IndexRangeError, UsageError
 from .gather import empty_batch, gather, rows_of
 from .placement import Placement, placement_for
 from .schema import ARTIFACTS, SPLITS, VARIANTS
-from .served import Generation, Served
+from .served import Served
 from .steering import draw_variants
 from .store import Validation
 
 _log = logging.getLogger("jasper_mmap")
+
+
+class Drawn(NamedTuple):
+    """Steering variants [B] as drawn for one epoch."""
+
+    epoch: int
+    variants: NDArray[np.int64]
 
 
 class JASPERSteeringDataset(Dataset[Sample]):
@@ -80,8 +88,8 @@ class JASPERSteeringDataset(Dataset[Sample]):
         self.seed = operator.index(seed)
         self._served: Served | None = served
         generation = served.open()
-        self._generation: Generation | None = generation
         self._control = Control(Words(_checked_epoch(epoch), NO_VARIANT, generation.number))
+        self.adoption = Adoption(served, self._control, generation)
         self.epoch_calls = 0
         self._length = len(served.tables[f"{split}_idx"])
         _log.info(
@@ -116,17 +124,24 @@ class JASPERSteeringDataset(Dataset[Sample]):
             position = operator.index(index)
         except TypeError:
             raise UsageError(f"a position is a whole number, not {index!r}") from None
-        columns = self.read(np.array([position], dtype=np.int64))
+        columns = self._read_checked(np.array([position], dtype=np.int64))
         return Sample((name, column[0]) for name, column in columns.items())
 
     def __getitems__(self, indices: Sequence[int] | ArrayLike | torch.Tensor) -> Rows:
         positions = _as_positions(indices)
-        return Rows(self.read(positions), len(positions))
+        return Rows(self._read_checked(positions), len(positions))
 
     def read(
-        self, positions: NDArray[np.int64], out: dict[str, torch.Tensor] | None = None
+        self,
+        positions: NDArray[np.int64],
+        out: dict[str, torch.Tensor] | None = None,
+        drawn: Drawn | None = None,
     ) -> dict[str, torch.Tensor]:
-        """The batch of `positions` [B], in columns of its own or in those of `out`."""
+        """The batch of `positions` [B], in columns of its own or in those of `out`.
+
+        With `drawn`, their variants as `draw` gave them for some epoch, nothing is drawn again if
+        that epoch still holds.
+        """
         served = self._open()
         device = served.placement.device
         if device.type != "cpu" and get_worker_info() is not None:
@@ -134,49 +149,60 @@ class JASPERSteeringDataset(Dataset[Sample]):
                 f"a dataset on {device} cannot be read in a DataLoader's worker: use num_workers=0"
                 " (its batches are ready on the device), or device='cpu' with workers."
             )
-        self._check_positions(positions)
         words = self._control.read()
-        generation = self._adopted(words.generation)
+        if words.forced != NO_VARIANT:
+            variants = np.full(len(positions), words.forced, dtype=np.int64)
+        elif drawn is not None and drawn.epoch == words.epoch:
+            variants = drawn.variants
+        else:
+            variants = self.draw(positions, words.epoch).variants
+        generation = self.adoption.current(words.generation)
         index = torch.from_numpy(positions).to(device)
         pairs = rows_of(served.tables[f"{self.split}_idx"], index).to(torch.int64)
         if out is None:
             config = served.config
             out = empty_batch(len(positions), config.embedding_dim, config.n_neg, device)
-        gather(served.tables, generation.tables, pairs, self._variants(positions, words), out)
+        gather(served.tables, generation.tables, pairs, variants, out)
         return out
 
-    def _check_positions(self, positions: NDArray[np.int64]) -> None:
+    def draw(self, positions: NDArray[np.int64], epoch: int) -> Drawn:
+        """The variants that the curriculum of `epoch` gives `positions` [B]."""
+        if not len(positions):
+            return Drawn(epoch, positions)
+        probabilities = steering_probabilities(self._open().config, epoch)
+        variants = draw_variants(
+            positions,
+            self._length,
+            tuple(probabilities.values()),
+            seed=self.seed,
+            split=self.split,
+            epoch=epoch,
+        )
+        return Drawn(epoch, variants)
+
+    def _read_checked(self, positions: NDArray[np.int64]) -> dict[str, torch.Tensor]:
         if len(positions) and (positions.min() < 0 or positions.max() >= self._length):
             wrong = positions[(positions < 0) | (positions >= self._length)][0]
             raise IndexRangeError(
                 f"Index {wrong} out of range: split '{self.split}' has {self._length} pairs,"
                 " numbered from 0."
             )
+        return self.read(positions)
 
-    def _variants(self, positions: NDArray[np.int64], words: Words) -> NDArray[np.int64]:
-        if words.forced != NO_VARIANT:
-            return np.full(len(positions), words.forced, dtype=np.int64)
-        if not len(positions):
-            return np.empty(0, dtype=np.int64)
-        probabilities = steering_probabilities(self._open().config, words.epoch)
-        return draw_variants(
-            positions,
-            self._length,
-            tuple(probabilities.values()),
-            seed=self.seed,
-            split=self.split,
-            epoch=words.epoch,
-        )
+    def reload_negatives(self) -> int:
+        """Look for a newer generation now and serve it, in every worker too; the one in force.
 
-    def _adopted(self, number: int) -> Generation:
-        """The generation that the control words name, opened here if another was served so far."""
-        if self._generation is None or self._generation.number != number:
-            self._generation = self._open().generation(number)
-        return self._generation
+        Publishes `hard_negatives.pt` and `negative_tiers.pt` beside the store first, if they were
+        overwritten since a generation was last made from them. Where the new generation is spoilt
+        that is an error, and the old one stays in service. On a read-only store it warns.
+        """
+        return self.adoption.reload()
 
     def set_epoch(self, epoch: int) -> None:
         """Move to `epoch` (>= 0) in this process and in every worker of this dataset."""
         self._control.set_epoch(_checked_epoch(epoch))
+        if not self.adoption.collective:
+            self.adoption.release()
         self.epoch_calls += 1  # tells samplers that their count of passes begins anew
 
     def force_steering(self, variant: str | None) -> None:
@@ -222,7 +248,7 @@ class JASPERSteeringDataset(Dataset[Sample]):
     def memory_usage_mb(self) -> float:
         """Bytes of all tables served, over 2**20; mapped ones are counted in full, although they
         lie in the page cache once for all processes."""
-        return (self._open().nbytes + self._adopted(self.generation).nbytes) / 2**20
+        return (self._open().nbytes + self.adoption.current(self.generation).nbytes) / 2**20
 
     def __getattr__(self, name: str) -> Any:
         artifact = ARTIFACTS.get(name)
@@ -234,7 +260,7 @@ class JASPERSteeringDataset(Dataset[Sample]):
         if artifact is None:
             return served.tables[f"{self.split}_idx"]
         if artifact.generation:
-            return self._adopted(self.generation).tables[name]
+            return self.adoption.current(self.generation).tables[name]
         return served.table(name)
 
     def __dir__(self) -> list[str]:
@@ -247,13 +273,10 @@ class JASPERSteeringDataset(Dataset[Sample]):
             raise ClosedError("the dataset was closed; open it again to read from it.")
         return served
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_generation": None}
-
     def close(self) -> None:
         """Let go of the mappings (they end with the last tensor that views them)."""
         self._served = None
-        self._generation = None
+        self.adoption.close()
 
     def __enter__(self) -> Self:
         return self

@@ -8,11 +8,12 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from torch.utils.data import BatchSampler, DataLoader, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Sampler, default_collate
 
 from .batch import Sample
 from .dataset import JASPERSteeringDataset
 from .errors import DeviceError, UsageError
+from .passes import Batch, ForeignPass, LocalPass, Pass
 from .sampler import (
     OrderedSampler,
     PassCounter,
@@ -21,8 +22,13 @@ from .sampler import (
     RankSampler,
     ShuffledSampler,
 )
+from .slots import Layout, Slots
+from .workers import WorkerPass, WorkerPool
 
-Batch = dict[str, torch.Tensor]
+_LOCAL_SLOTS = 2
+"""Without workers: the batch being made, and the one before it, which a loop still holds."""
+_PREFETCH = 2
+"""Batches under way for each worker, as in torch."""
 
 
 class JASPERDataLoader(DataLoader[Sample]):
@@ -44,7 +50,9 @@ class JASPERDataLoader(DataLoader[Sample]):
     ) -> None:
         # Before super().__init__, which asks for `_index_sampler`.
         self._planned = PlannedBatches(passes)
-        self._handed_out: _Counted | None = None
+        self._last_pass: Pass | None = None
+        self._slots: Slots | None = None
+        self._pool: WorkerPool | None = None
         # A generator of its own: torch would take the workers' seeds from the global one.
         options.setdefault("generator", torch.Generator().manual_seed(dataset.seed))
         super().__init__(dataset, batch_size, sampler=sampler, **options)
@@ -57,22 +65,61 @@ class JASPERDataLoader(DataLoader[Sample]):
         # `batch_size` and `drop_last` would read None and False, and tools would be misled.
         return self._planned
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        batches = cast(Iterator[Batch], super().__iter__())
-        self._handed_out = _Counted(batches, cast(Plan, self._planned.plan))
-        return self._handed_out
+    def __iter__(self) -> Pass:  # type: ignore[override]
+        if self.collate_fn is not default_collate:
+            # A user's own collate sees samples, which is what torch's iterator is for.
+            batches = cast(Iterator[Batch], super().__iter__())
+            self._last_pass = ForeignPass(cast(Plan, self._planned.plan), batches)
+        else:
+            self._last_pass = self._own_pass(self._planned.passes.begin())
+        return self._last_pass
+
+    def _own_pass(self, plan: Plan) -> Pass:
+        dataset = self.dataset_obj
+        if not self.num_workers or not len(plan):
+            if self._slots is None and dataset.device.type == "cpu":
+                self._slots = Slots(_layout(dataset, plan), _LOCAL_SLOTS, shared=False)
+            return LocalPass(plan, dataset, self._slots, pin=self.pin_memory)
+        pool = self._pool
+        if pool is None or pool.closed:
+            base_seed = torch.empty((), dtype=torch.int64).random_(generator=self.generator)
+            pool = WorkerPool(
+                dataset,
+                plan,
+                _layout(dataset, plan),
+                num_workers=self.num_workers,
+                prefetch=self.prefetch_factor or _PREFETCH,
+                base_seed=int(base_seed),
+                context=self.multiprocessing_context,
+                init=self.worker_init_fn,
+            )
+        if self.persistent_workers:
+            self._pool = pool
+        return WorkerPass(
+            plan,
+            pool,
+            in_order=getattr(self, "in_order", True),  # torch >= 2.7
+            timeout_s=self.timeout,
+            last=not self.persistent_workers,
+            pin=self.pin_memory,
+        )
+
+    @property
+    def slot_fallbacks(self) -> int:
+        """How often a batch found no regular slot free and took fresh memory instead, because the
+        consumer keeps batches; counted for the workers (or slots) of this loader."""
+        slots = self._pool.slots if self._pool is not None else self._slots
+        return 0 if slots is None else slots.fallbacks
 
     def first_positions(self) -> list[int]:
-        """Positions of the first batch of the next pass, which is not counted; [] if it has none."""
-        first: list[int] = []
-        for batch in self._planned.passes.peek().batches():
-            first = batch.tolist()
-            break
-        return first
+        """Positions of the first batch of the next pass, without counting it; [] if none."""
+        plan = self._planned.passes.peek()
+        positions: list[int] = plan.positions(0, min(1, len(plan))).tolist()
+        return positions
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` of a like loader needs, as plain numbers."""
-        last = self._handed_out
+        last = self._last_pass
         plan, count = (None, 0) if last is None else (last.plan, last.count)
         return {
             **self._planned.passes.state_dict(plan, count),
@@ -82,24 +129,12 @@ class JASPERDataLoader(DataLoader[Sample]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken; world size, batch size and workers may differ."""
         self._planned.passes.load_state_dict(state)
-        self._handed_out = None
+        self._last_pass = None
 
 
-class _Counted(Iterator[Batch]):
-    """The iterator of one pass, counting what it handed out."""
-
-    def __init__(self, batches: Iterator[Batch], plan: Plan) -> None:
-        self._batches = batches
-        self.plan = plan
-        self.count = 0
-
-    def __next__(self) -> Batch:
-        batch = next(self._batches)
-        self.count += 1
-        return batch
-
-    def __len__(self) -> int:
-        return len(self.plan)
+def _layout(dataset: JASPERSteeringDataset, plan: Plan) -> Layout:
+    rows = min(plan.batch_size, len(dataset))
+    return Layout(rows, dataset.embedding_dim, dataset.n_neg)
 
 
 def create_loader(

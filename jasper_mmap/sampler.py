@@ -18,7 +18,7 @@ from .dataset import JASPERSteeringDataset
 from .errors import JasperError, UsageError
 from .permutation import permute
 
-_BLOCK = 1 << 14
+_BLOCK = 1 << 13
 """Positions computed at a time: a call costs as much as a few thousand of them."""
 
 
@@ -56,34 +56,40 @@ class Plan:
         whole = self.samples // self.batch_size
         return whole if self.drop_last else -(-self.samples // self.batch_size)
 
-    def span(self, batch: int) -> tuple[int, int]:
-        """[begin, end) of `batch` in the global order; the end may pass n (see `positions`)."""
-        whole, tail = divmod(self.samples, self.batch_size)
-        begin = self.start + batch * self.world * self.batch_size
-        size = self.batch_size if batch < whole else tail
-        begin += self.rank * size
-        return begin, begin + size
+    def rows(self, batch: int) -> int:
+        """How many samples `batch` holds."""
+        return min(self.batch_size, self.samples - batch * self.batch_size)
 
-    def positions(self, begin: int, end: int) -> NDArray[np.int64]:
-        """Positions in the split that stand at [begin, end) of the global order."""
-        order = np.arange(begin, end, dtype=np.int64)
-        if end > self.n:
-            order %= self.n
-        if not self.shuffle or not len(order):
-            return order
-        return permute(order, self.n, "order", self.seed, self.split, self.epoch, self.pass_number)
+    def positions(self, first: int, last: int) -> NDArray[np.int64]:
+        """Positions in the split of the samples of batches [first, last), one after another."""
+        own = np.arange(
+            first * self.batch_size, min(last * self.batch_size, self.samples), dtype=np.int64
+        )
+        if self.world > 1:
+            # Of each run of world * size in the order this rank takes the rank-th part; the last
+            # run is shorter.
+            whole, tail = divmod(self.samples, self.batch_size)
+            batch = own // self.batch_size
+            size = np.where(batch < whole, self.batch_size, tail)
+            own += batch * ((self.world - 1) * self.batch_size) + self.rank * size
+        own += self.start
+        if len(own) and own[-1] >= self.n:
+            own %= self.n
+        if not self.shuffle or not len(own):
+            return own
+        return permute(own, self.n, "order", self.seed, self.split, self.epoch, self.pass_number)
+
+    @property
+    def ahead(self) -> int:
+        """How many batches are worth computing at once."""
+        return max(1, _BLOCK // self.batch_size)
 
     def batches(self) -> Iterator[NDArray[np.int64]]:
-        """Positions of each batch in turn, computed in blocks of many batches."""
-        stride = self.world * self.batch_size
-        ahead = max(1, _BLOCK // stride)
-        total = len(self)
-        for first in range(0, total, ahead):
-            spans = [self.span(k) for k in range(first, min(first + ahead, total))]
-            origin = spans[0][0]
-            block = self.positions(origin, spans[-1][1])
-            for begin, end in spans:
-                yield block[begin - origin : end - origin]
+        """Positions of each batch in turn."""
+        for first in range(0, len(self), self.ahead):
+            block = self.positions(first, min(first + self.ahead, len(self)))
+            for begin in range(0, len(block), self.batch_size):
+                yield block[begin : begin + self.batch_size]
 
     def consumed(self, batches: int) -> int:
         """How much of the global order is consumed after `batches` batches, `start` included."""

@@ -1,0 +1,57 @@
+"""Memory and descriptors that a process shares with the ones it starts, and nothing else sees."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from multiprocessing import context, reduction
+from typing import Any
+
+
+class Descriptor:
+    """An open file descriptor, closed with its owner.
+
+    A forked process inherits it; spawn and forkserver hand over a duplicate while the process is
+    being started. It cannot be pickled at any other time.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def close(self) -> None:
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Callable[..., Descriptor], tuple[Any, ...]]:
+        if not being_spawned():
+            raise TypeError("a descriptor can only be handed to a process that is being started")
+        return _received, (reduction.DupFd(self.fd),)
+
+
+def _received(duplicate: Any) -> Descriptor:
+    return Descriptor(duplicate.detach())
+
+
+def being_spawned() -> bool:
+    """Whether what is being pickled goes to a process that spawn or forkserver starts now."""
+    return context.get_spawning_popen() is not None
+
+
+def anonymous_memory(name: str, size: int) -> Descriptor:
+    """`size` bytes of zeros that no path names; `name` is seen in /proc only.
+
+    Not /dev/shm, whose size (64 MB in a default container) is no limit here. Without memfd_create
+    it is a deleted temporary file.
+    """
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    else:
+        with tempfile.TemporaryFile(prefix=name) as file:
+            fd = os.dup(file.fileno())
+    os.truncate(fd, size)
+    return Descriptor(fd)

@@ -1,0 +1,326 @@
+"""Worker processes that fill slots, and the pass that hands out what they filled.
+
+Two pipes connect all of them with the trainer. Requests (which batch of which pass, into which
+slot) go into one that every worker reads from, so whoever is free takes the next; replies (which
+request, how many rows) come back through the other. Both are records of a few integers, shorter
+than PIPE_BUF, which the kernel passes on whole. Positions, tensors and descriptors never cross; an
+exception crosses in the slot that its batch would have filled.
+
+The trainer owns the slots: it names one with each request and frees it when the batch dies. Workers
+end when told to, or when the request pipe closes because the trainer died.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import random
+import select
+import signal
+import struct
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch._utils import ExceptionWrapper
+from torch.utils.data import _utils
+
+from .dataset import JASPERSteeringDataset
+from .passes import Batch, Pass, PlanReader
+from .sampler import Plan
+from .shared import Descriptor
+from .slots import Extents, Layout, Slots, slot_bytes
+
+_REQUEST: Final = struct.Struct("<6q")  # ticket, slot, batch, epoch, pass number, start
+_REPLY: Final = struct.Struct("<3q")  # ticket, rows, bytes of a pickled exception in the slot
+_STOP: Final = _REQUEST.pack(-1, 0, 0, 0, 0, 0)
+_PARENT_CHECK_S: Final = 5.0
+_JOIN_S: Final = 5.0
+
+WorkerInit = Callable[[int], None]
+
+
+@dataclass
+class _Job:
+    """All that a worker is told when it starts."""
+
+    dataset: JASPERSteeringDataset
+    plan: Plan
+    """Of any pass: requests say what differs."""
+    layout: Layout
+    slots: int
+    memory: Descriptor
+    requests: Descriptor
+    replies: Descriptor
+    foreign: tuple[Descriptor, ...]
+    """The trainer's ends of the pipes, which a forked worker has to let go of."""
+    base_seed: int
+    num_workers: int
+    init: WorkerInit | None
+
+
+def _work(worker: int, job: _Job) -> None:
+    for descriptor in job.foreign:
+        descriptor.close()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the trainer gets it too, and ends us
+    failure = _set_up(worker, job)
+    extents = Extents(job.layout.nbytes, job.slots, job.memory)
+    reader = PlanReader(job.dataset)
+    parent = os.getppid()
+    waiting = select.poll()
+    waiting.register(job.requests.fd, select.POLLIN)
+    while True:
+        try:
+            record = os.read(job.requests.fd, _REQUEST.size)
+        except BlockingIOError:  # nothing there, or another worker was faster
+            if not waiting.poll(_PARENT_CHECK_S * 1000) and os.getppid() != parent:
+                return
+            continue
+        if record in (b"", _STOP):
+            return
+        ticket, slot, batch, epoch, pass_number, start = _REQUEST.unpack(record)
+        target = slot_bytes(extents, job.layout, slot)
+        rows, size = 0, 0
+        try:
+            if failure is not None:
+                failure.reraise()  # type: ignore[no-untyped-call]
+            plan = replace(job.plan, epoch=epoch, pass_number=pass_number, start=start)
+            rows = plan.rows(batch)
+            reader.read(plan, batch, job.layout.views(target, rows))
+        except Exception:  # noqa: BLE001  # whatever it is, the trainer is to raise it
+            wrapped = failure or _failure(worker)
+            size = _put_exception(wrapped, target)
+        os.write(job.replies.fd, _REPLY.pack(ticket, rows, size))
+
+
+def _set_up(worker: int, job: _Job) -> ExceptionWrapper | None:
+    """As torch's worker loop does: one thread, seeds of its own, `get_worker_info`, user's init."""
+    try:
+        torch.set_num_threads(1)
+        seed = job.base_seed + worker
+        random.seed(seed)
+        torch.manual_seed(seed)
+        np.random.seed(seed % (1 << 32))  # the generator that users' code may use
+        _utils.worker._worker_info = _utils.worker.WorkerInfo(
+            id=worker, num_workers=job.num_workers, seed=seed, dataset=job.dataset
+        )
+        if job.init is not None:
+            job.init(worker)
+    except Exception:  # noqa: BLE001
+        return _failure(worker)
+    return None
+
+
+def _failure(worker: int) -> ExceptionWrapper:
+    """The exception being handled, with its traceback as text, as torch's workers send it."""
+    return ExceptionWrapper(  # type: ignore[no-untyped-call]
+        where=f"in DataLoader worker process {worker}"
+    )
+
+
+def _put_exception(wrapped: ExceptionWrapper, target: np.ndarray[Any, Any]) -> int:
+    data = pickle.dumps(wrapped)
+    if len(data) > len(target):
+        wrapped.exc_msg = wrapped.exc_msg[-len(target) // 2 :]
+        data = pickle.dumps(wrapped)
+    target[: len(data)] = np.frombuffer(data, np.uint8)
+    return len(data)
+
+
+class WorkerPool:
+    """Worker processes of one loader, and the slots they fill."""
+
+    def __init__(
+        self,
+        dataset: JASPERSteeringDataset,
+        plan: Plan,
+        layout: Layout,
+        *,
+        num_workers: int,
+        prefetch: int,
+        base_seed: int,
+        context: Any = None,
+        init: WorkerInit | None = None,
+    ) -> None:
+        self.num_workers = num_workers
+        self.outstanding_max = num_workers * prefetch
+        # One more than can be under way: the batch that the trainer works on.
+        self.slots = Slots(layout, self.outstanding_max + 1, shared=True)
+        self._asked: dict[int, tuple[weakref.ref[WorkerPass], int, int]] = {}
+        self._ticket = 0
+        request_read, request_write = map(Descriptor, os.pipe())
+        reply_read, reply_write = map(Descriptor, os.pipe())
+        self._requests, self._replies = request_write, reply_read
+        os.set_blocking(request_read.fd, False)
+        os.set_blocking(reply_read.fd, False)
+        assert self.slots.memory is not None
+        job = _Job(
+            dataset=dataset,
+            plan=plan,
+            layout=layout,
+            slots=self.slots.count,
+            memory=self.slots.memory,
+            requests=request_read,
+            replies=reply_write,
+            foreign=(request_write, reply_read),
+            base_seed=base_seed,
+            num_workers=num_workers,
+            init=init,
+        )
+        start = context or multiprocessing.get_context()
+        if start.get_start_method() != "fork":
+            job.foreign = ()
+        self._processes = []
+        for worker in range(num_workers):
+            process = start.Process(
+                target=_work, args=(worker, job), name=f"jasper-worker-{worker}", daemon=True
+            )
+            process.start()
+            self._processes.append(process)
+        request_read.close()
+        reply_write.close()
+        self._poll = select.poll()
+        self._poll.register(self._replies.fd, select.POLLIN)
+        for process in self._processes:
+            self._poll.register(process.sentinel, select.POLLIN)
+        self.close = weakref.finalize(
+            self, _close, os.getpid(), self._processes, self._requests, self._replies
+        )
+
+    @property
+    def closed(self) -> bool:
+        return not self.close.alive
+
+    def request(self, owner: WorkerPass, batch: int, slot: int) -> None:
+        """Have some worker fill `slot` with `batch` of the owner's plan."""
+        self._ticket += 1
+        self._asked[self._ticket] = (weakref.ref(owner), batch, slot)
+        plan = owner.plan
+        record = _REQUEST.pack(self._ticket, slot, batch, plan.epoch, plan.pass_number, plan.start)
+        try:
+            os.write(self._requests.fd, record)
+        except BrokenPipeError:
+            self._report_dead()
+            raise
+
+    def receive(self, timeout_s: float | None) -> bool:
+        """Wait for replies and give each to the pass that asked; False if none came in time.
+
+        Raises RuntimeError naming a worker that died.
+        """
+        if not self._poll.poll(None if timeout_s is None else timeout_s * 1000):
+            return False
+        try:
+            replies = os.read(self._replies.fd, 64 * _REPLY.size)
+        except BlockingIOError:
+            self._report_dead()
+            return True
+        for ticket, rows, size in _REPLY.iter_unpack(replies):
+            reference, batch, slot = self._asked.pop(ticket)
+            owner = reference()
+            if owner is None:  # the consumer stopped early
+                self.slots.give_back(slot)
+            else:
+                owner.arrived(batch, slot, rows, size)
+        return True
+
+    def _report_dead(self) -> None:
+        for worker, process in enumerate(self._processes):
+            if not process.is_alive():
+                self.close()
+                raise RuntimeError(
+                    f"DataLoader worker {worker} (pid {process.pid}) exited unexpectedly with exit"
+                    f" code {process.exitcode}; a negative one is the signal that killed it"
+                    " (-9 is often the system running out of memory)."
+                )
+
+
+def _close(owner: int, processes: list[Any], requests: Descriptor, replies: Descriptor) -> None:
+    if os.getpid() != owner:
+        return  # a forked copy of the pool: the workers are not its children
+    with contextlib.suppress(OSError):
+        os.write(requests.fd, _STOP * len(processes))
+    requests.close()
+    deadline = time.monotonic() + _JOIN_S
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+        if process.is_alive():
+            process.terminate()
+            process.join()
+    replies.close()
+
+
+class WorkerPass(Pass):
+    """One iteration over batches that the workers of `pool` make."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        pool: WorkerPool,
+        *,
+        in_order: bool = True,
+        timeout_s: float = 0.0,
+        last: bool = False,
+        pin: bool = False,
+    ) -> None:
+        super().__init__(plan, pin=pin)
+        self._last = last
+        self._pool = pool
+        self._in_order = in_order
+        self._timeout_s = timeout_s or None
+        self._requested = 0
+        self._under_way = 0
+        self._ready: dict[int, tuple[int, int, int]] = {}
+        self._request_more()  # workers begin before the first batch is asked for
+
+    def arrived(self, batch: int, slot: int, rows: int, error_bytes: int) -> None:
+        """A reply: `slot` holds `batch`, or a pickled exception."""
+        self._under_way -= 1
+        self._ready[batch] = (slot, rows, error_bytes)
+
+    def _request_more(self) -> None:
+        pool = self._pool
+        total = len(self.plan)
+        while self._requested < total and self._under_way + len(self._ready) < pool.outstanding_max:
+            slot = pool.slots.take()
+            if slot is None:
+                if self._under_way + len(self._ready) >= pool.num_workers:
+                    return  # enough under way until a slot is free again
+                slot = pool.slots.take_grown()
+            pool.request(self, self._requested, slot)
+            self._requested += 1
+            self._under_way += 1
+
+    def _next(self) -> Batch:
+        if self.count >= len(self.plan):
+            if self._last:
+                self._pool.close()
+            raise StopIteration
+        self._request_more()
+        while (batch := self._next_ready()) is None:
+            if not self._pool.receive(self._timeout_s):
+                raise RuntimeError(f"DataLoader timed out after {self._timeout_s:g} seconds")
+        slot, rows, error_bytes = self._ready.pop(batch)
+        slots = self._pool.slots
+        if error_bytes:
+            data = slots.bytes_of(slot)[:error_bytes].tobytes()
+            slots.give_back(slot)
+            self.count += 1  # the next call goes on behind it
+            pickle.loads(data).reraise()  # noqa: S301  # our own worker wrote it
+        self._request_more()
+        return slots.lease(slot, rows)
+
+    def _next_ready(self) -> int | None:
+        if self._in_order:
+            return self.count if self.count in self._ready else None
+        return next(iter(self._ready), None)
+
+    def __del__(self) -> None:
+        for slot, _, _ in self._ready.values():
+            self._pool.slots.give_back(slot)
