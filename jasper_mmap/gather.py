@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from .schema import COLUMNS, STEERING
+from .stack import Stack
 
 # torch has no index_select for these: read as the signed dtype of that width, then masked.
 _SIGNED = {
@@ -53,8 +54,11 @@ def gather(
     pairs: torch.Tensor,
     variants: NDArray[np.int64],
     out: Mapping[str, torch.Tensor],
+    stack: Stack | None = None,
 ) -> None:
     """Fill the columns of `out` for the pair numbers `pairs` [B] and steering `variants` [B].
+
+    `stack` joins the steering tables, where they could be joined.
 
     `pairs` is int64 on the tables' device and lies in [0, N_p): that, and that the tables refer
     only to rows that exist, was checked before.
@@ -68,8 +72,12 @@ def gather(
     _read(tables["pair_cluster_id"], pairs, out["cluster_id"])
     _read(tables["pair_relevance"], pairs, out["relevance"])
     _read(tables["centroid_distances"], pairs, out["centroid_distance"])
-    out["steering_variant"].copy_(torch.from_numpy(variants))
-    _steer(tables, pairs, variants, out["steering"])
+    drawn = out["steering_variant"].copy_(torch.from_numpy(variants))
+    if stack is None:
+        _steer(tables, pairs, variants, out["steering"])
+    else:
+        rows = stack.first.index_select(0, drawn).add_(pairs)
+        _read(stack.table, rows.mul_(drawn != 0), out["steering"])  # the zero variant's is row 0
 
 
 def _steer(
@@ -78,6 +86,7 @@ def _steer(
     variants: NDArray[np.int64],
     out: torch.Tensor,
 ) -> None:
+    """Steering by groups of equal variant, from tables that could not be joined."""
     for variant, name in enumerate(STEERING):
         members = np.flatnonzero(variants == variant)
         if members.size == 0:

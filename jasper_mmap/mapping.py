@@ -9,7 +9,7 @@ import torch
 
 # Linux's value; the mmap module has no name for it before Python 3.13. Without it a private
 # writable mapping larger than memory + swap is refused under the default overcommit rule.
-_MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if hasattr(mmap, "MAP_PRIVATE") else 0)
+MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if hasattr(mmap, "MAP_PRIVATE") else 0)
 
 
 def map_private(fd: int, size: int) -> mmap.mmap:
@@ -23,7 +23,7 @@ def map_private(fd: int, size: int) -> mmap.mmap:
         return mmap.mmap(
             fd,
             size,
-            flags=mmap.MAP_PRIVATE | _MAP_NORESERVE,
+            flags=mmap.MAP_PRIVATE | MAP_NORESERVE,
             prot=mmap.PROT_READ | mmap.PROT_WRITE,
         )
     except OSError:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 
 import torch
 
 from .errors import DeviceError, DeviceMemoryError
+from .stack import Stack
 
 _STAGING_BYTES = 32 << 20
 _HEADROOM_BYTES = 256 << 20
@@ -51,9 +53,26 @@ class Placement:
         if not self.copied:
             return dict(tables)
         staging = _Staging(self.device)
-        placed = {name: staging.copy(table) for name, table in tables.items()}
+        placed = {
+            name: staging.copy(t, torch.empty(t.shape, dtype=t.dtype, device=self.device))
+            for name, t in tables.items()
+        }
         staging.finish()
         return placed
+
+    def stack(self, tables: Sequence[torch.Tensor]) -> Stack | None:
+        """Copies of the tables joined to one; None where dtypes or widths differ."""
+        width = tables[0].shape[1:]
+        if any(t.dtype != tables[0].dtype or t.shape[1:] != width for t in tables):
+            return None
+        ends = list(accumulate((len(t) for t in tables), initial=1))
+        joined = torch.empty((ends[-1], *width), dtype=tables[0].dtype, device=self.device)
+        joined[0] = 0
+        staging = _Staging(self.device)
+        for table, begin, end in zip(tables, ends[:-1], ends[1:], strict=True):
+            staging.copy(table, joined[begin:end])
+        staging.finish()
+        return Stack(joined, torch.tensor([0, *ends[:-1]], device=self.device))
 
 
 def placement_for(device: str | torch.device) -> Placement:
@@ -93,8 +112,8 @@ class _Staging:
         self._copied: list[torch.cuda.Event | None] = [None, None]
         self._turn = 0
 
-    def copy(self, table: torch.Tensor) -> torch.Tensor:
-        placed = torch.empty(table.shape, dtype=table.dtype, device=self._device)
+    def copy(self, table: torch.Tensor, placed: torch.Tensor) -> torch.Tensor:
+        """Fill `placed` (contiguous, on the device) with `table`."""
         source = table.contiguous().reshape(-1).view(torch.uint8)
         target = placed.reshape(-1).view(torch.uint8)
         for begin in range(0, source.numel(), _STAGING_BYTES):
