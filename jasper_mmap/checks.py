@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 
 from .errors import ContentError, ContentTypeError, FormatError, IndexRangeError, JasperError
-from .manifest import Entry
 from .schema import ARTIFACTS, FLOAT_DTYPES, INT_DTYPES, Artifact, concrete
 from .tensorfile import chunks
 
@@ -206,27 +205,6 @@ def check_ranges(
             raise _outside(artifact, column, value, limit, place, where)
 
 
-def recheck_ranges(artifact: Artifact, entry: Entry, table: torch.Tensor, where: str) -> None:
-    """Raise `IndexRangeError` where whole numbers left the ranges they had when checked.
-
-    For a file whose time changed (copied, downloaded): what it refers to is read from the
-    manifest, so its own old ranges are the bounds. Floats are not read.
-    """
-    if artifact.kind == "float":
-        return
-    for rows in chunks(table):
-        values = rows.numpy()
-        columns = values.T if len(entry.ranges) > 1 else [values]
-        for column, (c, seen) in enumerate(zip(columns, entry.ranges, strict=False)):
-            low, high = int(c.min()), int(c.max())
-            if not _within([(low, high)], [seen]):
-                raise IndexRangeError(
-                    f"{where}: {artifact.name} holds {low if low < seen[0] else high} in column"
-                    f" {column}, but {seen[0]} to {seen[1]} when it was converted: the file was"
-                    " altered. Convert again, or copy it anew."
-                )
-
-
 def _limits(artifact: Artifact, sizes: Mapping[str, int]) -> list[Range]:
     """Inclusive bounds: one for the whole table, or one a column; none where anything goes."""
     if artifact.refers:
@@ -251,8 +229,9 @@ def _outside(
     artifact: Artifact, column: int, value: float, limit: Range, place: str, where: str
 ) -> JasperError:
     if not artifact.refers:
+        shown = str(value) if isinstance(value, int) else f"{value:.9g}"
         return ContentError(
-            f"{where}: {artifact.name} holds {value:.9g} in {place}; it must be {limit[0]:g} to"
+            f"{where}: {artifact.name} holds {shown} in {place}; it must be {limit[0]:g} to"
             f" {limit[1]:g}. Correct the file and run it again."
         )
     table = artifact.refers[column]

@@ -22,6 +22,10 @@ class MissingFileError(JasperError, FileNotFoundError):
     """A folder or file that must be there is not."""
 
 
+class ExistsError(JasperError, FileExistsError):
+    """A file that would be overwritten is there already."""
+
+
 class AccessError(JasperError, PermissionError):
     """A file or folder may not be read or written."""
 

@@ -86,6 +86,20 @@ def lint_negatives(
     return {"own_source_rows": own, "false_negative_rows": false, "repeat_rows": repeated}
 
 
+def count_changed_rows(
+    before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]
+) -> int:
+    """Count the rows in which any of the tables [N_p,N], of equal names, differs in value."""
+    n_pairs, n_neg = next(iter(after.values())).shape
+    step = max(1, _CELLS // n_neg)
+    changed = 0
+    for begin in range(0, n_pairs, step):
+        rows = slice(begin, begin + step)
+        differs = [_whole(before[n][rows]) != _whole(table[rows]) for n, table in after.items()]
+        changed += int(np.logical_or.reduce(differs).any(1).sum())
+    return changed
+
+
 def _whole(numbers: torch.Tensor) -> NDArray[np.int64]:
     """As int64; torch cannot convert all of the unsigned types."""
     return numbers.numpy().astype(np.int64, copy=False)

@@ -24,13 +24,13 @@ def exclusive(path: Path, timeout_s: float, remedy: str) -> Iterator[None]:
     holder = path.with_name(f"{path.name}-holder.json")
     # Made here and not kept: a lock object is void after a fork and cannot be pickled.
     lock = FileLock(path, timeout=timeout_s)
-    try:
-        with atomic.storage_errors(path):
+    with atomic.storage_errors(path):
+        try:
             lock.acquire()
-    except Timeout:
-        raise BusyError(
-            f"{path}: held by {_read_holder(holder)} for more than {timeout_s:g} s; {remedy}."
-        ) from None
+        except Timeout:  # inside, for it is an OSError too
+            raise BusyError(
+                f"{path}: held by {_read_holder(holder)} for more than {timeout_s:g} s; {remedy}."
+            ) from None
     try:
         with suppress(OSError):  # only told to others, so not worth failing for
             holder.write_text(f'{{"by": "{process_name()}", "since": "{now()}"}}\n')

@@ -37,17 +37,19 @@ class Stamp:
         return {"name": self.name, "bytes": self.bytes, "mtime_ns": self.mtime_ns}
 
 
-def read_pt(path: Path) -> Any:
+def read_pt(path: Path, *, at: Path | None = None) -> Any:
     """The object that `path` holds: a strided CPU tensor, or lists, tuples, dicts and numbers.
 
+    Where `at` is given (the name of a descriptor), the file is opened there, `path` only says what
+    errors are to call it.
     Tensors of the zip format are views of a private mapping of the file, so that a file larger
     than memory can be read by rows; the pre-zip format is read whole. Raises `UnsafeFileError`
     where the pickle wants anything beyond plain tensors and containers (it is not run),
     `FormatError` where the file is of neither format or is truncated.
     """
-    with storage_errors(path, "read"), path.open("rb") as file:
+    with storage_errors(path, "read"), (at or path).open("rb") as file:
         zipped = file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
-        value = _load(path, "meta" if zipped else "cpu")
+        value = _load(path, at or path, "meta" if zipped else "cpu")
         if isinstance(value, torch.Tensor):
             if value.layout is not torch.strided or value.is_quantized:
                 raise ContentTypeError(
@@ -56,14 +58,14 @@ def read_pt(path: Path) -> Any:
             value = value.detach()
         if not isinstance(value, torch.Tensor) or not value.is_meta:
             return value
-        return _mapped(path, file.fileno(), value)
+        return _mapped(path, at or path, file.fileno(), value)
 
 
-def _load(path: Path, device: str, mmap: bool = False) -> Any:
+def _load(path: Path, at: Path, device: str, mmap: bool = False) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's own deprecations inside its unpickler
-            return torch.load(path, map_location=device, weights_only=True, mmap=mmap)
+            return torch.load(at, map_location=device, weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         reason = str(error)
         asked_for = next((line for line in reason.splitlines() if "GLOBAL" in line), None)
@@ -94,13 +96,13 @@ def _not_a_pt(path: Path, reason: str) -> str:
     return f"{path}: damaged, truncated or no torch file at all ({first}); copy or save it again."
 
 
-def _mapped(path: Path, fd: int, meta: torch.Tensor) -> torch.Tensor:
+def _mapped(path: Path, at: Path, fd: int, meta: torch.Tensor) -> torch.Tensor:
     storage = meta.untyped_storage()
     offset = getattr(storage, "_checkpoint_offset", None)
     if offset is None or sys.byteorder != "little":
         # An older torch, which does not tell where a storage lies: its own mapping does as well,
         # but for files larger than memory + swap.
-        mapped: torch.Tensor = _load(path, "cpu", mmap=True)
+        mapped: torch.Tensor = _load(path, at, "cpu", mmap=True)
         return mapped.detach()
     size = os.fstat(fd).st_size
     end = _storage_end(meta)

@@ -140,13 +140,15 @@ def _header(specs: Specs) -> tuple[bytes, int]:
     return struct.pack("<Q", len(text)) + text, end
 
 
-def map_tensors(path: Path) -> MappedFile:
+def map_tensors(path: Path, *, at: Path | None = None, huge: bool = False) -> MappedFile:
     """Map every tensor of `path`; only the header is read.
 
-    Raises `MissingFileError`, `AccessError`, or `FormatError` for a file that the safetensors
-    library refuses (damaged, truncated, another format).
+    Where `at` is given (the name of a descriptor), the file is opened there, `path` only says what
+    errors are to call it. `huge` asks for 2 MB pages (see `mapping`). Raises `MissingFileError`,
+    `AccessError`, or `FormatError` for a file that the safetensors library refuses (damaged,
+    truncated, another format).
     """
-    with storage_errors(path, "read"), path.open("rb") as file:
+    with storage_errors(path, "read"), (at or path).open("rb") as file:
         fd = file.fileno()
         # The library opens by name; the name of our descriptor is sure to be the same file even
         # when the path is being replaced.
@@ -164,7 +166,7 @@ def map_tensors(path: Path) -> MappedFile:
         (length,) = struct.unpack("<Q", os.pread(fd, 8, 0))
         header = json.loads(os.pread(fd, length, 8))
         header.pop("__metadata__", None)
-        mapping = map_private(fd, status.st_size)
+        mapping = map_private(fd, status.st_size, huge=huge)
     tensors = {}
     for key, entry in header.items():
         dtype = _DTYPES.get(entry["dtype"])

@@ -1,0 +1,10 @@
+"""From a builder's folder of `.pt` files to a store of safetensors files, and back.
+
+Installed from a wheel as `jasper_converters`.
+"""
+
+from .convert import convert
+from .export import export_pt
+from .report import ConversionReport
+
+__all__ = ["ConversionReport", "convert", "export_pt"]

@@ -1,0 +1,225 @@
+"""From a builder's folder to a store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jasper_mmap.atomic import storage_errors
+from jasper_mmap.config import CONFIG_FILE, read_config
+from jasper_mmap.errors import ContentError, MissingFileError, UsageError
+from jasper_mmap.lint import lint_splits
+from jasper_mmap.locks import now
+from jasper_mmap.manifest import STAGING, Entry, Manifest
+from jasper_mmap.negatives import Pointer, publisher_lock
+from jasper_mmap.schema import ARTIFACTS, EMBEDDING_DTYPES, NEGATIVES
+from jasper_mmap.version import installed_version
+
+from .commit import commit
+from .generation import STAGED_FILE, settle, stage_candidate
+from .plan import Plan, Settings, Task, make_plan, negatives_stamps, task_stamp
+from .precheck import Precheck, check_room, open_task, precheck
+from .report import ConversionReport
+from .source import read_table
+from .staging import Staging, read_journal, staging
+from .write import stored_dtype, write_artifact
+
+Progress = Callable[[str, int, int], None]
+"""Called with the artifact at hand and the bytes done and to be done in the whole conversion."""
+
+_PUBLISHER_TIMEOUT_S = 60.0
+
+
+def convert(
+    src: str | Path,
+    dst: str | Path | None = None,
+    *,
+    embeddings_dtype: str | None = None,
+    allow_nonfinite: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> ConversionReport:
+    """Convert the builder's folder `src` into the store `dst`, or beside the `.pt` files.
+
+    Every dtype is kept bit for bit, unless `embeddings_dtype` ("float16" or "bfloat16") asks for
+    narrower embeddings and steering. NaN and Inf are errors unless `allow_nonfinite`. Only what
+    changed since the last conversion is written, with `force` everything. An old store stays in
+    service until all is written and checked. Raises a `JasperError` naming file, place and
+    remedy, and then leaves the disk as it was; after a kill, run it again to complete it.
+    """
+    if embeddings_dtype not in (None, *EMBEDDING_DTYPES):
+        raise UsageError(
+            f"embeddings_dtype must be {' or '.join(EMBEDDING_DTYPES)} or None, not"
+            f" {embeddings_dtype!r}."
+        )
+    settings = Settings(
+        embeddings_dtype=EMBEDDING_DTYPES[embeddings_dtype] if embeddings_dtype else None,
+        allow_nonfinite=allow_nonfinite,
+        force=force,
+    )
+    src = Path(src).absolute()
+    dst = src if dst is None else Path(dst).absolute()
+    return _Conversion(src, dst, settings, progress).run()
+
+
+class _Conversion:
+    """One call of `convert`."""
+
+    def __init__(self, src: Path, dst: Path, settings: Settings, progress: Progress | None) -> None:
+        self._started = time.perf_counter()
+        self._src = src
+        self._dst = dst
+        self._settings = settings
+        self._progress = progress
+        self._bytes_done = 0
+        self._bytes_total = 0
+
+    def run(self) -> ConversionReport:
+        if not self._src.is_dir():
+            raise MissingFileError(f"Dataset directory not found: {self._src}")
+        plan = self._plan()
+        if plan.complete and plan.old and plan.pointer and not (self._dst / STAGING).exists():
+            self._precheck(plan)  # config.json has no stamp, it may have been edited
+            if self._new_config() is None:
+                return self._report(plan, plan.old, plan.pointer, ())
+        with staging(self._dst) as stage:
+            plan = self._plan()  # anew, now that no other conversion can change anything
+            checked = self._precheck(plan)
+            check_room(self._dst, checked.bytes)
+            self._bytes_total = sum(checked.bytes.values())
+            return self._build(stage, plan, checked)
+
+    def _plan(self) -> Plan:
+        return make_plan(self._src, self._dst, self._settings, read_journal(self._dst).entries)
+
+    def _precheck(self, plan: Plan) -> Precheck:
+        config = read_config(self._src)
+        return precheck(plan, self._src, self._dst, config, self._settings.embeddings_dtype)
+
+    def _build(self, stage: Staging, plan: Plan, checked: Precheck) -> ConversionReport:
+        sizes = checked.sizes
+        entries = {t.artifact.name: t.entry or self._write(t, stage, checked) for t in plan.tasks}
+        pair_index = read_table(self._src / ARTIFACTS["pair_index"].source)
+        candidate = None
+        if plan.new_negatives:
+            candidate = stage_candidate(
+                self._src,
+                stage.path(STAGED_FILE),
+                plan.negatives_source,
+                pair_index,
+                sizes,
+            )
+            _check_unchanged(self._src, plan.negatives_source, negatives_stamps(self._src))
+            for artifact in NEGATIVES:
+                self._advance(artifact.name, read_table(self._src / artifact.source).nbytes)
+        manifest = self._manifest(plan, entries, sizes)
+        with publisher_lock(self._dst, _PUBLISHER_TIMEOUT_S):
+            outcome = settle(
+                self._dst,
+                candidate,
+                force=plan.force,
+                reserved=stage.journal.generation,
+                store_id=manifest.store_id,
+                pair_index=pair_index,
+                sizes=sizes,
+            )
+            commit(
+                stage,
+                entries,
+                staged=[t.artifact.name for t in plan.tasks if t.staged or t.entry is None],
+                manifest=None if manifest is plan.old else manifest,
+                outcome=outcome,
+                config=self._new_config(),
+            )
+        published = NEGATIVES if outcome.publishes else ()
+        written = [t.artifact.name for t in plan.tasks if t.entry is None]
+        return self._report(
+            plan, manifest, outcome.pointer, (*written, *(a.name for a in published))
+        )
+
+    def _write(self, task: Task, stage: Staging, checked: Precheck) -> Entry:
+        artifact = task.artifact
+        source = checked.ragged.pop(artifact.name, None) or open_task(task, self._src)
+        entry = write_artifact(
+            source,
+            stage.path(artifact.file),
+            task.source,
+            checked.sizes,
+            dtype=stored_dtype(source, self._settings.embeddings_dtype),
+            allow_nonfinite=self._settings.allow_nonfinite,
+            advance=lambda n: self._advance(artifact.name, n),
+        )
+        _check_unchanged(self._src, task.source, task_stamp(artifact, task.derived, self._src))
+        stage.record(artifact.name, entry)
+        return entry
+
+    def _advance(self, name: str, n_bytes: int) -> None:
+        self._bytes_done += n_bytes
+        if self._progress is not None:
+            self._progress(name, self._bytes_done, self._bytes_total)
+
+    def _manifest(self, plan: Plan, entries: dict[str, Entry], sizes: dict[str, int]) -> Manifest:
+        """The new manifest, or the old one itself where it says the same."""
+        splits = {
+            a.name: read_table(self._src / a.source)
+            for a in ARTIFACTS.values()
+            if a.split is not None
+        }
+        counts = lint_splits(splits, sizes["N_p"])
+        counts["nonfinite_values"] = sum(entry.nonfinite for entry in entries.values())
+        if plan.old is not None and (plan.old.artifacts, plan.old.warnings) == (entries, counts):
+            return plan.old
+        return Manifest(
+            artifacts=entries,
+            warnings=counts,
+            created=now(),
+            converter=f"jasper-mmap {installed_version()}",
+        )
+
+    def _new_config(self) -> bytes | None:
+        """The bytes of the builder's `config.json`, where the store has others or none."""
+        source, target = self._src / CONFIG_FILE, self._dst / CONFIG_FILE
+        with storage_errors(source, "read"):
+            wanted = source.read_bytes()
+        with storage_errors(target, "read"):
+            return None if target.exists() and target.read_bytes() == wanted else wanted
+
+    def _report(
+        self, plan: Plan, manifest: Manifest, pointer: Pointer, written: tuple[str, ...]
+    ) -> ConversionReport:
+        entries = manifest.artifacts
+        n_bytes = sum(entries[name].bytes for name in written if name in entries)
+        if set(written) & {a.name for a in NEGATIVES}:
+            n_bytes += pointer.bytes
+        n_pairs = manifest.sizes["N_p"]
+        return ConversionReport(
+            store=self._dst,
+            store_id=manifest.store_id,
+            generation=pointer.generation,
+            written=written,
+            left_alone=tuple(name for name in ARTIFACTS if name not in written),
+            derived=tuple(task.artifact.name for task in plan.tasks if task.derived),
+            bytes_written=n_bytes,
+            seconds=time.perf_counter() - self._started,
+            warnings={**manifest.warnings, **pointer.lint},
+            shares={name: count / n_pairs for name, count in pointer.lint.items()},
+            cosine_error={n: e.cosine_error for n, e in entries.items() if e.cosine_error},
+        )
+
+
+def _check_unchanged(folder: Path, before: dict[str, Any], after: dict[str, Any]) -> None:
+    if before != after:
+        raise ContentError(
+            f"{folder}: {', '.join(sorted(_names(before)))} changed while being converted; run it"
+            " again when the builder is done."
+        )
+
+
+def _names(stamps: dict[str, Any]) -> list[str]:
+    """The `.pt` files of a stamp, or of several."""
+    if "name" in stamps:
+        return [stamps["name"]]
+    parts = stamps.get("derived_from") or stamps.values()
+    return [part["name"] for part in parts]

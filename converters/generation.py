@@ -1,0 +1,131 @@
+"""The hard negatives of a conversion: a new generation, or the one in force carried over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jasper_mmap import negatives
+from jasper_mmap.errors import JasperError
+from jasper_mmap.incoming import examine
+from jasper_mmap.lint import count_changed_rows
+from jasper_mmap.negatives import Pointer
+from jasper_mmap.publish import lost_or_read
+from jasper_mmap.schema import NEGATIVES
+from jasper_mmap.tensorfile import Written, map_tensors
+
+from .plan import sound_pointer
+from .source import read_table
+
+STAGED_FILE = "negatives.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A checked generation in the staging folder, which has no number yet."""
+
+    tables: dict[str, torch.Tensor]
+    written: Written
+    source: dict[str, Any]
+    """The stamps of the `.pt` files."""
+    lint: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """The pointer that is to be in force after the commit."""
+
+    pointer: Pointer
+    publishes: bool
+    """The candidate becomes `pointer.generation`."""
+    changed: bool
+    """`CURRENT.json` has to be replaced."""
+
+
+def stage_candidate(
+    src: Path,
+    path: Path,
+    source: dict[str, Any],
+    pair_index: torch.Tensor,
+    sizes: Mapping[str, int],
+) -> Candidate:
+    """Check the builder's negatives and write them to `path`; `source` are their stamps."""
+    tables = {a.name: read_table(src / a.source) for a in NEGATIVES}
+    where = {a.name: str(src / a.source) for a in NEGATIVES}
+    lint = examine(tables, where, pair_index, sizes)
+    written = negatives.write_file(path, **tables)
+    return Candidate(tables=tables, written=written, source=source, lint=lint)
+
+
+def settle(
+    dst: Path,
+    candidate: Candidate | None,
+    *,
+    force: bool,
+    reserved: int,
+    store_id: str,
+    pair_index: torch.Tensor,
+    sizes: Mapping[str, int],
+) -> Outcome:
+    """Decide what will be in force. Call with `publisher_lock` held.
+
+    A candidate whose content is that of the generation last made from files (with `force`: of the
+    one in force) is no news. One that is kept in force for a changed store is checked against it.
+    `reserved` is the number under which an interrupted conversion was publishing, or 0.
+    """
+    before = lost_or_read(dst)
+    sound = sound_pointer(dst)
+    if candidate is not None and (sound is None or _is_news(candidate, sound, force)):
+        number = negatives.next_generation(dst, before)
+        if reserved > (before.generation if before else 0):
+            number = reserved  # nobody has seen that file: no pointer ever named it
+        pointer = negatives.successor(
+            before,
+            number,
+            candidate.written,
+            store_id=store_id,
+            source=candidate.source,
+            lint=candidate.lint,
+            changed_rows=_changed_rows(dst, sound, candidate),
+        )
+        return Outcome(pointer=pointer, publishes=True, changed=True)
+    pointer = sound or negatives.read_pointer(dst)
+    if candidate is not None:
+        pointer = negatives.with_source(pointer, candidate.source)
+    if pointer.store_id != store_id:
+        path = dst / negatives.FOLDER / pointer.file
+        lint = examine(
+            map_tensors(path).tensors,
+            {a.name: _origin(path, pointer, a.source) for a in NEGATIVES},
+            pair_index,
+            sizes,
+        )
+        pointer = replace(pointer, store_id=store_id, lint=lint)
+    return Outcome(pointer=pointer, publishes=False, changed=pointer != before)
+
+
+def _is_news(candidate: Candidate, pointer: Pointer, force: bool) -> bool:
+    made = negatives.made_from_files(pointer)
+    known = pointer.sha256 if force or made is None else made["sha256"]
+    return bool(candidate.written.sha256 != known)
+
+
+def _changed_rows(dst: Path, sound: Pointer | None, candidate: Candidate) -> int | None:
+    if sound is None:
+        return None
+    n_pairs, n_neg = next(iter(candidate.tables.values())).shape
+    try:
+        old = negatives.map_generation(dst, sound.generation, (n_pairs, n_neg))
+    except JasperError:
+        return None  # of another shape: the store has other pairs now
+    return count_changed_rows(old, candidate.tables)
+
+
+def _origin(path: Path, pointer: Pointer, file: str) -> str:
+    if pointer.source:
+        return f"{path} (made from {file})"
+    return f"{path} (jasper-convert --force publishes the builder's own {file} instead)"

@@ -1,0 +1,168 @@
+"""What a conversion has to do, decided from stamps alone: no table is read for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jasper_mmap import negatives
+from jasper_mmap.atomic import storage_errors
+from jasper_mmap.errors import JasperError, MissingFileError
+from jasper_mmap.manifest import STAGING, Entry, Manifest, read_manifest
+from jasper_mmap.schema import ARTIFACTS, NEGATIVES, STORED, Artifact
+
+from .derive import derived_stamp
+from .source import stamp
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to convert."""
+
+    embeddings_dtype: torch.dtype | None = None
+    """Embedding tables and steering wider than it are stored in it."""
+    allow_nonfinite: bool = False
+    force: bool = False
+    """Write everything again, whatever the stamps say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One artifact, and what is to be done for it."""
+
+    artifact: Artifact
+    source: dict[str, Any]
+    """The stamp of the `.pt` file, or of those it is computed from."""
+    derived: bool
+    entry: Entry | None
+    """Of a file that already holds this very content; None where it has to be written."""
+    staged: bool = False
+    """That file still lies in the staging folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The tasks in the order of `ARTIFACTS`, the negatives' stamps, and what was there before."""
+
+    tasks: tuple[Task, ...]
+    negatives_source: dict[str, Any]
+    old: Manifest | None
+    pointer: negatives.Pointer | None
+    """None where there is no generation, or where the one in force is damaged."""
+    force: bool
+
+    @property
+    def new_negatives(self) -> bool:
+        """Their files were written since a generation was last made from them."""
+        if self.pointer is None or self.force:
+            return True
+        made = negatives.made_from_files(self.pointer)
+        return made is None or made["source"] != self.negatives_source
+
+    @property
+    def complete(self) -> bool:
+        """The store is already what this conversion would make of it, but for `config.json`."""
+        return (
+            self.old is not None
+            and self.pointer is not None
+            and self.pointer.store_id == self.old.store_id
+            and not self.new_negatives
+            and all(t.entry is not None and not t.staged for t in self.tasks)
+        )
+
+
+def make_plan(src: Path, dst: Path, settings: Settings, journal: Mapping[str, Entry]) -> Plan:
+    """Compare the builder's folder with the store and with what an interrupted run left.
+
+    Raises `MissingFileError` naming the first `.pt` file that is not there.
+    """
+    _check_files(src)
+    old = _old_manifest(dst)
+    tasks = []
+    for artifact in STORED:
+        derived = artifact.derived and not (src / artifact.source).exists()
+        source = task_stamp(artifact, derived, src)
+        task = Task(artifact=artifact, source=source, derived=derived, entry=None)
+        places = [(old.artifacts[artifact.name], dst)] if old else []
+        if artifact.name in journal:
+            left = journal[artifact.name]
+            places += [(left, dst), (left, dst / STAGING)]
+        for entry, folder in places:
+            if not settings.force and _serves(entry, folder, task, settings):
+                task = Task(
+                    artifact=artifact,
+                    source=source,
+                    derived=derived,
+                    entry=entry,
+                    staged=folder != dst,
+                )
+                break
+        tasks.append(task)
+    return Plan(
+        tasks=tuple(tasks),
+        negatives_source=negatives_stamps(src),
+        old=old,
+        pointer=sound_pointer(dst),
+        force=settings.force,
+    )
+
+
+def task_stamp(artifact: Artifact, derived: bool, src: Path) -> dict[str, Any]:
+    """What `Entry.source` says of the files in `src` that an artifact is made from."""
+    return derived_stamp(src) if derived else stamp(artifact, src)
+
+
+def negatives_stamps(src: Path) -> dict[str, Any]:
+    """What `Pointer.source` says of the negatives' files in `src`."""
+    return {a.name: stamp(a, src) for a in NEGATIVES}
+
+
+def _check_files(src: Path) -> None:
+    with storage_errors(src, "read"):
+        there = {path.name for path in src.iterdir()}
+    for artifact in ARTIFACTS.values():
+        if artifact.source in there or artifact.derived:
+            continue
+        path = src / artifact.source
+        what = f"Split file not found: {path}" if artifact.split else f"{path} not found"
+        raise MissingFileError(f"{what}. Let the builder write it, or copy it there.")
+
+
+def _old_manifest(dst: Path) -> Manifest | None:
+    # A store whose manifest is missing or cannot be used is written anew.
+    try:
+        return read_manifest(dst)
+    except JasperError:
+        return None
+
+
+def sound_pointer(dst: Path) -> negatives.Pointer | None:
+    """The pointer, if the generation that it names is what it says."""
+    try:
+        pointer = negatives.read_pointer(dst)
+        negatives.check_pointer(dst, pointer, pointer.store_id)
+    except JasperError:
+        return None
+    return pointer
+
+
+def _serves(entry: Entry, folder: Path, task: Task, settings: Settings) -> bool:
+    if entry.source != task.source or (entry.nonfinite and not settings.allow_nonfinite):
+        return False
+    if task.artifact.narrow and not _has_dtype(entry, settings.embeddings_dtype):
+        return False
+    try:
+        status = (folder / entry.file).stat()
+    except OSError:
+        return False
+    return (status.st_size, status.st_mtime_ns) == entry.stamp
+
+
+def _has_dtype(entry: Entry, wanted: torch.dtype | None) -> bool:
+    if entry.cosine_error is not None:  # it was stored narrower
+        return entry.torch_dtype == wanted
+    return wanted is None or entry.torch_dtype.itemsize <= wanted.itemsize

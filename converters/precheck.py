@@ -1,0 +1,109 @@
+"""What can be said of a conversion before it writes: forms that fit together, room on the disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from jasper_mmap import negatives
+from jasper_mmap.checks import TableCheck, check_form, check_ranges
+from jasper_mmap.config import Config
+from jasper_mmap.errors import IndexRangeError, StorageError
+from jasper_mmap.manifest import Entry
+from jasper_mmap.schema import NEGATIVES
+from jasper_mmap.tensorfile import map_tensors
+
+from .derive import derive
+from .plan import Plan, Task
+from .source import Source, open_source, read_table
+from .write import stored_dtype
+
+_OVERHEAD_BYTES = 1 << 20
+"""For headers, the manifest and folders."""
+
+
+def open_task(task: Task, src: Path) -> Source:
+    """What a task reads: its `.pt` file, or the tables it is computed from."""
+    return derive(task.artifact, src) if task.derived else open_source(task.artifact, src)
+
+
+@dataclass(frozen=True)
+class Precheck:
+    """What is known of a conversion before it writes."""
+
+    sizes: dict[str, int]
+    """Shape letter -> size."""
+    bytes: dict[str, int]
+    """Artifact -> bytes of data to be written for it; none for those that are left alone."""
+    ragged: dict[str, Source]
+    """Ragged artifacts to be written: reading them takes long, so it is done once."""
+
+
+def precheck(
+    plan: Plan, src: Path, dst: Path, config: Config, embeddings_dtype: torch.dtype | None
+) -> Precheck:
+    """Check dtype and shape of every artifact against the others and `config.json`.
+
+    What is not written again is checked by its entry; where its numbers no longer fit the tables
+    they refer to, it is read to name the row.
+    """
+    sizes = {"D": config.embedding_dim, "N": config.n_neg}
+    todo, ragged = {}, {}
+    for task in plan.tasks:
+        if task.entry is not None:
+            _check_entry(task, task.entry, src, sizes)
+            continue
+        source = open_task(task, src)
+        if source.offsets is not None:
+            ragged[task.artifact.name] = source
+        values = source.checked
+        check_form(task.artifact, values.dtype, source.shape, sizes, source.where)
+        saved = values.dtype.itemsize - stored_dtype(source, embeddings_dtype).itemsize
+        whole = sum(part.bytes for part in source.parts.values())
+        todo[task.artifact.name] = whole - saved * torch.Size(values.shape).numel()
+    for artifact, (table, where) in zip(NEGATIVES, _negatives(plan, src, dst), strict=True):
+        check_form(artifact, table.dtype, tuple(table.shape), sizes, where)
+        if plan.new_negatives:
+            todo[artifact.name] = table.nbytes
+    return Precheck(sizes, todo, ragged)
+
+
+def _check_entry(task: Task, entry: Entry, src: Path, sizes: dict[str, int]) -> None:
+    artifact, where = task.artifact, str(src / task.artifact.source)
+    shape = entry.shape[: len(artifact.shape)]  # a ragged entry also has the number of values
+    check_form(artifact, entry.torch_dtype, shape, sizes, where)
+    try:
+        check_ranges(artifact, entry.ranges, sizes, where)
+    except IndexRangeError:
+        source = open_task(task, src)
+        check = TableCheck(artifact, sizes, where, offsets=source.offsets)
+        for rows in source.checked.chunks():
+            check.feed(rows)
+        raise
+
+
+def _negatives(plan: Plan, src: Path, dst: Path) -> list[tuple[torch.Tensor, str]]:
+    """The tables that will be in force, with their files' names."""
+    if plan.new_negatives or plan.pointer is None:
+        paths = [src / a.source for a in NEGATIVES]
+        return [(read_table(path), str(path)) for path in paths]
+    path = dst / negatives.FOLDER / plan.pointer.file
+    tensors = map_tensors(path).tensors
+    return [(tensors[a.name], str(path)) for a in NEGATIVES]
+
+
+def check_room(folder: Path, sizes: Mapping[str, int]) -> None:
+    """Raise `StorageError` unless the disk has room for these files beside what is there."""
+    status = os.statvfs(folder)
+    free = status.f_bavail * status.f_frsize
+    need = sum(sizes.values()) + _OVERHEAD_BYTES
+    if need > free:
+        raise StorageError(
+            f"{folder}: the conversion needs {need / 2**20:.1f} MiB, the disk has"
+            f" {free / 2**20:.1f} MiB free (the old files stay until the new ones are whole). Free"
+            " some space, or choose another destination."
+        )

@@ -1,0 +1,127 @@
+"""What the converter reads: each artifact as parts that stream by rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from jasper_mmap.errors import ContentError, ContentTypeError
+from jasper_mmap.ptfile import Stamp, read_pt
+from jasper_mmap.schema import RAGGED_OFFSETS, RAGGED_VALUES, Artifact
+from jasper_mmap.tensorfile import chunks
+
+
+@dataclass(frozen=True)
+class Part:
+    """One tensor of an artifact's file; its rows come when asked for."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    chunks: Callable[[], Iterator[torch.Tensor]]
+
+    @classmethod
+    def of(cls, table: torch.Tensor) -> Part:
+        return cls(table.dtype, tuple(table.shape), lambda: chunks(table))
+
+    @property
+    def bytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One artifact: the parts of its file in order, the checked one first."""
+
+    artifact: Artifact
+    where: str
+    """Names it in errors: the `.pt` file, or what it is computed from."""
+    parts: Mapping[str, Part]
+    shape: tuple[int, ...]
+    """As `checks.check_form` takes it: of a ragged list (rows,)."""
+    offsets: torch.Tensor | None = None
+
+    @property
+    def checked(self) -> Part:
+        return next(iter(self.parts.values()))
+
+    @property
+    def entry_shape(self) -> tuple[int, ...]:
+        """As a manifest's entry has it: of a ragged list (rows, values)."""
+        return self.shape if self.offsets is None else (*self.shape, *self.checked.shape)
+
+
+def open_source(artifact: Artifact, folder: Path) -> Source:
+    """The artifact's `.pt` file; raises `FormatError` or `ContentTypeError`."""
+    path = folder / artifact.source
+    if artifact.kind == "ragged":
+        values, offsets = read_ragged(path)
+        return Source(
+            artifact=artifact,
+            where=str(path),
+            parts={RAGGED_VALUES: Part.of(values), RAGGED_OFFSETS: Part.of(offsets)},
+            shape=(len(offsets) - 1,),
+            offsets=offsets,
+        )
+    table = read_table(path)
+    return Source(
+        artifact=artifact,
+        where=str(path),
+        parts={artifact.name: Part.of(table)},
+        shape=tuple(table.shape),
+    )
+
+
+def read_table(path: Path) -> torch.Tensor:
+    """The tensor that a `.pt` file holds, mapped where its format allows."""
+    value = read_pt(path)
+    if not isinstance(value, torch.Tensor):
+        raise ContentTypeError(
+            f"{path}: holds a {type(value).__name__}, not a tensor; save the bare tensor with"
+            " torch.save."
+        )
+    return value
+
+
+def read_ragged(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """The list of lists in a `.pt` file as int64 values [nnz] and offsets [rows + 1]."""
+    rows: Any = read_pt(path)
+    remedy = "save a plain list of lists of ints with torch.save"
+    if not isinstance(rows, list | tuple):
+        raise ContentTypeError(f"{path}: holds a {type(rows).__name__}; {remedy}.")
+    if not set(map(type, rows)) <= {list, tuple}:
+        row = next(i for i, r in enumerate(rows) if type(r) not in (list, tuple))
+        raise ContentTypeError(
+            f"{path}: row {row} is a {type(rows[row]).__name__}, not a list; {remedy}."
+        )
+    if not set(map(type, chain.from_iterable(rows))) <= {int}:
+        row, element = _first_element(rows, lambda value: type(value) is not int)
+        raise ContentTypeError(
+            f"{path}: row {row}, element {element} is {rows[row][element]!r:.80}, not an int;"
+            f" {remedy}."
+        )
+    offsets = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum(np.fromiter(map(len, rows), np.int64, len(rows)), out=offsets[1:])
+    try:
+        values = np.fromiter(chain.from_iterable(rows), np.int64, int(offsets[-1]))
+    except OverflowError:
+        row, element = _first_element(rows, lambda value: not -(2**63) <= value < 2**63)
+        raise ContentError(
+            f"{path}: row {row}, element {element} is {rows[row][element]}, beyond 64 bits."
+            " Correct the file and run it again."
+        ) from None
+    return torch.from_numpy(values), torch.from_numpy(offsets)
+
+
+def _first_element(rows: Any, wrong: Callable[[Any], bool]) -> tuple[int, int]:
+    return next((i, j) for i, row in enumerate(rows) for j, v in enumerate(row) if wrong(v))
+
+
+def stamp(artifact: Artifact, folder: Path) -> dict[str, Any]:
+    """What `Entry.source` says of an artifact's `.pt` file."""
+    return Stamp.of(folder / artifact.source).to_dict()

@@ -1,0 +1,140 @@
+"""The folder in which a conversion prepares its files: `.converting` inside the store.
+
+It holds the lock that keeps other conversions out, the staged files, and the journal with an entry
+for each file that is whole. A conversion that fails takes back what it made; one that is killed
+leaves the folder, and the next one goes on from the journal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from jasper_mmap import atomic
+from jasper_mmap.atomic import storage_errors
+from jasper_mmap.errors import JasperError
+from jasper_mmap.locks import exclusive
+from jasper_mmap.manifest import STAGING, Entry
+from jasper_mmap.negatives import FOLDER as NEGATIVES_FOLDER
+
+JOURNAL = "journal.json"
+_LOCK = ".lock"
+_LOCK_TIMEOUT_S = 0.2
+"""Just enough to outlast a conversion that is removing the folder at this moment."""
+
+
+@dataclass(frozen=True)
+class Journal:
+    """What an interrupted conversion has done."""
+
+    entries: dict[str, Entry]
+    """Artifact -> entry of a whole file, staged or already in the store."""
+    generation: int
+    """The number under which it was publishing negatives; 0 before that."""
+
+
+class Staging:
+    """The staging folder of one conversion, while its lock is held."""
+
+    def __init__(self, store: Path, *, fresh: bool) -> None:
+        self.store = store
+        self.folder = store / STAGING
+        self.journal = read_journal(store)
+        self._before = replace(self.journal, entries=dict(self.journal.entries))
+        self._fresh = fresh
+        self._written: set[Path] = set()
+        self._made = [] if (store / NEGATIVES_FOLDER).exists() else [store / NEGATIVES_FOLDER]
+        self.committing = False
+        """From here on a failure is completed by the next run, not taken back."""
+
+    def path(self, name: str) -> Path:
+        """Where to write a file of this name, so that it is taken back if the conversion fails."""
+        path = self.folder / name
+        self._written.add(path)
+        return path
+
+    def record(self, name: str, entry: Entry) -> None:
+        """Put a whole file into the journal."""
+        self.journal.entries[name] = entry
+        self._write(self.journal)
+
+    def seal(self, entries: dict[str, Entry], generation: int) -> None:
+        """Put all there is to know into the journal, the last step before the commit."""
+        self._write(Journal(entries, generation))
+        self.committing = True
+
+    def _write(self, journal: Journal) -> None:
+        entries = {name: entry.to_dict() for name, entry in journal.entries.items()}
+        value = {"entries": entries, "generation": journal.generation}
+        atomic.write_json(self.folder / JOURNAL, value)
+
+    def clear(self) -> None:
+        """Remove everything but the lock, which goes last."""
+        for path in self.folder.iterdir():
+            if not path.name.startswith(_LOCK):
+                path.unlink()
+        (self.folder / _LOCK).unlink(missing_ok=True)
+
+    def take_back(self) -> None:
+        """Leave the disk as it was before this conversion."""
+        with suppress(OSError, JasperError):
+            if self._fresh:
+                self.clear()
+            else:
+                for path in self._written:
+                    path.unlink(missing_ok=True)
+                lost = {path.name for path in self._written}
+                kept = {n: e for n, e in self._before.entries.items() if e.file not in lost}
+                self._write(replace(self._before, entries=kept))
+        for folder in self._made:
+            with suppress(OSError):
+                for path in folder.glob(".lock*"):
+                    path.unlink()
+                folder.rmdir()
+
+
+def read_journal(store: Path) -> Journal:
+    """What an interrupted conversion left; an empty one where there was no such."""
+    path = store / STAGING / JOURNAL
+    try:
+        value = atomic.read_json(path)
+        return Journal(
+            {n: Entry.from_dict(e, str(path)) for n, e in value["entries"].items()},
+            int(value["generation"]),
+        )
+    except (JasperError, KeyError, AttributeError, TypeError, ValueError):
+        return Journal({}, 0)
+
+
+@contextmanager
+def staging(store: Path) -> Iterator[Staging]:
+    """Make the store's folder where needed, keep other conversions out, prepare files.
+
+    Raises `BusyError` naming the process that is converting into this folder now. When the block
+    fails, what was made here is removed; when it is interrupted, it stays for the next run.
+    """
+    folder = store / STAGING
+    missing: list[Path] = []
+    busy = "another conversion of this folder is under way; wait until it ends, or end it"
+    try:
+        with storage_errors(folder):
+            # Innermost first, to be removed in this order.
+            missing = [path for path in (folder, store, *store.parents) if not path.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+        with exclusive(folder / _LOCK, _LOCK_TIMEOUT_S, busy):
+            atomic.sweep(folder)
+            current = Staging(store, fresh=folder in missing)
+            try:
+                yield current
+            except Exception:
+                if not current.committing:
+                    current.take_back()
+                raise
+            current.clear()
+    finally:
+        # Fails, rightly, where something is in it: left for the next run, or another's lock.
+        for path in {folder: None, **dict.fromkeys(missing)}:
+            with suppress(OSError):
+                path.rmdir()

@@ -1,0 +1,41 @@
+"""How the package's commands end: 0 done, 1 failed with one line on stderr, 2 wrong usage."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import NoReturn
+
+import click
+
+from .errors import JasperError
+
+_DEBUG = "--debug"
+
+debug_option = click.option(
+    _DEBUG, is_flag=True, expose_value=False, help="Show the traceback of a failure."
+)
+"""For every command that `run` runs."""
+
+
+def run(command: click.Command) -> NoReturn:
+    """Run `command` on the arguments of this process and exit with its status."""
+    try:
+        status = command.main(standalone_mode=False)
+    except click.Abort:
+        _fail("interrupted; run it again to complete it")
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except JasperError as error:
+        _fail(str(error))
+    except Exception as error:  # noqa: BLE001 - whatever it is, it must not look like a result
+        _fail(f"unexpected {type(error).__name__}: {error} ({_DEBUG} shows where)")
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(message: str) -> NoReturn:
+    if _DEBUG in sys.argv[1:]:
+        traceback.print_exc()
+    sys.stderr.write(f"Error: {' '.join(message.split())}\n")
+    sys.exit(1)

@@ -1,0 +1,156 @@
+"""Negatives handed in for publishing: frozen, checked and counted before anything is written.
+
+Shape letters as in `schema`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import negatives
+from .atomic import storage_errors
+from .checks import TableCheck, check_form
+from .errors import ContentError, ContentTypeError, FormatError, UsageError
+from .lint import MEANING, lint_negatives
+from .ptfile import Stamp, read_pt
+from .schema import NEGATIVES
+from .store import Store, table_tensor
+from .tensorfile import CHUNK_BYTES, chunks, map_tensors
+
+Given = torch.Tensor | str | Path
+"""A tensor [N_p,N], or the path of a `.pt` or `.safetensors` file that holds one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Incoming:
+    """A generation's tables, sound for one store."""
+
+    tables: dict[str, torch.Tensor]
+    lint: dict[str, int]
+    source: dict[str, Any]
+    """As `Pointer.source`: stamps, where both are the builder's files beside the store."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Shares of rows (0 to 1) above which publishing is refused; None lets everything through."""
+
+    max_false_negatives: float | None = None
+    max_own_source: float | None = None
+    max_repeats: float | None = None
+    max_changed: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, share in vars(self).items():
+            if share is not None and not 0 <= share <= 1:
+                raise UsageError(f"{name} is a share of rows, 0 to 1, not {share!r}")
+
+    def check(self, lint: Mapping[str, int], changed_rows: int | None, n_pairs: int) -> None:
+        """Raise `ContentError` where a count is above its limit."""
+        limits = {
+            "false_negative_rows": self.max_false_negatives,
+            "own_source_rows": self.max_own_source,
+            "repeat_rows": self.max_repeats,
+        }
+        counts = [(MEANING[name], lint[name], limit) for name, limit in limits.items()]
+        changed = "rows differ from the generation in force"
+        for meaning, count, limit in [*counts, (changed, changed_rows or 0, self.max_changed)]:
+            if limit is not None and count > limit * n_pairs:
+                raise ContentError(
+                    f"refused: {count} of {n_pairs} {meaning} ({count / n_pairs:.2%}), allowed are"
+                    f" {limit:.2%}. Mine them anew, or allow more."
+                )
+
+
+def take_in(store: Store, hard_negatives: Given, negative_tiers: Given) -> Incoming:
+    """Read and check both tables; raises a `JasperError` naming file, row, column and value."""
+    tables, where, stamps = {}, {}, {}
+    for artifact, given in zip(NEGATIVES, (hard_negatives, negative_tiers), strict=True):
+        name = artifact.name
+        if not isinstance(given, str | Path):
+            tables[name], where[name] = _plain(given, f"{name} (as given)"), f"{name} (as given)"
+            continue
+        path = Path(given).absolute()
+        tables[name], stamp = _frozen(path, name, store.path / negatives.FOLDER)
+        where[name] = str(path)
+        if path == store.path / artifact.source:
+            stamps[name] = stamp.to_dict()
+    pair_index = table_tensor(store.tables["pair_index"])
+    lint = examine(tables, where, pair_index, store_sizes(store))
+    source = stamps if len(stamps) == len(tables) else {}
+    return Incoming(tables=tables, lint=lint, source=source)
+
+
+def store_sizes(store: Store) -> dict[str, int]:
+    """The sizes that a store's negatives have to fit."""
+    return {**store.manifest.sizes, "N": store.config.n_neg}
+
+
+def examine(
+    tables: Mapping[str, torch.Tensor],
+    where: Mapping[str, str],
+    pair_index: torch.Tensor,
+    sizes: Mapping[str, int],
+) -> dict[str, int]:
+    """Check form and values of negatives and tiers [N_p,N]; the counts of `lint_negatives`.
+
+    `where` says for each table how errors are to call it.
+    """
+    for artifact in NEGATIVES:
+        table, file = tables[artifact.name], where[artifact.name]
+        check_form(artifact, table.dtype, tuple(table.shape), dict(sizes), file)
+        check = TableCheck(artifact, sizes, file)
+        for rows in chunks(table):
+            check.feed(rows)
+    return lint_negatives(pair_index, tables["hard_negatives"], sizes["N_s"])
+
+
+def _frozen(path: Path, name: str, folder: Path) -> tuple[torch.Tensor, Stamp]:
+    """The table `name` of a file as it was when its stamp was taken.
+
+    From a nameless copy beside the generations: a miner that writes the file anew while it is
+    mapped would end this process (SIGBUS), or change what was already checked.
+    """
+    before = Stamp.of(path)
+    with storage_errors(folder):
+        folder.mkdir(exist_ok=True)
+        # Where the file system needs a name after all, `atomic.sweep` knows this one.
+        copy = tempfile.TemporaryFile(dir=folder, prefix=".incoming", suffix=".tmp")  # noqa: SIM115
+    with copy:
+        with storage_errors(path, "read"), path.open("rb") as file:
+            shutil.copyfileobj(file, copy, CHUNK_BYTES)
+        copy.flush()
+        if Stamp.of(path) != before:
+            raise FormatError(
+                f"{path}: changed while being read; publish it when the miner is done."
+            )
+        # The mapping keeps the copy alive when its descriptor is closed.
+        return _read(path, name, Path(f"/dev/fd/{copy.fileno()}")), before
+
+
+def _read(path: Path, name: str, at: Path) -> torch.Tensor:
+    if path.suffix != ".safetensors":
+        return _plain(read_pt(path, at=at), str(path))
+    tensors = map_tensors(path, at=at).tensors
+    if name in tensors:
+        return tensors[name]
+    if len(tensors) != 1:
+        raise ContentError(
+            f"{path}: must hold {name}, or one tensor only; found {sorted(tensors)}."
+        )
+    return next(iter(tensors.values()))
+
+
+def _plain(value: Any, where: str) -> torch.Tensor:
+    if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
+        raise ContentTypeError(
+            f"{where}: is a {type(value).__name__}; it must be one dense tensor [N_p, N]."
+        )
+    return value.detach().cpu()
