@@ -7,13 +7,13 @@ a stock DataLoader gets whole batches; a custom `collate_fn` sees a sequence of 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch.utils.data import default_collate
 from torch.utils.data._utils.collate import default_collate_fn_map
 
-from .errors import IndexRangeError, UsageError
+from .errors import IndexRangeError
 
 
 class Sample(dict[str, torch.Tensor]):
@@ -30,9 +30,13 @@ class Rows(Sequence[Sample]):
     def __len__(self) -> int:
         return self._size
 
-    def __getitem__(self, row: int | slice) -> Sample:  # type: ignore[override]
+    @overload
+    def __getitem__(self, row: int) -> Sample: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[Sample]: ...
+    def __getitem__(self, row: int | slice) -> Sample | list[Sample]:
         if isinstance(row, slice):
-            raise UsageError("the samples of a batch have no slices; ask for them one by one")
+            return [self[i] for i in range(*row.indices(self._size))]
         if not -self._size <= row < self._size:
             raise IndexRangeError(f"Index {row} out of range: the batch has {self._size} samples")
         return Sample((name, column[row]) for name, column in self.columns.items())

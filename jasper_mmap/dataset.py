@@ -19,7 +19,8 @@ from .batch import Rows, Sample
 from .control import NO_VARIANT, Control, Words
 from .curriculum import steering_probabilities
 from .errors import ClosedError, DeviceError, IndexRangeError, UsageError
-from .gather import empty_batch, gather, rows_of
+from .gather import empty_batch, gather, rows_of, wanted_rows
+from .negatives import FOLDER, file_name
 from .placement import Placement, placement_for
 from .schema import ARTIFACTS, SPLITS, VARIANTS
 from .served import Served
@@ -149,21 +150,39 @@ class JASPERSteeringDataset(Dataset[Sample]):
                 f"a dataset on {device} cannot be read in a DataLoader's worker: use num_workers=0"
                 " (its batches are ready on the device), or device='cpu' with workers."
             )
-        words = self._control.read()
-        if words.forced != NO_VARIANT:
-            variants = np.full(len(positions), words.forced, dtype=np.int64)
-        elif drawn is not None and drawn.epoch == words.epoch:
-            variants = drawn.variants
-        else:
-            variants = self.draw(positions, words.epoch).variants
+        words, variants = self._steered(positions, drawn)
         generation = self.adoption.current(words.generation)
-        index = torch.from_numpy(positions).to(device)
-        pairs = rows_of(served.tables[f"{self.split}_idx"], index).to(torch.int64)
+        pairs = self._pairs(positions)
         if out is None:
             config = served.config
             out = empty_batch(len(positions), config.embedding_dim, config.n_neg, device)
-        gather(served.tables, generation.tables, pairs, variants, out)
+        gather(served.tables, generation.tables, pairs, variants, out, served.stack)
         return out
+
+    def wanted_rows(
+        self, positions: NDArray[np.int64], drawn: Drawn
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """The wide tables and the rows of them that `read` would read."""
+        served = self._open()
+        words, variants = self._steered(positions, drawn)
+        negatives = self.adoption.current(words.generation).tables
+        pairs = self._pairs(positions)
+        return wanted_rows(served.tables, negatives, pairs, variants, served.stack)
+
+    def _pairs(self, positions: NDArray[np.int64]) -> torch.Tensor:
+        tables = self._open().tables
+        index = torch.from_numpy(positions).to(self._open().placement.device)
+        return rows_of(tables[f"{self.split}_idx"], index).to(torch.int64)
+
+    def _steered(
+        self, positions: NDArray[np.int64], drawn: Drawn | None
+    ) -> tuple[Words, NDArray[np.int64]]:
+        words = self._control.read()
+        if words.forced != NO_VARIANT:
+            return words, np.full(len(positions), words.forced, dtype=np.int64)
+        if drawn is not None and drawn.epoch == words.epoch:
+            return words, drawn.variants
+        return words, self.draw(positions, words.epoch).variants
 
     def draw(self, positions: NDArray[np.int64], epoch: int) -> Drawn:
         """The variants that the curriculum of `epoch` gives `positions` [B]."""
@@ -204,6 +223,18 @@ class JASPERSteeringDataset(Dataset[Sample]):
         if not self.adoption.collective:
             self.adoption.release()
         self.epoch_calls += 1  # tells samplers that their count of passes begins anew
+
+    @property
+    def files(self) -> list[Path]:
+        """The store's files that are served, the generation's included."""
+        served = self._open()
+        names = [entry.file for entry in served.store.manifest.artifacts.values()]
+        return [served.path / n for n in (*names, f"{FOLDER}/{file_name(self.generation)}")]
+
+    @property
+    def store_id(self) -> str:
+        """Names the content of the store: equal stores have equal ones."""
+        return self._open().store.store_id
 
     def force_steering(self, variant: str | None) -> None:
         """Give every pair this variant ("zero", "centroid", "keyword", "residual") from now on,

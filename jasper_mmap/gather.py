@@ -67,7 +67,7 @@ def gather(
     _read(tables["question_embs"], questions, out["question_emb"])
     _read(tables["source_embs"], sources, out["target_source_emb"])
     numbers = rows_of(negatives["hard_negatives"], pairs).to(torch.int64).view(-1)
-    _read(tables["source_embs"], numbers, out["negative_embs"].view(numbers.numel(), -1))
+    _read(tables["source_embs"], numbers, out["negative_embs"].flatten(0, 1))
     _read(negatives["negative_tiers"], pairs, out["negative_tiers"])
     _read(tables["pair_cluster_id"], pairs, out["cluster_id"])
     _read(tables["pair_relevance"], pairs, out["relevance"])
@@ -78,6 +78,25 @@ def gather(
     else:
         rows = stack.first.index_select(0, drawn).add_(pairs)
         _read(stack.table, rows.mul_(drawn != 0), out["steering"])  # the zero variant's is row 0
+
+
+def wanted_rows(
+    tables: Mapping[str, torch.Tensor],
+    negatives: Mapping[str, torch.Tensor],
+    pairs: torch.Tensor,
+    variants: NDArray[np.int64],
+    stack: Stack | None,
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The wide tables and which of their rows `gather` will read for the same arguments."""
+    questions, sources = rows_of(tables["pair_index"], pairs).to(torch.int64).unbind(1)
+    numbers = rows_of(negatives["hard_negatives"], pairs).to(torch.int64).view(-1)
+    wanted = [
+        (tables["question_embs"], questions),
+        (tables["source_embs"], torch.cat([sources, numbers])),
+    ]
+    if stack is not None:
+        wanted.append((stack.table, stack.first[torch.from_numpy(variants)] + pairs))
+    return wanted
 
 
 def _steer(

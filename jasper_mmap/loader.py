@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -10,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import BatchSampler, DataLoader, Sampler, default_collate
 
+from .agreement import agree
 from .batch import Sample
 from .dataset import JASPERSteeringDataset
 from .errors import DeviceError, UsageError
@@ -23,8 +25,11 @@ from .sampler import (
     ShuffledSampler,
 )
 from .slots import Layout, Slots
+from .warm import fits, read_through
+from .watcher import Adopt, Watcher, watch_negatives
 from .workers import WorkerPass, WorkerPool
 
+_log = logging.getLogger("jasper_mmap")
 _LOCAL_SLOTS = 2
 """Without workers: the batch being made, and the one before it, which a loop still holds."""
 _PREFETCH = 2
@@ -46,10 +51,13 @@ class JASPERDataLoader(DataLoader[Sample]):
         *,
         sampler: Sampler[int],
         passes: PassCounter,
+        read_ahead: bool = False,
         **options: Any,
     ) -> None:
         # Before super().__init__, which asks for `_index_sampler`.
-        self._planned = PlannedBatches(passes)
+        self._passes = passes
+        self._planned = PlannedBatches(passes.peek())
+        self._read_ahead = read_ahead
         self._last_pass: Pass | None = None
         self._slots: Slots | None = None
         self._pool: WorkerPool | None = None
@@ -58,6 +66,7 @@ class JASPERDataLoader(DataLoader[Sample]):
         super().__init__(dataset, batch_size, sampler=sampler, **options)
         self.dataset_obj = dataset
         self.sampler_obj = sampler
+        self.watcher: Watcher | None = None
 
     @property
     def _index_sampler(self) -> BatchSampler:
@@ -66,12 +75,12 @@ class JASPERDataLoader(DataLoader[Sample]):
         return self._planned
 
     def __iter__(self) -> Pass:  # type: ignore[override]
-        if self.collate_fn is not default_collate:
-            # A user's own collate sees samples, which is what torch's iterator is for.
-            batches = cast(Iterator[Batch], super().__iter__())
-            self._last_pass = ForeignPass(cast(Plan, self._planned.plan), batches)
+        plan = self._planned.plan = self._passes.begin()
+        if self.collate_fn is default_collate:
+            self._last_pass = self._own_pass(plan)
         else:
-            self._last_pass = self._own_pass(self._planned.passes.begin())
+            # A user's own collate sees samples, which is what torch's iterator is for.
+            self._last_pass = ForeignPass(plan, cast(Iterator[Batch], super().__iter__()))
         return self._last_pass
 
     def _own_pass(self, plan: Plan) -> Pass:
@@ -79,19 +88,22 @@ class JASPERDataLoader(DataLoader[Sample]):
         if not self.num_workers or not len(plan):
             if self._slots is None and dataset.device.type == "cpu":
                 self._slots = Slots(_layout(dataset, plan), _LOCAL_SLOTS, shared=False)
-            return LocalPass(plan, dataset, self._slots, pin=self.pin_memory)
+            ahead = _PREFETCH if self._read_ahead else 0
+            return LocalPass(plan, dataset, self._slots, ahead=ahead, pin=self.pin_memory)
         pool = self._pool
         if pool is None or pool.closed:
+            prefetch = self.prefetch_factor or _PREFETCH
             base_seed = torch.empty((), dtype=torch.int64).random_(generator=self.generator)
             pool = WorkerPool(
                 dataset,
                 plan,
                 _layout(dataset, plan),
                 num_workers=self.num_workers,
-                prefetch=self.prefetch_factor or _PREFETCH,
+                prefetch=prefetch,
                 base_seed=int(base_seed),
                 context=self.multiprocessing_context,
                 init=self.worker_init_fn,
+                ahead=self.num_workers * prefetch if self._read_ahead else 0,
             )
         if self.persistent_workers:
             self._pool = pool
@@ -113,7 +125,7 @@ class JASPERDataLoader(DataLoader[Sample]):
 
     def first_positions(self) -> list[int]:
         """Positions of the first batch of the next pass, without counting it; [] if none."""
-        plan = self._planned.passes.peek()
+        plan = self._passes.peek()
         positions: list[int] = plan.positions(0, min(1, len(plan))).tolist()
         return positions
 
@@ -122,13 +134,13 @@ class JASPERDataLoader(DataLoader[Sample]):
         last = self._last_pass
         plan, count = (None, 0) if last is None else (last.plan, last.count)
         return {
-            **self._planned.passes.state_dict(plan, count),
+            **self._passes.state_dict(plan, count),
             "generation": self.dataset_obj.generation,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken; world size, batch size and workers may differ."""
-        self._planned.passes.load_state_dict(state)
+        self._passes.load_state_dict(state)
         self._last_pass = None
 
 
@@ -152,13 +164,19 @@ def create_loader(
     persistent_workers: bool | None = None,
     prefetch_factor: int | None = None,
     multiprocessing_context: Any = None,
+    watch: bool | Adopt = False,
+    warm: bool = False,
 ) -> JASPERDataLoader:
     """A loader of batches (see `schema.COLUMNS`) of one split of a store.
 
     Train is shuffled, val and test come in order; `drop_last=None` drops a partial last batch of
     train only. With `distributed` each rank of torch.distributed takes its part and `batch_size`
     is per rank. `persistent_workers=None` keeps workers from epoch to epoch where there are any.
-    `pin_memory` is ignored without an accelerator and for a dataset that lies on one.
+    `pin_memory` is ignored without an accelerator and for a dataset that lies on one. `watch`
+    adopts new hard negatives as long as the loader lives: at once with True or "now", from the
+    next `set_epoch` on with "epoch"; see `watch_negatives`. `warm` reads a store that fits into
+    memory through before the first batch, once a node; of a larger one the rows of coming batches
+    are fetched ahead.
 
     Raises what `JASPERSteeringDataset` raises, `UsageError` for arguments that cannot be, and
     `DeviceError` for workers with a dataset on a device.
@@ -191,7 +209,7 @@ def create_loader(
             "prefetch_factor": prefetch_factor,
             "multiprocessing_context": multiprocessing_context,
         }
-    return JASPERDataLoader(
+    loader = JASPERDataLoader(
         dataset,
         batch_size,
         sampler=sampler,
@@ -199,9 +217,24 @@ def create_loader(
         drop_last=drop,
         num_workers=num_workers,
         # Without an accelerator torch would warn at every iteration.
+        read_ahead=warm and not _warmed(dataset),
         pin_memory=pin_memory and torch.cuda.is_available() and dataset.device.type == "cpu",
         **worker_options,
     )
+    dataset.adoption.collective = distributed
+    if watch:
+        loader.watcher = watch_negatives(loader, adopt="now" if watch is True else watch)
+    return loader
+
+
+def _warmed(dataset: JASPERSteeringDataset) -> bool:
+    """Bring the whole store into memory, if it fits there."""
+    files = dataset.files
+    if not fits(files):
+        _log.info("%s does not fit into memory: rows are fetched ahead", files[0].parent)
+        return False
+    read_through(files, dataset.store_id)
+    return True
 
 
 def _rank_and_world() -> tuple[int, int]:
@@ -214,5 +247,11 @@ def _rank_and_world() -> tuple[int, int]:
 
 
 def set_epoch(loader: JASPERDataLoader, epoch: int) -> None:
-    """Move the loader's dataset, its order and all its workers to `epoch`."""
+    """Move the loader's dataset, its order and all its workers to `epoch`.
+
+    The ranks of a loader made with `distributed=True` all call it, and come to serve the same
+    generation of hard negatives (see `agreement.agree`).
+    """
     loader.dataset_obj.set_epoch(epoch)
+    if loader.dataset_obj.adoption.collective:
+        agree(loader.dataset_obj.adoption)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import warnings
 
@@ -12,22 +13,27 @@ import torch
 MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if hasattr(mmap, "MAP_PRIVATE") else 0)
 
 
-def map_private(fd: int, size: int) -> mmap.mmap:
+def map_private(fd: int, size: int, *, huge: bool = False) -> mmap.mmap:
     """Map `size` (> 0) bytes of the open file `fd`; pages are shared until written to.
 
     Writing copies a page for this process alone: neither the file nor another process sees it.
     Where the system counts even such a mapping against memory (overcommit mode 2) and has not
-    enough, the mapping is read-only, and writing to it ends the process.
+    enough, the mapping is read-only, and writing to it ends the process. With `huge` the kernel is
+    asked for 2 MB pages, and reads as much around a page that is not in memory yet.
     """
     try:
-        return mmap.mmap(
+        mapping = mmap.mmap(
             fd,
             size,
             flags=mmap.MAP_PRIVATE | MAP_NORESERVE,
             prot=mmap.PROT_READ | mmap.PROT_WRITE,
         )
     except OSError:
-        return mmap.mmap(fd, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
+        mapping = mmap.mmap(fd, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
+    if huge and hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without huge pages serves small ones
+            mapping.madvise(mmap.MADV_HUGEPAGE)
+    return mapping
 
 
 def tensor_at(

@@ -17,7 +17,13 @@ from typing import Any
 import torch
 
 from . import atomic
-from .errors import ContentError, FormatError, MissingFileError, StoreChangedError
+from .errors import (
+    ContentError,
+    FormatError,
+    MissingFileError,
+    StoreChangedError,
+    UnsafeFileError,
+)
 from .locks import exclusive, now, process_name
 from .manifest import plain_name
 from .schema import NEGATIVES
@@ -26,6 +32,9 @@ from .tensorfile import MappedFile, Written, chunks, file_sha256, map_tensors, w
 FOLDER = "negatives"
 POINTER = "CURRENT.json"
 _LOCK = ".lock"
+HISTORY_LENGTH = 1000
+"""Entries kept: the pointer is written and read whole each time. The entry of the generation last
+made from `.pt` files stays beyond that, since `made_from_files` needs it."""
 _FILE = re.compile(r"(\d{6,})\.safetensors")
 
 
@@ -48,20 +57,31 @@ class Pointer:
     note: str = ""
     lint: dict[str, int]
     """Counts of `lint.lint_negatives`."""
+    changed_rows: int | None = None
+    """Rows that differ from the generation before; None where that one could not be read."""
     history: tuple[dict[str, Any], ...] = ()
-    """One short entry a generation, oldest first, the one in force last."""
+    """One short entry a generation, oldest first, the one in force last; see `HISTORY_LENGTH`."""
 
     @classmethod
     def from_dict(cls, value: dict[str, Any], where: str) -> Pointer:
         try:
             pointer = replace(cls(**value), history=tuple(value.get("history") or ()))
-        except TypeError as error:
+            numbers = [pointer.generation, *(entry["generation"] for entry in pointer.history)]
+        except (TypeError, KeyError) as error:
             raise FormatError(f"{where}: not a generation pointer: {error}.") from None
-        numbers = (pointer.generation, pointer.bytes, pointer.mtime_ns)
+        numbers += [pointer.bytes, pointer.mtime_ns]
         if not all(isinstance(n, int) for n in numbers) or pointer.generation < 1:
             raise FormatError(f"{where}: not a generation pointer: a number is none.")
         plain_name(pointer.file, where)
         return pointer
+
+    def of(self, generation: int) -> Pointer:
+        """As it was, but for its history, when an older `generation` was in force."""
+        for entry in self.history:
+            if entry["generation"] == generation:
+                known = {k: v for k, v in entry.items() if k in vars(self)}
+                return replace(self, **known, file=file_name(generation), mtime_ns=-1)
+        raise MissingFileError(f"generation {generation} is not in the history of this store.")
 
 
 def file_name(generation: int) -> str:
@@ -69,11 +89,20 @@ def file_name(generation: int) -> str:
     return f"{generation:06d}.safetensors"
 
 
+def pointer_path(store: Path) -> Path:
+    """The file whose replacement puts a generation in force."""
+    return store / FOLDER / POINTER
+
+
 def read_pointer(store: Path) -> Pointer:
     """The pointer of the store; raises `MissingFileError` or `FormatError`."""
-    path = store / FOLDER / POINTER
+    path = pointer_path(store)
     try:
         return Pointer.from_dict(atomic.read_json(path), str(path))
+    except UnsafeFileError:
+        raise
+    except FormatError as error:
+        raise FormatError(f"{error} Publish negatives again with jasper-mmap publish.") from None
     except MissingFileError:
         raise MissingFileError(
             f"{path} not found: the store has no hard negatives. Run jasper-convert again, or"
@@ -83,7 +112,7 @@ def read_pointer(store: Path) -> Pointer:
 
 def write_pointer(store: Path, pointer: Pointer) -> None:
     """Put `pointer` in force. Call with `publisher_lock` held."""
-    atomic.write_json(store / FOLDER / POINTER, asdict(pointer))
+    atomic.write_json(pointer_path(store), asdict(pointer))
 
 
 def successor(
@@ -95,6 +124,7 @@ def successor(
     source: dict[str, Any],
     lint: dict[str, int],
     note: str = "",
+    changed_rows: int | None = None,
 ) -> Pointer:
     """The pointer that puts `generation`, whose file was `written`, in force after `pointer`."""
     entry = {
@@ -103,6 +133,7 @@ def successor(
         "by": process_name(),
         "note": note,
         "lint": lint,
+        "changed_rows": changed_rows,
         "bytes": written.bytes,
         "sha256": written.sha256,
         "source": source,
@@ -112,8 +143,14 @@ def successor(
         file=file_name(generation),
         mtime_ns=written.mtime_ns,
         store_id=store_id,
-        history=(*(pointer.history if pointer else ()), entry),
+        history=_shortened((*(pointer.history if pointer else ()), entry)),
     )
+
+
+def _shortened(history: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+    made = next((e for e in reversed(history) if e.get("source")), None)
+    dropped, kept = history[:-HISTORY_LENGTH], history[-HISTORY_LENGTH:]
+    return (*(e for e in dropped if e is made), *kept)
 
 
 def made_from_files(pointer: Pointer) -> dict[str, Any] | None:
@@ -129,9 +166,15 @@ def with_source(pointer: Pointer, source: dict[str, Any]) -> Pointer:
     return replace(pointer, history=history, source=source if in_force else pointer.source)
 
 
+def generations_on_disk(store: Path) -> dict[int, Path]:
+    """The files of generations, also of those whose publisher died; number -> path, ascending."""
+    found = ((_FILE.fullmatch(path.name), path) for path in (store / FOLDER).iterdir())
+    return dict(sorted((int(match[1]), path) for match, path in found if match))
+
+
 def next_generation(store: Path, pointer: Pointer | None) -> int:
     """The first number that no generation ever had, not even one whose publisher died."""
-    used = [int(m[1]) for f in (store / FOLDER).iterdir() if (m := _FILE.fullmatch(f.name))]
+    used = list(generations_on_disk(store))
     if pointer is not None:
         used.append(pointer.generation)
     return max(used, default=0) + 1
@@ -157,10 +200,14 @@ def write_file(path: Path, hard_negatives: torch.Tensor, negative_tiers: torch.T
     return result.written
 
 
-def map_generation(store: Path, generation: int, shape: tuple[int, int]) -> dict[str, torch.Tensor]:
-    """Map the tensors of a published generation; only names, dtypes and shapes are checked."""
+def map_generation(
+    store: Path, generation: int, shape: tuple[int, int], *, at: Path | None = None
+) -> dict[str, torch.Tensor]:
+    """Map the tensors of a published generation; only names, dtypes and shapes are checked.
+
+    `at` names a descriptor of the file, where it is open already."""
     path = store / FOLDER / file_name(generation)
-    return check_generation(map_tensors(path), path, shape)
+    return check_generation(map_tensors(path, at=at), path, shape)
 
 
 def check_generation(
@@ -199,7 +246,7 @@ def check_pointer(store: Path, pointer: Pointer, store_id: str, *, full: bool = 
     path = store / FOLDER / pointer.file
     if pointer.store_id != store_id:
         raise StoreChangedError(
-            f"{store / FOLDER / POINTER}: belongs to store {pointer.store_id}, this one is"
+            f"{pointer_path(store)}: belongs to store {pointer.store_id}, this one is"
             f" {store_id}. Convert again, or open the dataset anew if it was converted meanwhile."
         )
     remedy = "publish the negatives again, or go back with jasper-mmap rollback"

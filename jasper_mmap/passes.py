@@ -11,15 +11,20 @@ from numpy.typing import NDArray
 from .dataset import Drawn, JASPERSteeringDataset
 from .sampler import Plan
 from .slots import Slots
+from .warm import read_ahead
 
 Batch = dict[str, torch.Tensor]
 
 
 class PlanReader:
-    """Reads the batches of plans; computes positions and variants for many batches at once."""
+    """Reads the batches of plans; computes positions and variants for many batches at once.
 
-    def __init__(self, dataset: JASPERSteeringDataset) -> None:
+    With `ahead`, the kernel is told to fetch the rows of the batch that many batches later.
+    """
+
+    def __init__(self, dataset: JASPERSteeringDataset, ahead: int = 0) -> None:
         self._dataset = dataset
+        self._ahead = ahead
         self._plan: Plan | None = None
         self._block = -1
         self._positions: NDArray[np.int64] = np.empty(0, np.int64)
@@ -27,6 +32,12 @@ class PlanReader:
 
     def read(self, plan: Plan, batch: int, out: Batch | None) -> Batch:
         """Batch number `batch` of `plan`, in columns of its own or in those of `out`."""
+        coming = batch + self._ahead
+        if self._ahead and coming < len(plan):
+            positions = plan.positions(coming, coming + 1)
+            drawn = self._dataset.draw(positions, plan.epoch)
+            for table, rows in self._dataset.wanted_rows(positions, drawn):
+                read_ahead(table, rows.numpy())
         block, within = divmod(batch, plan.ahead)
         if plan != self._plan or block != self._block:
             first = block * plan.ahead
@@ -71,10 +82,11 @@ class LocalPass(Pass):
         dataset: JASPERSteeringDataset,
         slots: Slots | None,
         *,
+        ahead: int = 0,
         pin: bool = False,
     ) -> None:
         super().__init__(plan, pin=pin)
-        self._reader = PlanReader(dataset)
+        self._reader = PlanReader(dataset, ahead)
         self._slots = slots
 
     def _next(self) -> Batch:

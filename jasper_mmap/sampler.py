@@ -7,7 +7,7 @@ are subclasses of the torch ones they stand for, since tools that rewrap a loade
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -83,13 +83,6 @@ class Plan:
     def ahead(self) -> int:
         """How many batches are worth computing at once."""
         return max(1, _BLOCK // self.batch_size)
-
-    def batches(self) -> Iterator[NDArray[np.int64]]:
-        """Positions of each batch in turn."""
-        for first in range(0, len(self), self.ahead):
-            block = self.positions(first, min(first + self.ahead, len(self)))
-            for begin in range(0, len(block), self.batch_size):
-                yield block[begin : begin + self.batch_size]
 
     def consumed(self, batches: int) -> int:
         """How much of the global order is consumed after `batches` batches, `start` included."""
@@ -174,6 +167,11 @@ class PassCounter:
         if differs:
             told = "; ".join(f"{k} was {old!r}, is {new!r}" for k, (old, new) in differs.items())
             raise JasperError(f"the state is of another loader: {told}. Create a loader like it.")
+        if min(numbers) < 0 or numbers[-1] > len(dataset):
+            raise UsageError(
+                f"not the state of a loader: epoch, pass and consumed are {numbers}, of"
+                f" {len(dataset)} pairs"
+            )
         epoch, self._pass, self._start = numbers
         dataset.set_epoch(epoch)
         self._seen_calls = dataset.epoch_calls
@@ -240,21 +238,24 @@ class RankSampler(DistributedSampler[Any]):
 
 
 def _positions(passes: PassCounter) -> Iterator[int]:
-    for batch in passes.peek().batches():
-        yield from batch.tolist()
+    plan = passes.peek()
+    whole = -(-plan.samples // plan.batch_size)  # also what a loader drops of the last batch
+    for first in range(0, whole, plan.ahead):
+        yield from plan.positions(first, min(first + plan.ahead, whole)).tolist()
 
 
 class PlannedBatches(BatchSampler):
-    """The batches of the next pass; starting to iterate counts it."""
+    """The batches of `plan`, which the loader sets when an iteration starts."""
 
-    def __init__(self, passes: PassCounter) -> None:
-        self.passes = passes
-        self.plan: Plan | None = None
-        """Of the iteration that was started last."""
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
 
     def __iter__(self) -> Iterator[list[int]]:
-        self.plan = plan = self.passes.begin()
-        return (batch.tolist() for batch in plan.batches())
+        plan = self.plan
+        for first in range(0, len(plan), plan.ahead):
+            block = plan.positions(first, min(first + plan.ahead, len(plan)))
+            for begin in range(0, len(block), plan.batch_size):
+                yield block[begin : begin + plan.batch_size].tolist()
 
     def __len__(self) -> int:
-        return len(self.passes.peek())
+        return len(replace(self.plan, start=0))  # of a whole pass, also while one is resumed

@@ -5,6 +5,7 @@ Pickles as its recipe (path, store_id, config, device), and opens again at first
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Callable
 from functools import cached_property
@@ -14,19 +15,37 @@ from typing import Any
 import torch
 
 from . import negatives
+from .atomic import storage_errors
+from .audit import generation_errors
 from .config import Config
-from .errors import StoreChangedError
+from .errors import MissingFileError, StoreChangedError
+from .manifest import read_manifest
+from .negatives import Pointer
 from .placement import Placement
-from .schema import ARTIFACTS
-from .store import Ragged, Store, Table, Validation
+from .schema import ARTIFACTS, STEERING
+from .shared import Descriptor
+from .stack import Stack, map_stacked
+from .store import Ragged, Store, Table, Validation, worth_huge_pages
 
 
 class Generation:
-    """The placed tables of one generation; the mapping ends with the last reference."""
+    """The placed tables of one generation; the mapping ends with the last reference.
 
-    def __init__(self, number: int, tables: dict[str, torch.Tensor]) -> None:
+    `file` stays open, so that workers can map it after its name is gone. `pointer` is what named
+    it, where this process knows.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        file: Descriptor,
+        tables: dict[str, torch.Tensor],
+        pointer: Pointer | None = None,
+    ) -> None:
         self.number = number
+        self.file = file
         self.tables = tables
+        self.pointer = pointer
 
     @property
     def nbytes(self) -> int:
@@ -58,9 +77,7 @@ class Served:
     def store(self) -> Store:
         store = Store(self.path, validate=self._validate)
         if self._expected_id not in (None, store.store_id):
-            raise StoreChangedError(
-                f"{self.path}: was converted again since the dataset was opened; open it anew."
-            )
+            raise changed(self.path)
         return store
 
     @property
@@ -73,7 +90,28 @@ class Served:
         """Every plain table but the negatives, under its name."""
         plain = {n: t for n, t in self.store.tables.items() if isinstance(t, torch.Tensor)}
         self.placement.reserve(plain.values())
-        return self.placement.place(plain)
+        if self.stack is None:
+            return self.placement.place(plain)
+        # The parts of the stack stand for the tables it joins: no second mapping, no second copy.
+        rows = self.store.manifest.sizes["N_p"]
+        joined = {name: self.stack.part(i, rows) for i, name in enumerate(STEERING) if name}
+        rest = {name: table for name, table in plain.items() if name not in joined}
+        return self.placement.place(rest) | joined
+
+    @cached_property
+    def stack(self) -> Stack | None:
+        """The steering tables joined to one, where that can be done."""
+        artifacts = self.store.manifest.artifacts
+        names = [name for name in STEERING if name]
+        tables = [self.store.tables[name] for name in names]
+        plain = [t for t in tables if isinstance(t, torch.Tensor)]
+        if self.placement.copied:
+            return self.placement.stack(plain)
+        paths = [self.path / artifacts[name].file for name in names]
+        stack = map_stacked(paths, plain, huge=worth_huge_pages(self.store.manifest))
+        if read_manifest(self.path).store_id != self.store.store_id:
+            raise changed(self.path)
+        return stack
 
     @cached_property
     def ragged(self) -> dict[str, Ragged]:
@@ -85,9 +123,7 @@ class Served:
 
     def open(self) -> Generation:
         """Open and place everything now; the generation in force, checked."""
-        pointer = negatives.read_pointer(self.path)
-        negatives.check_pointer(self.path, pointer, self.store.store_id)
-        mapped = self._map(pointer.generation)
+        pointer, file, mapped = self._in_force()
         tables = [t for t in self.store.tables.values() if isinstance(t, torch.Tensor)]
         ragged = [
             part
@@ -97,21 +133,70 @@ class Served:
         ]
         self.placement.reserve([*tables, *ragged, *mapped.values()])
         _ = self.tables, self.ragged
-        return self.generation(pointer.generation)
+        found = self._generations.get(pointer.generation)
+        return found or self._placed(pointer.generation, file, mapped, pointer)
+
+    def _in_force(self) -> tuple[Pointer, Descriptor, dict[str, torch.Tensor]]:
+        _ = self.store  # first, for its errors tell what is wrong with the folder
+        pointer = negatives.read_pointer(self.path)
+        while True:
+            try:
+                return pointer, *self._checked(pointer, full=self._validate == "full")
+            except MissingFileError:
+                # Replaced and removed since the pointer was read? Then there is a newer one.
+                before, pointer = pointer, negatives.read_pointer(self.path)
+                if pointer.generation == before.generation:
+                    raise
 
     def generation(self, number: int) -> Generation:
         """The tables of generation `number`, which was checked before it came to be served."""
+        return self._generations.get(number) or self._placed(number, *self._map(number))
+
+    def borrowed(self, number: int, at: Path | None) -> Generation:
+        """The tables of a generation that another process holds open under the name `at`."""
+        return Generation(number, *self._map(number, at))
+
+    def examined(self, pointer: Pointer) -> Generation:
+        """The tables of the generation that `pointer` names, checked in full."""
+        number = pointer.generation
         found = self._generations.get(number)
         if found is None:
-            mapped = self._map(number)
-            self.placement.reserve(mapped.values())
-            found = Generation(number, self.placement.place(mapped))
-            self._generations[number] = found
+            found = self._placed(number, *self._checked(pointer, full=True), pointer)
         return found
 
-    def _map(self, number: int) -> dict[str, torch.Tensor]:
+    def _checked(
+        self, pointer: Pointer, *, full: bool
+    ) -> tuple[Descriptor, dict[str, torch.Tensor]]:
+        """Map what `pointer` names, once it is what the pointer says; `full` also its values."""
+        negatives.check_pointer(self.path, pointer, self.store.store_id, full=full)
+        file, mapped = self._map(pointer.generation)
+        if full:
+            path = self.path / negatives.FOLDER / pointer.file
+            for wrong in generation_errors(mapped, self.store.manifest.sizes, path):
+                raise wrong
+        return file, mapped
+
+    def _placed(
+        self,
+        number: int,
+        file: Descriptor,
+        mapped: dict[str, torch.Tensor],
+        pointer: Pointer | None = None,
+    ) -> Generation:
+        self.placement.reserve(mapped.values())
+        found = Generation(number, file, self.placement.place(mapped), pointer)
+        self._generations[number] = found
+        return found
+
+    def _map(
+        self, number: int, at: Path | None = None
+    ) -> tuple[Descriptor, dict[str, torch.Tensor]]:
+        path = self.path / negatives.FOLDER / negatives.file_name(number)
         shape = (self.store.manifest.sizes["N_p"], self.config.n_neg)
-        return negatives.map_generation(self.path, number, shape)
+        with storage_errors(path, "read"):
+            file = Descriptor(os.open(at or path, os.O_RDONLY | os.O_CLOEXEC))
+        opened = Path(f"/dev/fd/{file.fd}")
+        return file, negatives.map_generation(self.path, number, shape, at=opened)
 
     def table(self, name: str) -> Table:
         """The artifact `name`, other than the negatives."""
@@ -126,6 +211,13 @@ class Served:
 
     def __reduce__(self) -> tuple[Callable[..., Served], tuple[Any, ...]]:
         return _reopen, (self.path, self.placement, self.store.store_id, self.config)
+
+
+def changed(path: Path) -> StoreChangedError:
+    """The error of a dataset that outlived the store it was opened on."""
+    return StoreChangedError(
+        f"{path}: was converted again since the dataset was opened; open it anew."
+    )
 
 
 def _reopen(path: Path, placement: Placement, store_id: str, config: Config) -> Served:

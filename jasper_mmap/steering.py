@@ -26,5 +26,8 @@ def draw_variants(
     """
     bounds = np.cumsum(np.asarray(probabilities, dtype=np.float64))
     bounds /= bounds[-1]  # a last variant of probability 0 must not gain the rounding error
+    # Rounded, or of two bounds that fall on a half one might go up and the other down, and the
+    # share between them be off by a whole sample.
+    first_ranks = np.ceil(np.round(bounds[:-1] * n, 6) - 0.5)
     ranks = permute(positions, n, "steering", seed, split, epoch)
-    return np.searchsorted(bounds[:-1], (ranks + 0.5) / n, side="right").astype(np.int64)
+    return np.searchsorted(first_ranks, ranks, side="right").astype(np.int64)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, overload
 
 import torch
 
-from . import checks
-from .config import CONFIG_FILE, Config, read_config
+from .audit import form_errors, table_errors
+from .config import Config, read_config
 from .errors import (
-    ConfigError,
     FormatError,
     JasperError,
     MissingFileError,
@@ -36,9 +36,13 @@ class Ragged(Sequence[torch.Tensor]):
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def __getitem__(self, row: int | slice) -> torch.Tensor:  # type: ignore[override]
+    @overload
+    def __getitem__(self, row: int) -> torch.Tensor: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[torch.Tensor]: ...
+    def __getitem__(self, row: int | slice) -> torch.Tensor | list[torch.Tensor]:
         if isinstance(row, slice):
-            raise UsageError("rows of different lengths have no slices; ask for them one by one")
+            return [self[i] for i in range(*row.indices(len(self)))]
         if not 0 <= row < len(self):
             raise IndexError(f"Index {row} out of range: there are {len(self)} rows")
         begin, end = self.offsets[row : row + 2].tolist()
@@ -72,15 +76,14 @@ class Store:
         if validate not in ("auto", "full"):
             raise UsageError(f"validate must be 'auto' or 'full', not {validate!r}")
         self.path = Path(path).absolute()
-        self.config, self.manifest, self.tables = _open(self.path)
-        _check_config(self.path, self.config, self.manifest)
+        self.config, self.manifest, self.tables = _open(self.path, validate)
 
     @property
     def store_id(self) -> str:
         return self.manifest.store_id
 
 
-def _open(folder: Path) -> tuple[Config, Manifest, dict[str, Table]]:
+def _open(folder: Path, validate: Validation) -> tuple[Config, Manifest, dict[str, Table]]:
     """All parts, belonging together: the manifest is removed before any file is replaced, so one
     that stands unchanged after the last file was opened vouches for all of them."""
     for _ in range(_ATTEMPTS):
@@ -88,7 +91,10 @@ def _open(folder: Path) -> tuple[Config, Manifest, dict[str, Table]]:
         failure: JasperError | None = None
         try:
             config = read_config(folder)
-            tables = {a.name: _map(folder, a, manifest.artifacts[a.name]) for a in STORED}
+            for wrong in form_errors(folder, config, manifest):
+                raise wrong
+            huge = worth_huge_pages(manifest)
+            tables = {a.name: _checked(folder, a, manifest, validate, huge) for a in STORED}
         except JasperError as error:
             failure = error
         try:
@@ -104,10 +110,45 @@ def _open(folder: Path) -> tuple[Config, Manifest, dict[str, Table]]:
     )
 
 
-def _map(folder: Path, artifact: Artifact, entry: Entry) -> Table:
+def worth_huge_pages(manifest: Manifest) -> bool:
+    """Whether to read 2 MB around a row that is not in memory yet.
+
+    Rows are gathered faster from large pages, and a cold store is read at the speed of the disk
+    instead of page by page; but a store that memory cannot hold would be read over and over.
+    """
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return sum(entry.bytes for entry in manifest.artifacts.values()) <= memory // 2
+
+
+def _checked(
+    folder: Path, artifact: Artifact, manifest: Manifest, validate: Validation, huge: bool
+) -> Table:
+    entry = manifest.artifacts[artifact.name]
+    table, mtime_ns = map_table(folder, artifact, entry, huge=huge)
+    full = validate == "full"
+    if full or mtime_ns != entry.mtime_ns:
+        for wrong in table_problems(folder, artifact, manifest, table, quick=not full):
+            raise wrong
+    return table
+
+
+def table_problems(
+    folder: Path, artifact: Artifact, manifest: Manifest, table: Table, *, quick: bool
+) -> Iterator[JasperError]:
+    """`audit.table_errors` of one table of this store."""
+    entry = manifest.artifacts[artifact.name]
+    offsets = table.offsets if isinstance(table, Ragged) else None
+    path, values = folder / entry.file, table_tensor(table)
+    return table_errors(artifact, entry, path, values, offsets, manifest.sizes, quick=quick)
+
+
+def map_table(
+    folder: Path, artifact: Artifact, entry: Entry, *, huge: bool = False
+) -> tuple[Table, int]:
+    """Map one artifact; also the `mtime_ns` of its file. Only size and header are checked."""
     path = folder / entry.file
     try:
-        mapped = map_tensors(path)
+        mapped = map_tensors(path, huge=huge)
     except MissingFileError:
         what = f"Split file not found: {path}" if artifact.split else f"{path}: not found"
         raise MissingFileError(f"{what}. Convert again, or copy the whole store.") from None
@@ -116,10 +157,7 @@ def _map(folder: Path, artifact: Artifact, entry: Entry) -> Table:
             f"{path}: has {mapped.bytes} bytes, the manifest says {entry.bytes}; convert again or"
             " copy it anew."
         )
-    table = _table(path, artifact, entry, mapped)
-    if mapped.mtime_ns != entry.mtime_ns:
-        checks.recheck_ranges(artifact, entry, table_tensor(table), str(path))
-    return table
+    return _table(path, artifact, entry, mapped), mapped.mtime_ns
 
 
 def _table(path: Path, artifact: Artifact, entry: Entry, mapped: MappedFile) -> Table:
@@ -130,7 +168,10 @@ def _table(path: Path, artifact: Artifact, entry: Entry, mapped: MappedFile) -> 
     first = mapped.tensors[names[0]]
     shape = tuple(first.shape)
     if ragged:
-        shape = (len(mapped.tensors[RAGGED_OFFSETS]) - 1, *shape)
+        offsets = mapped.tensors[RAGGED_OFFSETS]
+        if offsets.ndim != 1 or offsets.dtype != torch.int64:
+            raise FormatError(f"{path}: its row offsets are no list of int64; convert again.")
+        shape = (len(offsets) - 1, *shape)
     if shape != entry.shape or first.dtype != entry.torch_dtype:
         raise FormatError(
             f"{path}: holds {first.dtype} {list(shape)}, the manifest says {entry.dtype}"
@@ -142,12 +183,3 @@ def _table(path: Path, artifact: Artifact, entry: Entry, mapped: MappedFile) -> 
 def table_tensor(table: Table) -> torch.Tensor:
     """The tensor whose values a table's checks are about."""
     return table.values if isinstance(table, Ragged) else table
-
-
-def _check_config(folder: Path, config: Config, manifest: Manifest) -> None:
-    dim = manifest.sizes["D"]
-    if config.embedding_dim != dim:
-        raise ConfigError(
-            f"{folder / CONFIG_FILE}: 'embedding_dim' is {config.embedding_dim}, the tables of the"
-            f" store have {dim} columns; correct it."
-        )

@@ -63,6 +63,8 @@ class _Job:
     base_seed: int
     num_workers: int
     init: WorkerInit | None
+    ahead: int
+    """For `PlanReader`."""
 
 
 def _work(worker: int, job: _Job) -> None:
@@ -71,7 +73,7 @@ def _work(worker: int, job: _Job) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the trainer gets it too, and ends us
     failure = _set_up(worker, job)
     extents = Extents(job.layout.nbytes, job.slots, job.memory)
-    reader = PlanReader(job.dataset)
+    reader = PlanReader(job.dataset, job.ahead)
     parent = os.getppid()
     waiting = select.poll()
     waiting.register(job.requests.fd, select.POLLIN)
@@ -147,6 +149,7 @@ class WorkerPool:
         base_seed: int,
         context: Any = None,
         init: WorkerInit | None = None,
+        ahead: int = 0,
     ) -> None:
         self.num_workers = num_workers
         self.outstanding_max = num_workers * prefetch
@@ -172,6 +175,7 @@ class WorkerPool:
             base_seed=base_seed,
             num_workers=num_workers,
             init=init,
+            ahead=ahead,
         )
         start = context or multiprocessing.get_context()
         if start.get_start_method() != "fork":
@@ -192,6 +196,11 @@ class WorkerPool:
         self.close = weakref.finalize(
             self, _close, os.getpid(), self._processes, self._requests, self._replies
         )
+
+    @property
+    def pids(self) -> list[int]:
+        """Process numbers of the workers."""
+        return [int(process.pid) for process in self._processes if process.pid]
 
     @property
     def closed(self) -> bool:
@@ -216,11 +225,11 @@ class WorkerPool:
         """
         if not self._poll.poll(None if timeout_s is None else timeout_s * 1000):
             return False
-        try:
+        replies = b""
+        with contextlib.suppress(BlockingIOError):
             replies = os.read(self._replies.fd, 64 * _REPLY.size)
-        except BlockingIOError:
+        if not replies:  # then it is a worker that made the poll return
             self._report_dead()
-            return True
         for ticket, rows, size in _REPLY.iter_unpack(replies):
             reference, batch, slot = self._asked.pop(ticket)
             owner = reference()

@@ -1,0 +1,234 @@
+"""The commands about generations of hard negatives: publish, rollback, generations, watch."""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from . import negatives
+from .console import debug_option
+from .inbox import Inbox, inbox_pattern
+from .lint import MEANING
+from .manifest import read_manifest
+from .publish import KEEP, LOCK_TIMEOUT_S, publish_negatives, rollback_negatives
+
+_PATH = click.Path(path_type=Path)
+_SHARE = click.FloatRange(0, 1)
+
+_store = click.argument("dataset_dir", metavar="DIR", type=_PATH)
+_json = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+
+
+def _publishing(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of every command that publishes."""
+    options = (
+        click.option(
+            "--keep",
+            type=click.IntRange(1),
+            default=KEEP,
+            show_default=True,
+            help="Generations that stay on disk.",
+        ),
+        click.option(
+            "--lock-timeout",
+            "lock_timeout_s",
+            type=click.FloatRange(0),
+            default=LOCK_TIMEOUT_S,
+            show_default=True,
+            help="Seconds to wait for another publisher.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _limited(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that make publishing refuse what lint counts."""
+    meanings = {
+        "--max-false-negatives": "hold another true source of the same question",
+        "--max-own-source": "hold the pair's own source",
+        "--max-repeats": "hold a source twice",
+        "--max-changed": "differ from the generation in force",
+    }
+    for name, meaning in reversed(meanings.items()):
+        text = f"Refuse if more than this share of rows (0 to 1) {meaning}."
+        command = click.option(name, type=_SHARE, help=text)(command)
+    return command
+
+
+@click.command()
+@_store
+@click.option("--negatives", required=True, type=_PATH, help="Source numbers: .pt, .safetensors.")
+@click.option("--tiers", required=True, type=_PATH, help="Their tiers, 1 to 4.")
+@click.option("--note", default="", help="Kept in the history.")
+@_limited
+@_publishing
+@_json
+@debug_option
+def publish(dataset_dir: Path, negatives: Path, tiers: Path, as_json: bool, **options: Any) -> None:
+    """Check new hard negatives and put them in force in the store DIR.
+
+    Running trainers that watch the store adopt them; what was in force stays so if anything is
+    wrong.
+    """
+    _tell(dataset_dir, publish_negatives(dataset_dir, negatives, tiers, **options), as_json)
+
+
+@click.command()
+@_store
+@click.option(
+    "--to",
+    "generation",
+    type=click.IntRange(1),
+    help="The generation to go back to.  [default: the one before the one in force]",
+)
+@click.option("--note", default="", help="Kept in the history.")
+@_publishing
+@_json
+@debug_option
+def rollback(dataset_dir: Path, as_json: bool, **options: Any) -> None:
+    """Publish an older generation of the store DIR again, under the next number."""
+    _tell(dataset_dir, rollback_negatives(dataset_dir, **options), as_json)
+
+
+@click.command()
+@_store
+@_json
+@debug_option
+def generations(dataset_dir: Path, as_json: bool) -> None:
+    """Show the history of the store DIR: which generations there were, and which is in force."""
+    pointer, n_pairs = _pointer_and_pairs(dataset_dir)
+    on_disk = negatives.generations_on_disk(dataset_dir)
+    shown = [
+        {
+            **_entry(pointer, e["generation"]),
+            "in_force": e["generation"] == pointer.generation,
+            "on_disk": e["generation"] in on_disk,
+        }
+        for e in pointer.history
+    ]
+    if as_json:
+        click.echo(json.dumps(shown, indent=2))
+        return
+    for entry in shown:
+        state = "in force" if entry["in_force"] else "" if entry["on_disk"] else "removed"
+        size = f"{entry['bytes'] / 2**20:.1f} MiB"
+        click.echo(
+            f"{entry['generation']:>6}  {entry['when'][:19]}  {size:>10}  {state:<8}  "
+            + "; ".join(filter(None, (entry["note"], *_counts(entry, n_pairs))))
+        )
+
+
+@click.command()
+@_store
+@click.option(
+    "--inbox",
+    metavar="PATTERN",
+    help="A folder, or a pattern of the files of hard negatives.  [default: DIR/inbox]",
+)
+@click.option("--interval", default=1.0, show_default=True, help="Seconds between two looks.")
+@click.option("--settle", default=2.0, show_default=True, help="Seconds that files must rest.")
+@_limited
+@_publishing
+@debug_option
+def watch(
+    dataset_dir: Path, inbox: str | None, interval: float, settle: float, **options: Any
+) -> None:
+    """Publish what a miner drops into an inbox, until interrupted.
+
+    A pair is two files whose names differ in hard_negatives and negative_tiers only. It is taken
+    once both are there and rest, and then moved to done/ or, with the reason beside, to failed/.
+    One line an event on stdout; ends cleanly on SIGINT and SIGTERM.
+    """
+    read_manifest(dataset_dir)
+    pattern = inbox_pattern(dataset_dir, inbox)
+    service = Inbox(pattern, partial(publish_negatives, dataset_dir, **options), settle_s=settle)
+    with _logged_to_stdout() as log, _until_signalled() as signalled:
+        log.info("watching %s for %s", pattern, dataset_dir)
+        while True:
+            service.look()
+            try:
+                number = signalled.get(timeout=interval)
+            except queue.Empty:
+                continue
+            log.info("ended by %s", signal.Signals(number).name)
+            return
+
+
+COMMANDS = (publish, rollback, generations, watch)
+"""For the group of `jasper-mmap`."""
+
+
+@contextmanager
+def _logged_to_stdout() -> Iterator[logging.Logger]:
+    log = logging.getLogger("jasper_mmap")
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    before = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield log
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
+
+
+@contextmanager
+def _until_signalled() -> Iterator[queue.SimpleQueue[int]]:
+    """The numbers of SIGINT and SIGTERM as they come; publishing is not interrupted by them."""
+    came: queue.SimpleQueue[int] = queue.SimpleQueue()  # a handler may put to this one at any time
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {n: signal.signal(n, lambda number, _: came.put(number)) for n in numbers}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _tell(store: Path, generation: int, as_json: bool) -> None:
+    pointer, n_pairs = _pointer_and_pairs(store)
+    entry = _entry(pointer, generation)
+    if as_json:
+        click.echo(json.dumps(entry, indent=2))
+    else:
+        click.echo("; ".join((f"published generation {generation}", *_counts(entry, n_pairs))))
+
+
+def _pointer_and_pairs(store: Path) -> tuple[negatives.Pointer, int]:
+    manifest = read_manifest(store)
+    return negatives.read_pointer(store), manifest.sizes["N_p"]
+
+
+def _entry(pointer: negatives.Pointer, generation: int) -> dict[str, Any]:
+    found = pointer.of(generation)
+    return {
+        "generation": found.generation,
+        "when": found.when,
+        "by": found.by,
+        "note": found.note,
+        "bytes": found.bytes,
+        "changed_rows": found.changed_rows,
+        **found.lint,
+    }
+
+
+def _counts(entry: dict[str, Any], n_pairs: int) -> Iterator[str]:
+    changed = entry["changed_rows"]
+    if changed is not None:
+        yield f"{changed} of {n_pairs} rows changed"
+    for name, meaning in MEANING.items():
+        if entry.get(name):
+            yield f"{entry[name]} ({entry[name] / n_pairs:.1%}) {meaning}"

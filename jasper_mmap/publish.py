@@ -1,0 +1,224 @@
+"""Putting a generation of negatives in force, and going back to an older one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import negatives
+from .audit import generation_errors
+from .errors import FormatError, JasperError, MissingFileError, StoreChangedError, UsageError
+from .incoming import Given, Incoming, Limits, store_sizes, take_in
+from .lint import count_changed_rows
+from .manifest import read_manifest
+from .negatives import Pointer, publisher_lock
+from .retention import GRACE_S, remove_old
+from .store import Store
+from .tensorfile import file_sha256
+
+LOCK_TIMEOUT_S = 60.0
+KEEP = 3
+
+_log = logging.getLogger("jasper_mmap")
+
+
+def publish_negatives(
+    dataset_dir: str | Path,
+    hard_negatives: Given,
+    negative_tiers: Given,
+    *,
+    note: str = "",
+    keep: int = KEEP,
+    lock_timeout_s: float = LOCK_TIMEOUT_S,
+    max_false_negatives: float | None = None,
+    max_own_source: float | None = None,
+    max_repeats: float | None = None,
+    max_changed: float | None = None,
+    grace_s: float = GRACE_S,
+) -> int:
+    """Make new hard negatives [N_p,N] (source numbers) and their tiers [N_p,N] (1 to 4) the
+    generation in force; its number.
+
+    Both are tensors, or paths of `.pt` or `.safetensors` files; dtypes are kept. Everything is
+    checked before anything is written. The last `keep` generations stay on disk for rollback and
+    for readers, and others until `grace_s` seconds after they were replaced. `max_...` are shares
+    of rows (0 to 1) that hold another true source of the question, the pair's own source, a source
+    twice, or something else than the generation in force; more is refused.
+
+    Raises `ContentError`, `ContentTypeError` or `IndexRangeError` naming file, row and value,
+    `BusyError` naming the holder of the lock after `lock_timeout_s`, `AccessError` or
+    `StorageError` where it cannot be written. What was in force then stays so.
+    """
+    limits = Limits(
+        max_false_negatives=max_false_negatives,
+        max_own_source=max_own_source,
+        max_repeats=max_repeats,
+        max_changed=max_changed,
+    )
+    _check_keep(keep)
+    store = Store(dataset_dir)
+    incoming = take_in(store, hard_negatives, negative_tiers)
+    with publisher_lock(store.path, lock_timeout_s):
+        check_same_store(store)
+        before = lost_or_read(store.path)
+        return put_in_force(
+            store, before, incoming, note=note, keep=keep, grace_s=grace_s, limits=limits
+        )
+
+
+def rollback_negatives(
+    dataset_dir: str | Path,
+    generation: int | None = None,
+    *,
+    note: str = "",
+    keep: int = KEEP,
+    lock_timeout_s: float = LOCK_TIMEOUT_S,
+    grace_s: float = GRACE_S,
+) -> int:
+    """Publish the content of an older generation again, under the next number; that number.
+
+    `generation=None` takes the one before the one in force. Raises `MissingFileError` naming the
+    generations that can be gone back to where this one's file is no longer there, `FormatError`
+    where it was altered, else as `publish_negatives`.
+    """
+    _check_keep(keep)
+    store = Store(dataset_dir)
+    with publisher_lock(store.path, lock_timeout_s):
+        check_same_store(store)
+        before = negatives.read_pointer(store.path)
+        entry = _older(store.path, before, generation)
+        incoming = _read_back(store, entry)
+        note = note or f"rollback to {entry['generation']}"
+        return put_in_force(store, before, incoming, note=note, keep=keep, grace_s=grace_s)
+
+
+def _check_keep(keep: int) -> None:
+    if keep < 1:
+        raise UsageError(f"keep must be 1 or more, not {keep}")
+
+
+def lost_or_read(folder: Path) -> Pointer | None:
+    """The pointer in force; None where there is none, or none that can be read: publishing is the
+    remedy then."""
+    try:
+        return negatives.read_pointer(folder)
+    except MissingFileError:
+        return None
+    except FormatError as error:
+        _log.warning("%s The history of generations is lost.", error)
+        return None
+
+
+def check_same_store(store: Store) -> None:
+    """Raise `StoreChangedError` if the store was converted again since it was opened."""
+    if read_manifest(store.path).store_id != store.store_id:
+        raise StoreChangedError(
+            f"{store.path}: was converted again meanwhile, so the negatives were checked against"
+            " other tables; run it again."
+        )
+
+
+def put_in_force(
+    store: Store,
+    before: Pointer | None,
+    incoming: Incoming,
+    *,
+    note: str,
+    keep: int = KEEP,
+    grace_s: float = GRACE_S,
+    limits: Limits | None = None,
+) -> int:
+    """Write generation and pointer, then remove old generations. Call with the lock held."""
+    changed = _changed_rows(store, before, incoming.tables)
+    if limits is not None:
+        limits.check(incoming.lint, changed, store.manifest.sizes["N_p"])
+    folder = store.path
+    number = negatives.next_generation(folder, before)
+    try:
+        pointer = negatives.successor(
+            before,
+            number,
+            negatives.write_generation(folder, number, **incoming.tables),
+            store_id=store.store_id,
+            source=incoming.source,
+            lint=incoming.lint,
+            note=note,
+            changed_rows=changed,
+        )
+        negatives.write_pointer(folder, pointer)
+    except BaseException:
+        _take_back(folder, number)
+        raise
+    _log.info("published generation %d of %s (%s): %s", number, folder, note, incoming.lint)
+    remove_old(folder, pointer, keep, grace_s)
+    return number
+
+
+def _take_back(folder: Path, number: int) -> None:
+    """Free the room of a generation whose pointer could not be written, unless it was after all
+    (what failed may have been the last sync)."""
+    with suppress(JasperError, OSError):
+        if negatives.read_pointer(folder).generation != number:
+            (folder / negatives.FOLDER / negatives.file_name(number)).unlink(missing_ok=True)
+
+
+def _changed_rows(
+    store: Store, before: Pointer | None, tables: Mapping[str, torch.Tensor]
+) -> int | None:
+    if before is None:
+        return None
+    try:
+        negatives.check_pointer(store.path, before, store.store_id)
+        old = negatives.map_generation(store.path, before.generation, _shape(store))
+    except JasperError:
+        return None  # spoilt: publishing is the remedy
+    return count_changed_rows(old, tables)
+
+
+def _shape(store: Store) -> tuple[int, int]:
+    sizes = store_sizes(store)
+    return sizes["N_p"], sizes["N"]
+
+
+def _older(folder: Path, pointer: Pointer, generation: int | None) -> dict[str, Any]:
+    """The history's entry of the generation to go back to; its file is there."""
+    on_disk = negatives.generations_on_disk(folder)
+    older = [e for e in pointer.history if e["generation"] != pointer.generation]
+    available = [e["generation"] for e in older if e["generation"] in on_disk]
+    named = ", ".join(map(str, available)) or "none"
+    if generation is None:
+        if not older:
+            raise MissingFileError(
+                f"{negatives.pointer_path(folder)}: generation {pointer.generation} is the first,"
+                " so there is none to go back to."
+            )
+        generation = older[-1]["generation"]
+    if generation == pointer.generation:
+        raise UsageError(
+            f"generation {generation} is in force already; there are to go back to: {named}."
+        )
+    for entry in older:
+        if entry["generation"] == generation and generation in available:
+            return entry
+    raise MissingFileError(
+        f"{folder / negatives.FOLDER / negatives.file_name(generation)}: not found, generation"
+        f" {generation} was removed or never was; there are to go back to: {named}."
+    )
+
+
+def _read_back(store: Store, entry: dict[str, Any]) -> Incoming:
+    number = entry["generation"]
+    path = store.path / negatives.FOLDER / negatives.file_name(number)
+    if file_sha256(path) != entry.get("sha256"):
+        raise FormatError(
+            f"{path}: was altered after publishing (SHA-256 differs); go back to another one."
+        )
+    tables = negatives.map_generation(store.path, number, _shape(store))
+    for wrong in generation_errors(tables, store_sizes(store), path):
+        raise wrong
+    return Incoming(tables=tables, lint=dict(entry.get("lint") or {}), source={})

@@ -1,0 +1,84 @@
+"""Cold stores: brought into the page cache once a node, or row by row ahead of the batches."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from .atomic import storage_errors
+from .placement import free_bytes
+
+_PIECE_BYTES = 16 << 20
+_SHARE_OF_MEMORY = 0.9
+_MADV_POPULATE_READ = getattr(mmap, "MADV_POPULATE_READ", 22)  # Linux 5.14
+
+
+def fits(paths: Sequence[Path]) -> bool:
+    """Whether the files can all stay in the page cache of this machine now."""
+    need = sum(path.stat().st_size for path in paths)
+    return need <= _SHARE_OF_MEMORY * free_bytes(torch.device("cpu"))
+
+
+def read_through(paths: Sequence[Path], key: str) -> None:
+    """Bring the files into the page cache, with a progress bar on a terminal.
+
+    Processes of a node that call it with the same `key` take turns, so the disk is read once: for
+    the later ones everything is there already.
+    """
+    lock = Path(tempfile.gettempdir()) / f"jasper-warm-{os.getuid()}-{key}.lock"
+    console = Console(file=sys.stderr)
+    columns = (TextColumn("warming"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    hidden = not console.is_terminal
+    with FileLock(lock), Progress(*columns, console=console, disable=hidden) as progress:
+        task = progress.add_task("", total=sum(path.stat().st_size for path in paths))
+        for path in paths:
+            for count in _pieces_read(path):
+                progress.advance(task, count)
+
+
+def _pieces_read(path: Path) -> Iterator[int]:
+    """Read `path` in pieces into 2 MB blocks of the page cache, where the kernel has them.
+
+    Rows are gathered faster from such blocks than from single pages. Of a file read sequentially
+    with read(2) about half ends up in them, of one populated through such a mapping all.
+    """
+    with storage_errors(path, "read"), path.open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        mapping = mmap.mmap(file.fileno(), size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
+        buffer = memoryview(bytearray(0))
+        with mapping:
+            for begin in range(0, size, _PIECE_BYTES):
+                count = min(_PIECE_BYTES, size - begin)
+                try:
+                    if not begin:
+                        mapping.madvise(mmap.MADV_HUGEPAGE)
+                    mapping.madvise(_MADV_POPULATE_READ, begin, count)
+                except (OSError, AttributeError):  # an older kernel, or not Linux
+                    buffer = buffer or memoryview(bytearray(_PIECE_BYTES))
+                    os.preadv(file.fileno(), [buffer[:count]], begin)
+                yield count
+
+
+def read_ahead(table: torch.Tensor, rows: NDArray[np.int64]) -> None:
+    """Have the kernel fetch these rows of a mapped table; returns before they are there."""
+    row_bytes = table[:1].nbytes
+    begin = table.data_ptr() + rows * row_bytes
+    first = begin // mmap.PAGESIZE * mmap.PAGESIZE
+    for address, length in zip(first.tolist(), (begin + row_bytes - first).tolist(), strict=True):
+        _LIBC.madvise(address, length, mmap.MADV_WILLNEED)
+
+
+_LIBC = ctypes.CDLL(None)
+_LIBC.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
