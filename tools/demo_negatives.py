@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 TIER_SHARES = torch.tensor([3, 7, 10, 12], dtype=torch.float64) / 12  # cumulative: 3+4+3+2 of 12
-BLOCK_PAIRS = 1024
+BLOCK_SCORES = 2**20  # 4 MiB a block: stays in the cache, whatever N_p and N_s are
+OUT_OF_REACH = -3.0  # below every score: similarity in [-1,1], or a flag plus a chance in [0,1)
 
 
 def mine_negatives(
@@ -24,7 +25,7 @@ def mine_negatives(
     """Return distinct negatives `[N_p,N]` and their tiers `[N_p,N]`, lowest tier first.
 
     Tier 1 lies in the pair's cluster, 2 in the cluster next to it, 3 is most similar to the
-    question, 4 random in the less similar half of the other clusters. Where a tier has too few
+    question, 4 random in other clusters and less similar than the mean. Where a tier has too few
     candidates (tiny folders), any source that is not an answer fills it.
     """
     answers = _answers(pair_index, len(questions))
@@ -36,18 +37,19 @@ def mine_negatives(
     counts = (TIER_SHARES * n_neg).round().long().diff(prepend=torch.tensor([0]))
 
     mined = []
-    for rows in torch.split(torch.arange(len(pair_index)), BLOCK_PAIRS):
+    for rows in torch.split(torch.arange(len(pair_index)), 1 + BLOCK_SCORES // len(sources)):
         question, cluster = pair_index[rows, 0], pair_cluster[rows, None]
         similarity = questions[question] @ sources.T
         chance = torch.rand(similarity.shape, generator=generator)
         inside, beside = cluster_of == cluster, cluster_of == adjacent[cluster]
-        distant = (similarity < similarity.median(1, keepdim=True).values) & ~inside & ~beside
-        scores = (inside + chance, beside + chance, similarity, distant + chance)
-        taken = torch.zeros_like(inside).scatter_(1, answers[question], True)
-        block = []
-        for score, count in zip(scores, counts.tolist(), strict=True):
-            block.append(score.masked_fill(taken, -torch.inf).topk(count).indices)
-            taken.scatter_(1, block[-1], True)
+        distant = (similarity < similarity.mean(1, keepdim=True)) & ~(inside | beside)
+        taken, block = answers[question], []
+        for flag, count in zip((inside, beside, None, distant), counts.tolist(), strict=True):
+            for score in (similarity, chance):
+                score.scatter_(1, taken, OUT_OF_REACH)
+            score = similarity if flag is None else chance + flag
+            taken = score.topk(count).indices
+            block.append(taken)
         mined.append(torch.cat(block, 1))
     tiers = torch.arange(1, 5).repeat_interleave(counts)
     return torch.cat(mined), tiers.repeat(len(pair_index), 1)

@@ -1,0 +1,35 @@
+"""Changing what lies in a store, as an accident or an adversary would."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+
+def edit_manifest(store: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Rewrite `manifest.json` after `change` was done to it."""
+    path = store / "manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+def rewrite(
+    path: Path, change: Callable[[dict[str, torch.Tensor]], object], *, touch: bool
+) -> None:
+    """Change tensors of a file in place, byte for byte of the same size; `touch` moves its time."""
+    before = path.stat()
+    tensors = load_file(path)
+    offset = before.st_size - sum(t.nbytes for t in tensors.values())
+    change(tensors)
+    header = json.loads(path.read_bytes()[8:offset])
+    with path.open("r+b") as file:
+        for name, tensor in tensors.items():
+            file.seek(offset + header[name]["data_offsets"][0])
+            file.write(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    moved = 1_000_000_000 if touch else 0
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + moved))

@@ -1,0 +1,137 @@
+"""Generations whose content tells their number, and a process that publishes them.
+
+Shape letters: `B` batch, `N` n_neg, `N_p` pairs, `N_s` sources.
+"""
+
+import json
+import multiprocessing
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jasper_mmap import publish_negatives
+from jasper_mmap.negatives import FOLDER, POINTER, read_pointer
+from tests.oracle import Oracle
+
+SOAK_S = float(os.environ.get("JASPER_SOAK_S", "1.5"))
+"""How long each soak lasts; 30 is what the README's promise was checked with."""
+
+Tables = tuple[Tensor, Tensor]
+NAMES = ("hard_negatives", "negative_tiers")
+
+
+def own_copy(store: Path, target: Path) -> Path:
+    """Return a copy of a store that a test may change."""
+    shutil.copytree(store, target)
+    return target
+
+
+def numbered(oracle: Oracle, number: int, pairs: Tensor | slice = slice(None)) -> Tables:
+    """Return negatives and tiers `[N_p,N]` (of some pairs) that no other number has in any row.
+
+    The first negative of every row is the source of that number.
+    """
+    sources = len(oracle.tables["source_embs"])
+    negatives = (oracle.tables["hard_negatives"][pairs].to(torch.int64) + number) % sources
+    negatives[:, 0] = number % sources
+    tiers = (oracle.tables["negative_tiers"][pairs].to(torch.int64) + number) % 4 + 1
+    return negatives, tiers
+
+
+def publish_numbered(store: Path, oracle: Oracle, **options: Any) -> int:
+    """Publish what tells the next number; nobody else may publish meanwhile."""
+    number = read_pointer(store).generation + 1
+    assert publish_negatives(store, *numbered(oracle, number), **options) == number
+    return number
+
+
+def publishing(store: Path, folder: Path, interval_s: float) -> multiprocessing.Process:
+    """Start a process that publishes numbered generations, one every `interval_s`, until ended."""
+    process = multiprocessing.get_context("forkserver").Process(
+        target=_publish_for_ever, args=(store, folder, interval_s), daemon=True
+    )
+    process.start()
+    return process  # type: ignore[return-value]
+
+
+def _publish_for_ever(store: Path, folder: Path, interval_s: float) -> None:
+    torch.set_num_threads(1)
+    oracle = Oracle(folder)
+    due = time.monotonic()
+    while True:
+        publish_numbered(store, oracle)
+        due += interval_s
+        time.sleep(max(0, due - time.monotonic()))
+
+
+class Witness:
+    """Tells which generation a batch was made from, and that it was made from no other."""
+
+    def __init__(self, oracle: Oracle, split: str) -> None:
+        self._oracle = oracle
+        self._pairs = torch.tensor(oracle.splits[split])
+        self._sources: Tensor = oracle.tables["source_embs"].to(torch.float32)
+        self._number_of = {row.numpy().tobytes(): i for i, row in enumerate(self._sources)}
+        assert len(self._number_of) == len(self._sources)
+
+    def generation_of(self, batch: dict[str, Tensor], positions: list[int], first: int) -> int:
+        """Return the number of the generation; it is above `first`, or `first` itself.
+
+        `first` is not numbered: it holds what the builder's folder holds.
+        """
+        pairs = self._pairs[torch.tensor(positions)]
+        number = self._number_of[batch["negative_embs"][0, 0].numpy().tobytes()]
+        negatives, tiers = numbered(self._oracle, number, pairs)
+        if not torch.equal(batch["negative_embs"][:, 0], self._sources[negatives[:, 0]]):
+            number = first
+            files = (self._oracle.tables["hard_negatives"], self._oracle.tables["negative_tiers"])
+            negatives, tiers = (table[pairs].to(torch.int64) for table in files)
+        assert torch.equal(batch["negative_embs"], self._sources[negatives]), "torn negatives"
+        assert torch.equal(batch["negative_tiers"], tiers), "tiers of another generation"
+        return number
+
+
+def until(done: Callable[[], object], patience_s: float = 10.0) -> None:
+    """Wait until `done()` is true; fail after `patience_s`."""
+    end = time.monotonic() + patience_s
+    while not done():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+def saved(tables: Tables, folder: Path, prefix: str = "") -> tuple[Path, Path]:
+    """Write both tables as `.pt` files."""
+    folder.mkdir(exist_ok=True)
+    first, second = (folder / f"{prefix}{name}.pt" for name in NAMES)
+    torch.save(tables[0], first)
+    torch.save(tables[1], second)
+    return first, second
+
+
+def in_force(store: Path) -> dict[str, Any]:
+    """Return what the pointer's file says, read without the package."""
+    pointer: dict[str, Any] = json.loads((store / FOLDER / POINTER).read_text())
+    return pointer
+
+
+def contents(store: Path) -> dict[str, bytes]:
+    """Return every file of the folder of generations."""
+    return {path.name: path.read_bytes() for path in (store / FOLDER).iterdir()}
+
+
+def generations_left(store: Path) -> list[int]:
+    """Return the numbers of the generations whose files are there."""
+    return sorted(int(path.stem) for path in (store / FOLDER).glob("*.safetensors"))
+
+
+def with_value(tables: Tables, at: int, row: int, column: int, value: int) -> Tables:
+    """Return copies of both tables, one value of table `at` replaced."""
+    changed = (tables[0].clone(), tables[1].clone())
+    changed[at][row, column] = value
+    return changed

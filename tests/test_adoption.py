@@ -1,0 +1,147 @@
+"""What workers serve while generations come and go: whole ones, in order, also removed ones."""
+
+import pickle
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch.utils.data import DataLoader
+
+from jasper_mmap import JASPERSteeringDataset, watch_negatives
+from jasper_mmap.errors import MissingFileError
+from jasper_mmap.negatives import FOLDER, file_name
+from tests.oracle import Oracle
+from tests.publishing import (
+    SOAK_S,
+    Witness,
+    own_copy,
+    publish_numbered,
+    publishing,
+    until,
+)
+from tests.serving import CONTEXTS, NamedOracle, loader_of, next_positions
+
+QUICK_S = 0.02
+
+
+@pytest.fixture
+def store(demo_store: Path, tmp_path: Path) -> Path:
+    """Return a store that the test may change."""
+    return own_copy(demo_store, tmp_path / "store")
+
+
+@pytest.fixture
+def oracle(oracle_named: NamedOracle) -> Oracle:
+    """Return the oracle of that store."""
+    return oracle_named("demo")
+
+
+@pytest.fixture
+def dataset(store: Path) -> Iterator[JASPERSteeringDataset]:
+    """Return the train split of that store."""
+    with JASPERSteeringDataset(store, "train") as opened:
+        yield opened
+
+
+def generation_served(dataset: JASPERSteeringDataset, oracle: Oracle, first: int = 1) -> int:
+    """Return the generation that a batch of the dataset is made from."""
+    positions = list(range(8))
+    batch = {k: v.cpu() for k, v in dataset.__getitems__(positions).columns.items()}
+    return Witness(oracle, dataset.split).generation_of(batch, positions, first)
+
+
+def file_of(store: Path, generation: int) -> Path:
+    """Return the path of a generation's file."""
+    return store / FOLDER / file_name(generation)
+
+
+# What workers serve while a process publishes
+
+
+def stock_loader(store: Path) -> Any:
+    """Return torch's own loader, with two persistent workers."""
+    dataset = JASPERSteeringDataset(store, "train")
+    return DataLoader(
+        dataset, 64, num_workers=2, persistent_workers=True, multiprocessing_context="fork"
+    )
+
+
+@pytest.mark.parametrize("kind", [*CONTEXTS, "stock"])
+def test_every_batch_is_of_one_generation_and_numbers_rise(
+    kind: str,
+    real_store: Path,
+    real_folder: Path,
+    oracle_named: NamedOracle,
+    tmp_path: Path,
+) -> None:
+    """No batch is torn, and none is older than one that was there when it was asked for."""
+    store = own_copy(real_store, tmp_path / "store")
+    oracle = oracle_named("real")
+    witness = Witness(oracle, "train")
+    loader = stock_loader(store) if kind == "stock" else loader_of(store, "train", 64, 2, kind)
+    queued = 2 if kind == "stock" else 4  # torch's workers take turns; ours two each in any order
+    publisher = publishing(store, real_folder, 0.05)
+    with watch_negatives(loader, interval_s=QUICK_S):
+        until(lambda: loader.dataset.generation > 1, 30)
+        end, seen = time.monotonic() + SOAK_S, []
+        while time.monotonic() < end:
+            promised = (
+                [list(range(i, i + 64)) for i in range(0, len(loader.dataset), 64)]
+                if kind == "stock"
+                else next_positions(loader)
+            )
+            for batch, positions in zip(loader, promised, strict=True):
+                positions = positions[: len(batch["relevance"])]
+                seen.append(witness.generation_of(batch, positions, 1))
+    publisher.terminate()
+    publisher.join()
+    assert all(later >= earlier for earlier, later in zip(seen, seen[queued:], strict=False))
+    assert seen[-1] > 1
+    assert len(set(seen)) >= SOAK_S
+    print(f"{kind}: {len(seen)} batches of {len(set(seen))} generations, last {seen[-1]}")
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_worker_started_late_serves_a_generation_that_was_removed(
+    context: str, store: Path, oracle: Oracle
+) -> None:
+    """What the main process serves, its workers serve, also when the file has lost its name."""
+    loader = loader_of(store, "train", 8, 2, context, persistent_workers=False)
+    served = publish_numbered(store, oracle)
+    assert loader.dataset_obj.reload_negatives() == served
+    for _ in range(2):
+        publish_numbered(store, oracle, keep=1, grace_s=0)
+    assert not file_of(store, served).exists()
+    witness = Witness(oracle, "train")
+    for batch, positions in zip(loader, next_positions(loader), strict=True):
+        assert witness.generation_of(batch, positions, 1) == served
+    del loader
+
+
+def test_persistent_worker_adopts_a_generation_that_was_removed(
+    store: Path, oracle: Oracle
+) -> None:
+    """A worker that was busy elsewhere finds what its owner holds."""
+    loader = loader_of(store, "train", 8, 2)
+    witness = Witness(oracle, "train")
+    for _ in range(2):
+        served = publish_numbered(store, oracle, keep=1, grace_s=0)
+        loader.dataset_obj.reload_negatives()
+        publish_numbered(store, oracle, keep=1, grace_s=0)
+        promised = next_positions(loader)
+        found = {witness.generation_of(b, p, 1) for b, p in zip(loader, promised, strict=True)}
+        assert found == {served}
+    del loader
+
+
+def test_pickled_copy_of_a_removed_generation_says_what_to_do(store: Path, oracle: Oracle) -> None:
+    """A copy that shares nothing with its origin cannot ask it."""
+    with JASPERSteeringDataset(store, "train") as dataset:
+        copied = pickle.dumps(dataset)
+        for _ in range(2):
+            publish_numbered(store, oracle, keep=1, grace_s=0)
+        with pytest.raises(MissingFileError, match="open the dataset anew"):
+            pickle.loads(copied)[0]
+        assert generation_served(dataset, oracle) == 1

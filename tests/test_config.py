@@ -1,0 +1,159 @@
+"""Every mistake in `config.json` is an error that names file, key and what was found."""
+
+import copy
+import json
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jasper_mmap.config import parse_config, read_config
+from jasper_mmap.errors import ConfigError, JasperError, MissingFileError
+
+GOOD: dict[str, Any] = {
+    "embedding_dim": 384,
+    "n_neg": 12,
+    "steering_probabilities": {"zero": 0.1, "centroid": 0.2, "keyword": 0.4, "residual": 0.3},
+    "curriculum": {"zero_prob_start": 0.5, "zero_prob_end": 0.1, "epochs_total": 10},
+    "builder": "x",
+}
+KEYS = [
+    ("embedding_dim",),
+    ("n_neg",),
+    ("steering_probabilities",),
+    *(("steering_probabilities", name) for name in GOOD["steering_probabilities"]),
+    *(("curriculum", name) for name in GOOD["curriculum"]),
+]
+
+
+def changed(path: tuple[str, ...], change: Callable[[dict[str, Any], str], Any]) -> str:
+    """Return the text of a configuration with `change(object, key)` done at `path`."""
+    value = copy.deepcopy(GOOD)
+    holder = value
+    for key in path[:-1]:
+        holder = holder[key]
+    change(holder, path[-1])
+    return json.dumps(value)
+
+
+def misspell(holder: dict[str, Any], key: str) -> None:
+    """Double the last letter of the key."""
+    holder[key + key[-1]] = holder.pop(key)
+
+
+def refused(text: str, *words: str) -> None:
+    """Require a `ConfigError`, also a `KeyError`, whose message holds the file and all `words`."""
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text, Path("folder/config.json"))
+    assert isinstance(caught.value, KeyError)
+    for word in ("folder/config.json", *words):
+        assert word in str(caught.value)
+
+
+def test_good_config_is_read_whole() -> None:
+    """Checked values come out as they stand, unknown keys are kept."""
+    config = parse_config(json.dumps(GOOD), Path("config.json"))
+    assert (config.embedding_dim, config.n_neg) == (384, 12)
+    assert config.steering_probabilities == GOOD["steering_probabilities"]
+    assert config.curriculum is not None
+    assert vars(config.curriculum) == GOOD["curriculum"]
+    assert config.raw == GOOD
+
+
+def test_curriculum_may_be_left_out() -> None:
+    """Without one there is none, and that is no error."""
+    text = changed(("curriculum",), lambda holder, key: holder.pop(key))
+    assert parse_config(text, Path("config.json")).curriculum is None
+
+
+@pytest.mark.parametrize("path", KEYS, ids=".".join)
+def test_missing_key_is_named(path: tuple[str, ...]) -> None:
+    """Each key that must be there is asked for by its name."""
+    refused(changed(path, lambda holder, key: holder.pop(key)), f"'{path[-1]}'", "missing")
+
+
+@pytest.mark.parametrize("path", [*KEYS, ("curriculum",)], ids=".".join)
+def test_misspelt_key_is_told_with_the_right_spelling(path: tuple[str, ...]) -> None:
+    """A near miss of a known key that is absent is an error, an optional key's too."""
+    refused(changed(path, misspell), path[-1], "misspelt")
+
+
+def test_key_that_resembles_one_that_is_there_is_kept() -> None:
+    """Only what stands for an absent key is taken for a misspelling."""
+    text = json.dumps({**GOOD, "n_negs": 5, "embeddings_dim": 1})
+    assert parse_config(text, Path("config.json")).raw["n_negs"] == 5
+
+
+@pytest.mark.parametrize("name", ["embedding_dim", "curriculum", "builder", "zero_prob_end"])
+def test_duplicate_key_is_refused(name: str) -> None:
+    """JSON lets the last one win; here it is an error, at any depth and for unknown keys too."""
+    text = json.dumps(GOOD)
+    at = text.index(f'"{name}"')
+    refused(f'{text[:at]}"{name}": 1, {text[at:]}', f"'{name}'", "twice")
+
+
+@pytest.mark.parametrize("key", ["embedding_dim", "n_neg"])
+@pytest.mark.parametrize("value", [0, -3, 1.5, 12.0, "12", True, None, [12]])
+def test_size_must_be_a_positive_whole_number(key: str, value: object) -> None:
+    """What was found is repeated."""
+    refused(json.dumps({**GOOD, key: value}), f"'{key}'", repr(value))
+
+
+@pytest.mark.parametrize("path", KEYS[3:-1], ids=".".join)
+@pytest.mark.parametrize("value", [-0.1, 1.1, "0.1", True, None, float("nan"), float("inf")])
+def test_probability_must_lie_between_0_and_1(path: tuple[str, ...], value: object) -> None:
+    """Each of them, NaN and infinity (which Python's JSON lets in) included."""
+    refused(
+        changed(path, lambda holder, key: holder.__setitem__(key, value)), path[-1], repr(value)
+    )
+
+
+@pytest.mark.parametrize("value", [0, 2.5, "10", True, None])
+def test_epochs_total_must_be_a_positive_whole_number(value: object) -> None:
+    """A curriculum without an epoch is none."""
+    rule = {**GOOD["curriculum"], "epochs_total": value}
+    refused(json.dumps({**GOOD, "curriculum": rule}), "epochs_total", repr(value))
+
+
+def test_probabilities_must_sum_to_one() -> None:
+    """The sum that was found is told; rounding errors pass."""
+    base = GOOD["steering_probabilities"]
+    refused(json.dumps({**GOOD, "steering_probabilities": {**base, "zero": 0.2}}), "sum", "1.1")
+    refused(json.dumps({**GOOD, "steering_probabilities": {**base, "zero": 0.0999}}), "sum")
+    thirds = {"zero": 0.0, "centroid": 0.33333333, "keyword": 0.33333333, "residual": 0.33333333}
+    text = json.dumps({**GOOD, "steering_probabilities": thirds})
+    parse_config(text, Path("config.json"))
+
+
+@pytest.mark.parametrize("key", ["steering_probabilities", "curriculum"])
+@pytest.mark.parametrize("value", [None, 1, "x", [0.1, 0.2]])
+def test_object_is_asked_for_where_something_else_stands(key: str, value: object) -> None:
+    """null is no way to leave the curriculum out."""
+    refused(json.dumps({**GOOD, key: value}), f"'{key}'", "object", repr(value))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "[" * 100_000, '{"a": }'])
+def test_text_that_is_no_json_object_is_refused(text: str) -> None:
+    """Whatever stands there, it is our error."""
+    refused(text)
+
+
+def test_missing_file_is_told(tmp_path: Path) -> None:
+    """The words that users search for stay."""
+    with pytest.raises(MissingFileError, match="Config file not found"):
+        read_config(tmp_path)
+
+
+def test_unreadable_file_is_told(tmp_path: Path) -> None:
+    """Bytes that are no text, or a folder of that name, are errors of ours."""
+    path = tmp_path / "config.json"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="UTF-8"):
+        read_config(tmp_path)
+    path.unlink()
+    path.mkdir()
+    assert stat.S_ISDIR(path.stat().st_mode)
+    with pytest.raises(JasperError):
+        read_config(tmp_path)

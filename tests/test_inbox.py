@@ -1,0 +1,198 @@
+"""The commands about generations, and the service that publishes what a miner drops."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from jasper_mmap import publish_negatives
+from jasper_mmap.cli_negatives import COMMANDS
+from jasper_mmap.errors import (
+    ContentError,
+    MissingFileError,
+    UsageError,
+)
+from jasper_mmap.inbox import Inbox, inbox_pattern
+from jasper_mmap.negatives import read_pointer
+from tests.oracle import Oracle
+from tests.publishing import (
+    NAMES,
+    Tables,
+    in_force,
+    numbered,
+    own_copy,
+    saved,
+    until,
+    with_value,
+)
+from tests.serving import NamedOracle
+
+COMMAND = {command.name: command for command in COMMANDS}
+
+
+@pytest.fixture
+def store(demo_store: Path, tmp_path: Path) -> Path:
+    """Return a store that the test may change."""
+    return own_copy(demo_store, tmp_path / "store")
+
+
+@pytest.fixture
+def oracle(oracle_named: NamedOracle) -> Oracle:
+    """Return the oracle of that store."""
+    return oracle_named("demo")
+
+
+@pytest.fixture
+def new(oracle: Oracle) -> Tables:
+    """Return negatives and tiers that were not published yet."""
+    return numbered(oracle, 2)
+
+
+# Commands
+
+
+def _run(name: str, *arguments: object) -> Result:
+    return CliRunner().invoke(COMMAND[name], [str(a) for a in arguments])
+
+
+def test_commands_publish_show_and_roll_back(store: Path, new: Tables, tmp_path: Path) -> None:
+    """Each says what it did; `--json` for programs."""
+    first, second = saved(new, tmp_path / "mined")
+    files = ("--negatives", first, "--tiers", second)
+    ran = _run("publish", store, *files, "--note", "from a test", "--json")
+    assert ran.exit_code == 0, ran.output
+    assert json.loads(ran.output)["generation"] == 2
+    assert "published generation 3; 500 of 500 rows changed" in _run("rollback", store).output
+    shown = json.loads(_run("generations", store, "--json").output)
+    assert [entry["generation"] for entry in shown] == [1, 2, 3]
+    assert [entry["in_force"] for entry in shown] == [False, False, True]
+    assert shown[1]["note"] == "from a test"
+    assert "in force" in _run("generations", store).output.splitlines()[2]
+    refused = _run("publish", store, *files, "--max-changed", "0.1")
+    assert isinstance(refused.exception, ContentError)
+    assert _run("publish", store, *files, "--max-changed", "7").exit_code == 2
+    assert isinstance(_run("rollback", store, "--to", "99").exception, MissingFileError)
+
+
+# The inbox
+
+
+@pytest.fixture
+def inbox(store: Path) -> Inbox:
+    """Return an inbox of that store that needs no patience."""
+
+    def publish(*paths: Path, note: str) -> int:
+        return publish_negatives(store, *paths, note=note)
+
+    return Inbox(inbox_pattern(store, None), publish, settle_s=0.1, patience_s=0.3)
+
+
+def _look_for(inbox: Inbox, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        inbox.look()
+        time.sleep(0.02)
+
+
+def test_inbox_publishes_complete_pairs_and_files_them(
+    store: Path, oracle: Oracle, inbox: Inbox
+) -> None:
+    """A pair whose second file comes late is published when it is there, then moved to done/."""
+    folder = store / "inbox"
+    _, second = saved(numbered(oracle, 2), folder, "step1-")
+    second.rename(store / "late")
+    _look_for(inbox, 0.3)
+    assert in_force(store)["generation"] == 1
+    (store / "late").rename(second)
+    _look_for(inbox, 0.3)
+    assert in_force(store)["generation"] == 2
+    assert "step1-hard_negatives.pt" in in_force(store)["note"]
+    done = sorted(path.name for path in (folder / "done").iterdir())
+    assert done == [f"000002-step1-{name}.pt" for name in NAMES]
+    assert not list(folder.glob("*.pt"))
+
+
+def test_inbox_waits_for_files_that_are_still_being_written(
+    store: Path, oracle: Oracle, inbox: Inbox
+) -> None:
+    """A file that grows, or does not load yet, is not published and not thrown away."""
+    first, _ = saved(numbered(oracle, 2), store / "inbox")
+    whole = first.read_bytes()
+    first.write_bytes(b"")
+    for end in range(0, len(whole), len(whole) // 10):
+        with first.open("ab") as file:
+            file.write(whole[first.stat().st_size : end])
+        _look_for(inbox, 0.05)
+        assert in_force(store)["generation"] == 1
+    _look_for(inbox, 0.2)
+    assert first.exists()
+    first.write_bytes(whole)
+    _look_for(inbox, 0.3)
+    assert in_force(store)["generation"] == 2
+
+
+@pytest.mark.parametrize("damage", ["value", "file"])
+def test_inbox_files_what_is_wrong_with_the_reason(
+    damage: str, store: Path, new: Tables, inbox: Inbox
+) -> None:
+    """A bad pair goes to failed/, and the next good one is published."""
+    folder = store / "inbox"
+    first, _ = saved(with_value(new, 0, 5, 6, -3), folder)
+    if damage == "file":
+        os.truncate(first, 100)
+    _look_for(inbox, 0.6)
+    failed = {
+        path.name.partition("Z-")[2] or path.name: path for path in (folder / "failed").iterdir()
+    }
+    assert sum(path.suffix == ".pt" for path in failed.values()) == 2
+    reasons = [path.read_text() for path in failed.values() if path.name.endswith(".reason.txt")]
+    assert all(("-3 in row 5, column 6" if damage == "value" else "damaged") in r for r in reasons)
+    assert reasons
+    saved(new, folder)
+    _look_for(inbox, 0.3)
+    assert in_force(store)["generation"] == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_watch_command_serves_an_inbox_until_signalled(
+    store: Path, new: Tables, tmp_path: Path, number: signal.Signals
+) -> None:
+    """One line an event; a clean end with status 0."""
+    folder = tmp_path / "mined"
+    folder.mkdir()
+    program = (
+        "import sys; from jasper_mmap.cli_negatives import COMMANDS;"
+        "from jasper_mmap.console import run; run(COMMANDS[3])"
+    )
+    arguments = [str(store), "--inbox", str(folder), "--interval", "0.05", "--settle", "0.1"]
+    service = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", program, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert service.stdout is not None
+    assert "watching" in service.stdout.readline()
+    saved(new, folder)
+    until(lambda: read_pointer(store).generation == 2)
+    until(lambda: len(list((folder / "done").glob("*.pt"))) == 2)
+    service.send_signal(number)
+    output, _ = service.communicate(timeout=20)
+    assert service.returncode == 0, output
+    assert [line.split(" INFO ")[1].split(" ")[0] for line in output.splitlines()] == [
+        "published",
+        "ended",
+    ]
+
+
+def test_inbox_pattern_must_tell_the_two_files_apart(store: Path) -> None:
+    """A pattern that could not name the tiers' file is a mistake."""
+    with pytest.raises(UsageError):
+        inbox_pattern(store, "/somewhere/*.pt")
+    assert inbox_pattern(store, str(store)).name == "*hard_negatives*.pt"

@@ -1,0 +1,227 @@
+"""Publishers that die, meet each other or a full disk: what was in force stays in force."""
+
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from jasper_mmap import JASPERSteeringDataset, publish_negatives
+from jasper_mmap.errors import AccessError, BusyError, StorageError
+from jasper_mmap.negatives import FOLDER, check_pointer, publisher_lock, read_pointer
+from tests.oracle import Oracle
+from tests.publishing import (
+    NAMES,
+    SOAK_S,
+    contents,
+    generations_left,
+    in_force,
+    numbered,
+    own_copy,
+    publish_numbered,
+    publishing,
+    until,
+)
+from tests.serving import NamedOracle
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PAGE = 4096
+KILLED = int(SOAK_S * 10 / 3)
+"""Publishers that are killed; 100 in the long form."""
+
+
+@pytest.fixture
+def store(demo_store: Path, tmp_path: Path) -> Path:
+    """Return a store that the test may change."""
+    return own_copy(demo_store, tmp_path / "store")
+
+
+@pytest.fixture
+def oracle(oracle_named: NamedOracle) -> Oracle:
+    """Return the oracle of that store."""
+    return oracle_named("demo")
+
+
+def assert_sound(store: Path, oracle: Oracle, first: int = 1) -> int:
+    """Require that the generation in force is complete and is the one that it says it is."""
+    with JASPERSteeringDataset(store, "train", validate="full") as dataset:
+        pointer = read_pointer(store)
+        check_pointer(store, pointer, in_force(store)["store_id"], full=True)
+        assert dataset.generation == pointer.generation
+    if pointer.generation > first:
+        served = load_file(store / FOLDER / pointer.file)
+        for name, table in zip(NAMES, numbered(oracle, pointer.generation), strict=True):
+            assert torch.equal(served[name], table)
+    return pointer.generation
+
+
+def test_killed_publishers_leave_a_complete_generation_in_force(
+    store: Path, demo_folder: Path, oracle: Oracle
+) -> None:
+    """At whatever instant one dies; the next one works and sweeps what was left."""
+    dice, before, died_busy = random.Random(3), 1, 0
+    for _ in range(KILLED):
+        publisher = publishing(store, demo_folder, 0)
+        until(lambda before=before: read_pointer(store).generation > before, 30)
+        time.sleep(dice.uniform(0, 0.02))
+        publisher.kill()
+        publisher.join()
+        leftovers = list((store / FOLDER).glob(".*.tmp"))
+        unnamed = max(generations_left(store)) > read_pointer(store).generation
+        died_busy += bool(leftovers) or unnamed
+        after = assert_sound(store, oracle)
+        assert after > before
+        # A dead publisher's number is not used again, so its content tells another one.
+        before = max(generations_left(store)) + 1
+        assert publish_negatives(store, *numbered(oracle, before), grace_s=0) == before
+        assert_sound(store, oracle)
+        assert not list((store / FOLDER).glob(".*.tmp"))
+        assert len(generations_left(store)) <= 3
+    print(f"{KILLED} killed, {died_busy} of them left something")
+
+
+def _publish_some(store: Path, folder: Path, count: int, answers: Any) -> None:
+    torch.set_num_threads(1)
+    tables = numbered(Oracle(folder), 5)
+    answers.put([publish_negatives(store, *tables, keep=100) for _ in range(count)])
+
+
+def test_publishers_at_once_lose_no_generation(store: Path, demo_folder: Path) -> None:
+    """No number twice, none lost, and the history in order."""
+    answers = PROCESSES.Queue()
+    publishers = [
+        PROCESSES.Process(target=_publish_some, args=(store, demo_folder, 5, answers))
+        for _ in range(8)
+    ]
+    for publisher in publishers:
+        publisher.start()
+    published = [number for _ in publishers for number in answers.get(timeout=60)]
+    for publisher in publishers:
+        publisher.join()
+    assert sorted(published) == list(range(2, 42))
+    assert [entry["generation"] for entry in in_force(store)["history"]] == list(range(1, 42))
+    assert generations_left(store) == list(range(1, 42))
+
+
+def _hold_lock(store: Path, held: Any) -> None:
+    with publisher_lock(store, 5):
+        held.set()
+        time.sleep(60)
+
+
+def test_lock_held_by_another_is_an_error_that_says_by_whom(store: Path, oracle: Oracle) -> None:
+    """After the timeout, with pid and host; the lock of a dead process is free."""
+    held = PROCESSES.Event()
+    holder = PROCESSES.Process(target=_hold_lock, args=(store, held))
+    holder.start()
+    held.wait(30)
+    started = time.monotonic()
+    with pytest.raises(BusyError, match=f"{holder.pid}@{socket.gethostname()}") as caught:
+        publish_numbered(store, oracle, lock_timeout_s=0.2)
+    assert isinstance(caught.value, TimeoutError)
+    assert 0.2 <= time.monotonic() - started < 5
+    assert in_force(store)["generation"] == 1
+    holder.kill()
+    holder.join()
+    assert publish_numbered(store, oracle) == 2
+
+
+def _mounted(store: Path, options: str, program: str, *arguments: str) -> str:
+    """Run a program that sees `store` under a mount of its own; skip where that is not allowed."""
+    script = f'mount {options} && exec "$@"'
+    command = ["unshare", "-m", "bash", "-c", script, "bash", sys.executable, "-W", "ignore"]
+    ran = subprocess.run(
+        [*command, "-c", program, str(store), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    if "unshare:" in ran.stderr or "mount:" in ran.stderr:
+        pytest.skip(f"cannot mount here: {ran.stderr}")
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+PUBLISH = """
+import shutil, sys
+from pathlib import Path
+from jasper_mmap import JASPERSteeringDataset, publish_negatives
+from jasper_mmap.errors import JasperError
+if len(sys.argv) > 2:
+    shutil.copytree(sys.argv[2], sys.argv[1], dirs_exist_ok=True)
+dataset = JASPERSteeringDataset(sys.argv[1], "train")
+before = {p.name: p.read_bytes() for p in Path(sys.argv[1], "negatives").iterdir()}
+for _ in range(2):
+    try:
+        publish_negatives(sys.argv[1], dataset.hard_negatives, dataset.negative_tiers)
+    except JasperError as error:
+        print(type(error).__name__, error)
+after = {p.name: p.read_bytes() for p in Path(sys.argv[1], "negatives").iterdir()}
+assert before == after or set(after) - set(before) == {".lock"}, sorted(after)
+"""
+
+
+def test_full_disk_leaves_what_is_in_force(store: Path, tmp_path: Path) -> None:
+    """An error that says so; nothing is left lying about, so that trying again costs no room."""
+    pages = sum(-(-path.stat().st_size // PAGE) for path in store.rglob("*") if path.is_file())
+    small = tmp_path / "small"
+    small.mkdir()
+    pages += 2 + 12  # two folders' own; a generation needs 25 pages
+    options = f"-t tmpfs -o size={pages * PAGE} none {small}"
+    told = _mounted(small, options, PUBLISH, str(store)).splitlines()
+    assert len(told) == 2
+    assert all(line.startswith(StorageError.__name__) and "disk is full" in line for line in told)
+
+
+def test_full_disk_at_the_pointer_leaves_no_file(
+    store: Path, oracle: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The generation's file goes again when its pointer cannot be written."""
+    before = contents(store)
+
+    def full(*_: Any) -> None:
+        raise StorageError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("jasper_mmap.negatives.atomic.write_json", full)
+        with pytest.raises(StorageError):
+            publish_numbered(store, oracle)
+    assert contents(store).keys() - before.keys() <= {".lock"}
+    assert publish_numbered(store, oracle) == 2
+
+
+def test_folder_that_may_not_be_written_is_an_error(store: Path) -> None:
+    """A read-only mount; root may write anywhere else."""
+    options = f"--bind {store} {store} && mount -o remount,bind,ro {store}"
+    told = _mounted(store, options, PUBLISH).splitlines()
+    assert len(told) == 2
+    assert all(line.startswith(AccessError.__name__) and str(store) in line for line in told)
+
+
+def test_interrupt_leaves_what_is_in_force(store: Path, demo_folder: Path, oracle: Oracle) -> None:
+    """SIGTERM in the middle is like a kill."""
+    publisher = publishing(store, demo_folder, 0)
+    until(lambda: read_pointer(store).generation > 3, 30)
+    assert publisher.pid is not None
+    os.kill(publisher.pid, signal.SIGTERM)
+    publisher.join()
+    assert_sound(store, oracle)
+
+
+def test_what_a_killed_publisher_left_half_written_is_swept(store: Path, oracle: Oracle) -> None:
+    """The next publisher removes temporary files."""
+    left = store / FOLDER / ".000002.safetensors.0123456789ab.tmp"
+    shutil.copy(store / FOLDER / "000001.safetensors", left)
+    publish_numbered(store, oracle)
+    assert not left.exists()

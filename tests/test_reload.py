@@ -1,0 +1,119 @@
+"""The old way of working: files beside the store are overwritten, then `reload_negatives()`."""
+
+import logging
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from jasper_mmap import JASPERSteeringDataset
+from jasper_mmap.errors import (
+    ContentError,
+)
+from tests.oracle import Oracle
+from tests.publishing import (
+    Tables,
+    generations_left,
+    in_force,
+    numbered,
+    own_copy,
+    publish_numbered,
+    saved,
+    with_value,
+)
+from tests.serving import NamedOracle
+
+
+@pytest.fixture
+def store(demo_store: Path, tmp_path: Path) -> Path:
+    """Return a store that the test may change."""
+    return own_copy(demo_store, tmp_path / "store")
+
+
+@pytest.fixture
+def oracle(oracle_named: NamedOracle) -> Oracle:
+    """Return the oracle of that store."""
+    return oracle_named("demo")
+
+
+@pytest.fixture
+def new(oracle: Oracle) -> Tables:
+    """Return negatives and tiers that were not published yet."""
+    return numbered(oracle, 2)
+
+
+# The old way of working
+
+
+@pytest.fixture
+def built(demo_folder: Path, tmp_path: Path) -> Path:
+    """Return a store that lies beside its `.pt` files."""
+    from converters import convert
+
+    folder = own_copy(demo_folder, tmp_path / "built")
+    convert(folder)
+    return folder
+
+
+def test_reload_publishes_overwritten_files_once(built: Path, oracle: Oracle) -> None:
+    """New content makes a generation; the same content written again, or nothing new, none."""
+    with JASPERSteeringDataset(built, "train") as dataset:
+        assert dataset.reload_negatives() == 1
+        saved(numbered(oracle, 2), built)
+        assert dataset.reload_negatives() == dataset.generation == 2
+        assert torch.equal(dataset.hard_negatives, numbered(oracle, 2)[0])
+        assert dataset.reload_negatives() == 2
+        saved(numbered(oracle, 2), built)
+        assert dataset.reload_negatives() == 2
+        assert publish_numbered(built, oracle) == 3
+        assert dataset.reload_negatives() == 3
+        saved(numbered(oracle, 5), built)
+        assert dataset.reload_negatives() == 4
+
+
+def test_reload_refuses_overwritten_files_that_are_wrong(built: Path, new: Tables) -> None:
+    """An error that names the row, and the old generation stays in service."""
+    with JASPERSteeringDataset(built, "train") as dataset:
+        saved(with_value(new, 1, 3, 4, 9), built)
+        with pytest.raises(ContentError, match=r"negative_tiers\.pt.* row 3, column 4"):
+            dataset.reload_negatives()
+        assert dataset.generation == 1
+        assert in_force(built)["generation"] == 1
+
+
+def _reload(folder: Path, start: Any, answers: Any) -> None:
+    with JASPERSteeringDataset(folder, "train") as dataset:
+        start.wait()
+        answers.put(dataset.reload_negatives())
+
+
+def test_several_ranks_reloading_at_once_make_one_generation(built: Path, new: Tables) -> None:
+    """Whoever has the lock first publishes; the others find it done."""
+    context = multiprocessing.get_context("forkserver")
+    start, answers = context.Barrier(4), context.Queue()
+    ranks = [context.Process(target=_reload, args=(built, start, answers)) for _ in range(4)]
+    for rank in ranks:
+        rank.start()
+    saved(new, built)
+    for rank in ranks:
+        rank.join()
+    assert [answers.get() for _ in ranks] == [2] * 4
+    assert generations_left(built) == [1, 2]
+
+
+def test_reload_on_a_store_that_cannot_be_written_warns(
+    built: Path, new: Tables, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is published is served; overwritten files stay unpublished."""
+    with JASPERSteeringDataset(built, "train") as dataset:
+        saved(new, built)
+
+        def refuse(*_: Any, **__: Any) -> None:
+            raise PermissionError(30, "Read-only file system", str(built))
+
+        monkeypatch.setattr("jasper_mmap.locks.FileLock.acquire", refuse)
+        with caplog.at_level(logging.WARNING):
+            assert dataset.reload_negatives() == 1
+        assert "serving what is published" in caplog.text

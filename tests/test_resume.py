@@ -1,0 +1,199 @@
+"""Passes are counted, and a state goes on at the very sample where it was taken."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import RandomSampler, SequentialSampler
+
+from jasper_mmap import JASPERSteeringDataset, create_loader, set_epoch
+from jasper_mmap.errors import JasperError, UsageError
+from jasper_mmap.sampler import PassCounter
+from tests.serving import loader_of, next_positions
+from tests.test_sampler import batches, whole_order
+
+
+@pytest.fixture
+def loader(demo_store: Path) -> Iterator[Any]:
+    """Return a shuffled loader of train without workers."""
+    made = loader_of(demo_store, "train", 16)
+    yield made
+    made.dataset_obj.close()
+
+
+def after(loader: Any, count: int) -> dict[str, Any]:
+    """Take `count` batches of a new pass, then the state."""
+    taken = iter(loader)
+    for _ in range(count):
+        next(taken)
+    state: dict[str, Any] = loader.state_dict()
+    return state
+
+
+def served_order(loader: Any) -> list[int]:
+    """Return the positions that the next pass serves, and serve it."""
+    order = list(itertools.chain(*next_positions(loader)))
+    assert len(list(loader)) == len(next_batches(order, loader.batch_size))
+    return order
+
+
+def next_batches(order: Sequence[int], size: int) -> list[Sequence[int]]:
+    """Cut an order into batches."""
+    return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+def test_every_pass_of_an_epoch_has_its_own_order(loader: Any, demo_store: Path) -> None:
+    """Passes are counted from `set_epoch`, on the loader or on its dataset alone."""
+    first, second = served_order(loader), served_order(loader)
+    assert first != second
+    set_epoch(loader, 1)
+    in_one = served_order(loader)
+    assert in_one not in (first, second)
+    loader.dataset_obj.set_epoch(0)
+    assert [served_order(loader), served_order(loader)] == [first, second]
+    set_epoch(loader, 0)
+    assert served_order(loader) == first
+
+
+def test_looking_at_the_order_counts_no_pass(loader: Any) -> None:
+    """Neither the sampler, nor lengths, nor the first positions move it."""
+    before = next_positions(loader)
+    assert len(loader.sampler_obj) == len(loader.dataset_obj)
+    assert len(loader) == len(before)
+    assert loader.first_positions() == before[0]
+    assert next_positions(loader) == before
+
+
+@pytest.mark.parametrize(("size", "done"), [(16, 5), (7, 5), (16, 0), (50, 1)])
+def test_state_resumes_in_the_middle_of_a_pass(
+    loader: Any, demo_store: Path, size: int, done: int
+) -> None:
+    """A new loader, of another batch size too, serves the rest of the interrupted pass, then the
+    passes that would have followed."""
+    list(loader)
+    whole = whole_order(loader.sampler_obj.passes.peek())
+    resumed = loader_of(demo_store, "train", size)
+    resumed.load_state_dict(after(loader, done))
+    rest = next_batches(whole[done * 16 :], size)
+    assert next_positions(resumed) == [batch for batch in rest if len(batch) == size]
+    assert len(resumed) == len(whole) // size  # that of a whole pass
+    assert len(list(resumed)) == (len(whole) - done * 16) // size
+    assert whole_order(resumed.sampler_obj.passes.peek()) == whole_order(
+        loader.sampler_obj.passes.peek()
+    )
+    assert resumed.sampler_obj.passes.peek().start == 0
+
+
+def test_resumed_batches_equal_those_of_the_unbroken_pass(loader: Any, demo_store: Path) -> None:
+    """Bit for bit, with the steering that was drawn."""
+    unbroken = [{k: v.clone() for k, v in batch.items()} for batch in loader]
+    set_epoch(loader, 0)
+    state = after(loader, 3)
+    resumed = loader_of(demo_store, "train", 16)
+    resumed.load_state_dict(state)
+    served = 3
+    for batch in resumed:
+        assert all(torch.equal(batch[key], unbroken[served][key]) for key in batch)
+        served += 1
+    assert served == len(unbroken)
+
+
+def test_set_epoch_after_loading_keeps_the_place(loader: Any, demo_store: Path) -> None:
+    """A training loop calls `set_epoch` at the top of every epoch: the same epoch keeps the
+    place, another one begins anew."""
+    set_epoch(loader, 4)
+    state = after(loader, 2)
+    rest = loader_of(demo_store, "train", 16, epoch=4)
+    rest.load_state_dict(state)
+    want = next_positions(rest)
+    set_epoch(rest, 4)
+    assert next_positions(rest) == want
+    set_epoch(rest, 5)
+    fresh = loader_of(demo_store, "train", 16, epoch=5)
+    assert next_positions(rest) == next_positions(fresh)
+
+
+def test_state_moves_the_epoch_and_is_plain(loader: Any, demo_store: Path) -> None:
+    """The state alone says where training stands; it is made of numbers and words."""
+    set_epoch(loader, 7)
+    state = after(loader, 1)
+    assert all(isinstance(value, int | str) for value in state.values())
+    resumed = loader_of(demo_store, "train", 16)
+    resumed.load_state_dict(state)
+    assert resumed.dataset_obj.current_epoch == 7
+
+
+def test_state_after_a_whole_pass_begins_the_next(loader: Any, demo_store: Path) -> None:
+    """The last batch ends a pass, whether the loop saw its end or not."""
+    state = after(loader, len(loader))
+    resumed = loader_of(demo_store, "train", 16)
+    resumed.load_state_dict(state)
+    assert next_positions(resumed) == next_positions(loader)
+    assert len(next_positions(resumed)) == len(loader)
+
+
+def test_state_of_a_resumed_pass_counts_on(loader: Any, demo_store: Path) -> None:
+    """Interrupted twice, with two batch sizes, nothing is served twice or left out."""
+    whole = whole_order(loader.sampler_obj.passes.peek())
+    second = loader_of(demo_store, "train", 5)
+    second.load_state_dict(after(loader, 3))
+    third = loader_of(demo_store, "train", 16)
+    third.load_state_dict(after(second, 4))
+    assert next_positions(third)[0] == whole[3 * 16 + 4 * 5 :][:16]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"split": "val"}, "split"),
+        ({"seed": 1}, "seed was 1, is 42"),
+        ({"pairs": 3}, "pairs"),
+        ({"consumed": -1}, "-1"),
+        ({"consumed": 10**9}, "1000000000"),
+        ({"pass": -1}, "-1"),
+        ({"epoch": -1}, "-1"),
+    ],
+)
+def test_state_of_another_loader_is_refused(loader: Any, change: Any, words: str) -> None:
+    """What differs is named, and nothing is moved."""
+    state = after(loader, 2)
+    before = next_positions(loader)
+    with pytest.raises(JasperError, match=words):
+        loader.load_state_dict({**state, **change})
+    assert next_positions(loader) == before
+
+
+@pytest.mark.parametrize("state", [{}, {"epoch": 1}, {"epoch": "x"}, 5, None])
+def test_what_is_no_state_is_refused(loader: Any, state: Any) -> None:
+    """Whatever was handed over, the error is ours."""
+    with pytest.raises(UsageError, match="not the state of a loader"):
+        loader.load_state_dict(state)
+
+
+def test_samplers_are_the_torch_ones_they_stand_for(demo_store: Path) -> None:
+    """Tools that rewrap a loader look at types."""
+    assert isinstance(loader_of(demo_store, "train", 8).sampler_obj, RandomSampler)
+    assert isinstance(loader_of(demo_store, "val", 8).sampler_obj, SequentialSampler)
+
+
+def test_distributed_needs_a_process_group(demo_store: Path) -> None:
+    """The error says what to call first."""
+    with pytest.raises(UsageError, match="init_process_group"):
+        create_loader(demo_store, "train", 8, distributed=True)
+
+
+def test_ranks_of_real_loaders_share_one_pass(demo_store: Path) -> None:
+    """Counters of two ranks give plans that together are the plan of one."""
+    with JASPERSteeringDataset(demo_store, "train") as dataset:
+        counters = [PassCounter(dataset, 8, True, True, rank, 2) for rank in range(2)]
+        for _ in range(2):
+            plans = [counter.begin() for counter in counters]
+            one = replace(plans[0], rank=0, world=1)
+            together = [[*a, *b] for a, b in zip(*map(batches, plans), strict=True)]
+            flat = list(itertools.chain(*together))
+            assert flat == whole_order(one)[: len(flat)]
+        assert plans[0].pass_number == 1

@@ -1,0 +1,154 @@
+"""The order of a pass: one for all ranks, resumable anywhere, and computed by parts."""
+
+import itertools
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DistributedSampler
+
+from jasper_mmap.sampler import Plan
+
+
+def plan(n: int = 100, **options: Any) -> Plan:
+    """Return a plan for one rank of one, shuffled, keeping the tail, unless told otherwise."""
+    defaults = {
+        "split": "train",
+        "shuffle": True,
+        "seed": 42,
+        "epoch": 0,
+        "pass_number": 0,
+        "start": 0,
+        "batch_size": 8,
+        "drop_last": False,
+        "rank": 0,
+        "world": 1,
+    }
+    return Plan(n=n, **{**defaults, **options})
+
+
+def batches(of: Plan) -> list[list[int]]:
+    """Return the positions of each batch, asked for one by one."""
+    return [of.positions(k, k + 1).tolist() for k in range(len(of))]
+
+
+def whole_order(of: Plan) -> list[int]:
+    """Return the global order that the plan is a part of, from the beginning of the pass."""
+    alone = replace(of, start=0, rank=0, world=1, batch_size=of.n, drop_last=False)
+    result: list[int] = alone.positions(0, 1).tolist()
+    return result
+
+
+def ranks(of: Plan, world: int) -> list[Plan]:
+    """Return the plans of all ranks."""
+    return [replace(of, rank=rank, world=world) for rank in range(world)]
+
+
+GRID = list(itertools.product((1, 7, 64, 100), (1, 2, 3, 8), (1, 4, 9), (False, True)))
+
+
+def test_ranks_together_consume_what_a_single_process_would() -> None:
+    """Batch k of all ranks, one rank after the other, is batch k of a process with a batch as
+    large as theirs together; the tail goes on from the beginning of the order, or is cut."""
+    for n, world, size, drop_last in GRID:
+        one = plan(n, batch_size=size, drop_last=drop_last)
+        order, together = whole_order(one), ranks(one, world)
+        served = [list(itertools.chain(*k)) for k in zip(*map(batches, together), strict=True)]
+        consumed = list(itertools.chain(*served))
+        case = f"n={n} world={world} batch_size={size} drop_last={drop_last}"
+        run = world * size
+        if drop_last:
+            assert consumed == order[: n // run * run], case
+        else:
+            assert consumed == (order * world)[: -(-n // world) * world], case
+        assert all(len(k) == run for k in served[:-1]), case
+
+
+def test_blocks_of_batches_equal_single_ones() -> None:
+    """Positions computed for many batches at once are those of each."""
+    for n, world, size, drop_last in GRID:
+        for of in ranks(plan(n, batch_size=size, drop_last=drop_last), world):
+            single = batches(of)
+            for first in range(0, len(of), 3):
+                want = list(itertools.chain(*single[first : first + 3]))
+                assert of.positions(first, min(first + 3, len(of))).tolist() == want
+            assert [of.rows(k) for k in range(len(of))] == [len(batch) for batch in single]
+
+
+class Numbered(torch.utils.data.Dataset[int]):
+    """A dataset of n numbers."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+def test_ranks_get_as_many_samples_as_from_torch() -> None:
+    """Every rank's share has the size that `DistributedSampler` gives it."""
+    for n, world, drop_last in itertools.product(
+        (1, 2, 5, 16, 17, 99), (1, 2, 3, 8), (False, True)
+    ):
+        for rank, of in enumerate(ranks(plan(n, drop_last=drop_last), world)):
+            torchs = DistributedSampler(Numbered(n), world, rank, drop_last=drop_last)
+            if drop_last and n < world:
+                assert of.samples == 0  # torch's own count is wrong there
+                continue
+            assert of.samples == len(torchs) == len(list(torchs))
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_resume_anywhere_gives_exactly_the_rest(drop_last: bool) -> None:
+    """After any number of batches, also with another world and batch size, the order goes on at
+    the very sample where it stopped."""
+    for n, (world, size), (world2, size2) in itertools.product(
+        (50, 97), ((1, 8), (2, 4), (3, 5)), ((1, 8), (1, 3), (4, 2), (2, 4))
+    ):
+        first = plan(n, batch_size=size, world=world, drop_last=drop_last)
+        order = whole_order(first)
+        for done in range(len(first)):
+            start = first.consumed(done)
+            assert start == done * world * size
+            later = ranks(replace(first, batch_size=size2, start=start), world2)
+            consumed = [p for k in zip(*map(batches, later), strict=True) for b in k for p in b]
+            rest = order[start:]
+            cut = len(rest) // (world2 * size2) * world2 * size2 if drop_last else len(rest)
+            assert consumed[:cut] == rest[:cut]
+            assert len(consumed) - cut < (1 if drop_last else world2)
+        assert first.consumed(len(first)) == n
+
+
+def test_unshuffled_order_is_the_order_of_the_split() -> None:
+    """Whatever seed, epoch and pass are."""
+    of = plan(30, shuffle=False, epoch=3, pass_number=2, seed=1)
+    assert list(itertools.chain(*batches(of))) == list(range(30))
+
+
+def test_order_depends_on_seed_epoch_pass_and_split() -> None:
+    """Each of them gives another order of the same positions; nothing else does."""
+    first = plan(200)
+    orders = [
+        whole_order(replace(first, **change))
+        for change in ({}, {"seed": 1}, {"epoch": 1}, {"pass_number": 1}, {"split": "val"})
+    ]
+    assert all(sorted(order) == list(range(200)) for order in orders)
+    assert len(set(map(tuple, orders))) == len(orders)
+    assert whole_order(replace(first, batch_size=3, world=5, rank=2)) == orders[0]
+
+
+def test_plan_of_a_hundred_million_pairs_costs_nothing() -> None:
+    """No permutation is stored: any batch of any rank is there at once."""
+    started = time.process_time()
+    of = plan(10**8, batch_size=512, rank=3, world=8)
+    assert len(of) == -(-12_500_000 // 512)
+    last = of.positions(len(of) - 1, len(of))
+    assert len(last) == of.rows(len(of) - 1)
+    assert np.unique(of.positions(0, 16)).size == 16 * 512
+    assert time.process_time() - started < 0.5

@@ -1,0 +1,147 @@
+"""Slots: what is leased is not overwritten, what is dropped is used again, nothing is left over."""
+
+import gc
+import random
+import threading
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from jasper_mmap import JASPERSteeringDataset, create_loader
+from jasper_mmap.schema import COLUMNS
+from jasper_mmap.slots import Layout, Slots
+
+
+def new_slots(count: int = 2, *, shared: bool = False, rows: int = 5) -> Slots:
+    """Slots of `rows` rows for D=3 and N=2."""
+    return Slots(Layout(rows, 3, 2), count, shared=shared)
+
+
+def taken(slots: Slots, rows: int = 5) -> dict[str, torch.Tensor]:
+    """A batch in the next free slot."""
+    slot = slots.take()
+    return slots.lease(slots.take_grown() if slot is None else slot, rows)
+
+
+def test_columns_have_the_shapes_of_the_schema_and_begin_on_64_bytes() -> None:
+    """Each column is contiguous, aligned, and overlaps no other."""
+    batch = taken(new_slots())
+    sizes = {"B": 5, "D": 3, "N": 2}
+    spans = []
+    for column in COLUMNS.values():
+        tensor = batch[column.name]
+        assert tuple(tensor.shape) == tuple(sizes[d] for d in column.shape)
+        assert tensor.dtype == column.dtype
+        assert tensor.is_contiguous()
+        assert tensor.data_ptr() % 64 == 0
+        spans.append((tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes))
+    spans.sort()
+    assert all(end <= begin for (_, end), (begin, _) in pairwise(spans))
+
+
+def test_a_partial_batch_has_its_own_number_of_rows() -> None:
+    """Two rows of a slot for five are tensors of two rows."""
+    assert {len(tensor) for tensor in taken(new_slots(), rows=2).values()} == {2}
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_slot_is_free_again_when_the_last_tensor_over_it_dies(shared: bool) -> None:
+    """One column, a view of one, or a numpy array is enough to hold the slot."""
+    slots = new_slots(1, shared=shared)
+    holders = [
+        lambda batch: batch["relevance"],
+        lambda batch: batch["negative_embs"][1:2, 0],
+        lambda batch: batch["question_emb"].numpy()[0],
+        lambda batch: batch["steering"].detach().requires_grad_(),
+    ]
+    for hold in holders:
+        batch = taken(slots)
+        held: Any = hold(batch)
+        del batch
+        assert slots.take() is None
+        del held
+        free = slots.take()
+        assert free == 0
+        slots.give_back(free)
+
+
+def test_a_slot_may_be_freed_in_another_thread() -> None:
+    """The last reference dies in a thread that never saw the slots."""
+    slots = new_slots(1)
+    box = [taken(slots)]
+    thread = threading.Thread(target=box.clear)
+    thread.start()
+    thread.join()
+    assert slots.take() == 0
+
+
+def test_the_slot_freed_last_is_handed_out_first() -> None:
+    """It is the one that is still in the processor's cache."""
+    slots = new_slots(3)
+    batches = [taken(slots) for _ in range(3)]
+    addresses = [batch["relevance"].data_ptr() for batch in batches]
+    for number in (0, 2, 1):
+        batches[number] = {}
+    assert [taken(slots)["relevance"].data_ptr() for _ in range(2)] == [addresses[1]] * 2
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_kept_batches_grow_the_memory_and_give_it_back(shared: bool, tmp_path: Path) -> None:
+    """Slots beyond the regular ones are counted, distinct, and empty their pages when freed."""
+    slots = new_slots(2, shared=shared, rows=4096)
+    kept = [taken(slots, rows=4096) for _ in range(20)]
+    for number, batch in enumerate(kept):
+        batch["question_emb"].fill_(number)
+    assert all(bool((b["question_emb"] == i).all()) for i, b in enumerate(kept))
+    assert slots.fallbacks == 18
+    del batch
+    if slots.memory is not None:
+        file = Path(f"/proc/self/fd/{slots.memory.fd}")
+        grown = file.stat().st_blocks
+        kept.clear()
+        assert file.stat().st_blocks <= grown * 2 // 20
+    kept.clear()
+    again = [taken(slots) for _ in range(3)]
+    assert bool((again[2]["question_emb"] == 0).all())
+
+
+def test_what_a_user_does_to_a_tensor_reaches_no_later_batch() -> None:
+    """Gradients, in-place shapes and shared memory stay with the tensor they were asked of."""
+    slots = new_slots(1)
+    batch = taken(slots)
+    batch["question_emb"].fill_(1.0).requires_grad_()
+    (batch["question_emb"] * 2).sum().backward()
+    batch["steering"].unsqueeze_(0)
+    batch["relevance"].share_memory_()
+    batch.pop("cluster_id")
+    del batch
+    gc.collect()
+    later = taken(slots)
+    assert set(later) == set(COLUMNS)
+    assert not later["question_emb"].requires_grad
+    assert later["question_emb"].grad is None
+    assert later["steering"].ndim == 2
+    assert not later["relevance"].is_shared()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_batch_that_is_held_is_never_overwritten(demo_store: Path, workers: int) -> None:
+    """Batches kept and dropped at random still hold what they held when they came."""
+    dice = random.Random(5)
+    loader = create_loader(demo_store, "train", 16, num_workers=workers)
+    oracle = JASPERSteeringDataset(demo_store, "train")
+    held: list[tuple[dict[str, torch.Tensor], list[int], int]] = []
+    for epoch in range(8):
+        loader.dataset_obj.set_epoch(epoch)
+        positions = list(loader.sampler_obj)
+        for number, batch in enumerate(loader):
+            held.append((batch, positions[16 * number : 16 * number + 16], epoch))
+            if len(held) > 12 or dice.random() < 0.5:
+                columns, where, drawn = held.pop(dice.randrange(len(held)))
+                oracle.set_epoch(drawn)
+                want = oracle.__getitems__(where).columns
+                assert all(torch.equal(columns[name], want[name]) for name in want)
+    assert loader.slot_fallbacks > 0

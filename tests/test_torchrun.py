@@ -1,0 +1,116 @@
+"""Ranks of torch.distributed serve the same generation in every epoch."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.oracle import Oracle
+from tests.publishing import SOAK_S, own_copy, publish_numbered, publishing
+from tests.serving import NamedOracle
+
+RANKS = 4 if SOAK_S >= 10 else 2
+EPOCHS = 20 if SOAK_S >= 10 else 6
+
+TRAIN = """
+import sys, time
+import torch, torch.distributed as dist
+from jasper_mmap import create_loader, set_epoch, watch_negatives
+store, adopt, epochs = sys.argv[1], sys.argv[2], int(sys.argv[3])
+torch.set_num_threads(1)
+dist.init_process_group("gloo")
+loader = create_loader(store, "train", 32, 1, distributed=True)
+watcher = watch_negatives(loader, 0.1, adopt=adopt)
+seen = []
+for epoch in range(epochs):
+    set_epoch(loader, epoch)
+    number = loader.dataset_obj.generation
+    tiers = {tuple(b["negative_tiers"].flatten().tolist()[:4]) for b in loader}
+    seen.append((number, loader.dataset_obj.generation))
+    time.sleep(0.2 + 0.1 * dist.get_rank())
+told = [None] * dist.get_world_size()
+dist.all_gather_object(told, seen)
+if dist.get_rank() == 0:
+    print(told)
+    if adopt == "epoch":
+        watcher.stop()
+        val = create_loader(store, "val", 32)
+        set_epoch(val, 7)  # one rank alone: must not wait for the others
+del loader
+dist.destroy_process_group()
+"""
+
+
+@pytest.fixture
+def store(demo_store: Path, tmp_path: Path) -> Path:
+    """Return a store that the test may change."""
+    return own_copy(demo_store, tmp_path / "store")
+
+
+def seen_by_ranks(store: Path, adopt: str, program: str = TRAIN) -> list[list[tuple[int, int]]]:
+    """Train under torchrun; for each rank the generation at begin and end of each epoch."""
+    script = store.with_name("train.py")
+    script.write_text(program)
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
+    ran = subprocess.run(
+        [*command, "--nproc-per-node", str(RANKS), str(script), str(store), adopt, str(EPOCHS)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    found: list[list[tuple[int, int]]] = ast.literal_eval(ran.stdout.splitlines()[-1])
+    return found
+
+
+def test_ranks_agree_in_every_epoch_while_a_publisher_runs(store: Path, demo_folder: Path) -> None:
+    """With adopt="epoch" all ranks serve rank 0's generation from begin to end of each epoch."""
+    publisher = publishing(store, demo_folder, 0.1)
+    seen = seen_by_ranks(store, "epoch")
+    publisher.terminate()
+    publisher.join()
+    print(seen[0])
+    assert all(rank == seen[0] for rank in seen)
+    assert all(begin == end for begin, end in seen[0])
+    numbers = [begin for begin, _ in seen[0]]
+    assert numbers == sorted(numbers)
+    assert len(set(numbers)) > EPOCHS / 2
+
+
+def test_ranks_agree_at_the_beginning_of_an_epoch_when_adopting_at_once(
+    store: Path, demo_folder: Path
+) -> None:
+    """With adopt="now" they start an epoch together, and go on as each sees it."""
+    publisher = publishing(store, demo_folder, 0.1)
+    seen = seen_by_ranks(store, "now")
+    publisher.terminate()
+    publisher.join()
+    assert all(end >= begin for rank in seen for begin, end in rank)
+    assert seen[0][-1][1] > 1
+
+
+def test_ranks_stay_where_they_are_when_one_cannot_follow(
+    store: Path, oracle_named: NamedOracle
+) -> None:
+    """A generation that is spoilt for the others is not served by rank 0 alone."""
+    oracle: Oracle = oracle_named("demo")
+    publish_numbered(store, oracle)
+    program = TRAIN.replace(
+        "seen = []",
+        "import jasper_mmap.served as s, jasper_mmap.errors as e\n"
+        "import jasper_mmap as j\n"
+        "seen = []\n"
+        "if dist.get_rank():\n"
+        "    def no(self, pointer): raise e.FormatError('spoilt here')\n"
+        "    s.Served.examined = no\n"
+        "else:\n"
+        "    d = loader.dataset_obj\n"
+        "    n = j.publish_negatives(store, d.hard_negatives, d.negative_tiers)\n"
+        "    while d.adoption.nominee.number != n: time.sleep(0.05)\n"
+        "dist.barrier()",
+    )
+    seen = seen_by_ranks(store, "epoch", program)
+    assert {number for rank in seen for number in rank} == {(2, 2)}

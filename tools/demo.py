@@ -1,0 +1,294 @@
+"""Run `python -m tools.demo [DIR]` to see all of it work: convert, verify, train, evaluate.
+
+Without DIR a small synthetic builder's folder is made first. A two-layer predictor then trains on
+batches of two workers; half-way another process publishes new hard negatives (those of
+`--new-negatives`, on synthetic data re-mined ones), which the running loader adopts. The exit
+status is 1 unless the loss fell and retrieval with each steering forced is far above chance.
+
+Shape letters: `B` batch, `D` embedding_dim, `N` n_neg.
+"""
+
+import argparse
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+
+from converters import convert
+from jasper_mmap import (
+    JASPERSteeringDataset,
+    create_loader,
+    publish_negatives,
+    set_epoch,
+    validate_first_batch,
+)
+from jasper_mmap.errors import JasperError
+from jasper_mmap.lint import MEANING
+from jasper_mmap.loader import JASPERDataLoader
+from jasper_mmap.passes import Batch
+from jasper_mmap.schema import NEGATIVES, VARIANTS
+from jasper_mmap.validate import verify_store
+from tools.demo_data import make_builder_folder, remine_negatives
+
+BATCH_SIZE = 64
+HIDDEN = 256
+EVALUATION_BATCH = 256
+LEARNING_RATE = 3e-3
+TEMPERATURE = 0.05
+ADOPTION_TIMEOUT_S = 30.0
+LOSS_MUST_FALL_TO = 0.8
+"""The last epoch's loss as a share of the first one's, at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """What the report says of one epoch; `loss` is the mean over its batches."""
+
+    number: int
+    zero_share: float
+    generation: int
+    loss: float
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrieval:
+    """How well a split's targets are found among their own negatives."""
+
+    accuracy: float
+    """Share of pairs whose target is nearer to the prediction than all N negatives."""
+    mean_rank: float
+    """1 is best, N + 1 worst."""
+
+
+class Predictor(nn.Module):
+    """Question and steering `[B,D]` to the normalised place `[B,D]` where the source should be."""
+
+    def __init__(self, dim: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.inner = _linear(2 * dim, HIDDEN, generator)
+        self.outer = _linear(HIDDEN, dim, generator)
+
+    def forward(self, question: Tensor, steering: Tensor) -> Tensor:
+        inner = nn.functional.gelu(self.inner(torch.cat([question, steering], dim=1)))
+        return normalize(self.outer(inner), dim=1)
+
+
+def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
+    layer = nn.Linear(inputs, outputs)
+    nn.init.xavier_uniform_(layer.weight, generator=generator)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def similarities(predictor: Predictor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the prediction `[B,D]` and its cosine `[B,1+N]` to the target, then each negative."""
+    predicted = predictor(batch["question_emb"], batch["steering"])
+    candidates = torch.cat([batch["target_source_emb"][:, None], batch["negative_embs"]], dim=1)
+    return predicted, torch.einsum("bd,bnd->bn", predicted, normalize(candidates, dim=2))
+
+
+def info_nce(predictor: Predictor, batch: Batch) -> Tensor:
+    """Return the loss of telling each target from its negatives and the batch's other targets."""
+    predicted, own = similarities(predictor, batch)
+    others = predicted @ normalize(batch["target_source_emb"], dim=1).T
+    others = others.masked_fill(torch.eye(len(others), dtype=torch.bool), -torch.inf)
+    scores = torch.cat([own, others], dim=1) / TEMPERATURE
+    return cross_entropy(scores, torch.zeros(len(scores), dtype=torch.int64))
+
+
+def train_epoch(
+    predictor: Predictor, optimiser: torch.optim.Optimizer, loader: Iterable[Batch]
+) -> float:
+    """Take one step a batch; return the mean loss."""
+    losses = []
+    for batch in loader:
+        loss = info_nce(predictor, batch)
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        losses.append(loss.item())
+    return math.fsum(losses) / len(losses)
+
+
+def train(
+    store: Path, epochs: int, batch_size: int, new_negatives: Path | None
+) -> tuple[Predictor, list[Epoch]]:
+    """Train for `epochs`; after the middle one another process publishes `new_negatives`."""
+    loader = create_loader(
+        store, "train", batch_size, num_workers=2, drop_last=False, watch=new_negatives is not None
+    )
+    dataset = loader.dataset_obj
+    validate_first_batch(loader)
+    predictor = Predictor(dataset.embedding_dim, torch.Generator().manual_seed(0))
+    optimiser = torch.optim.AdamW(predictor.parameters(), lr=LEARNING_RATE)
+    done = []
+    for number in range(epochs):
+        set_epoch(loader, number)
+        began = time.perf_counter()
+        loss = train_epoch(predictor, optimiser, loader)
+        done.append(
+            Epoch(
+                number=number,
+                zero_share=dataset.steering_probs["zero"],
+                generation=dataset.generation,
+                loss=loss,
+                seconds=time.perf_counter() - began,
+            )
+        )
+        if new_negatives is not None and number == (epochs - 1) // 2:
+            publish_meanwhile(store, new_negatives)
+            wait_for_adoption(dataset, after=done[-1].generation)
+    return predictor, done
+
+
+def publish_meanwhile(store: Path, folder: Path) -> None:
+    """Publish the negatives in `folder` from another process, as a mining job does."""
+    files = [folder / artifact.source for artifact in NEGATIVES]
+    publisher = get_context("spawn").Process(
+        target=publish_negatives, args=(store, *files), kwargs={"note": "tools.demo"}
+    )
+    publisher.start()
+    publisher.join()
+    if publisher.exitcode:
+        raise JasperError(f"{folder}: its negatives were not published; the reason stands above.")
+
+
+def wait_for_adoption(dataset: JASPERSteeringDataset, *, after: int) -> None:
+    """Return when `dataset` serves a generation newer than `after`."""
+    deadline_s = time.monotonic() + ADOPTION_TIMEOUT_S
+    while dataset.generation <= after:
+        if time.monotonic() > deadline_s:
+            raise JasperError(f"generation {after + 1} was not adopted in {ADOPTION_TIMEOUT_S} s.")
+        time.sleep(0.05)
+
+
+def held_out_loader(store: Path) -> JASPERDataLoader:
+    """Return a loader of val, or of test where val is empty."""
+    for split in ("val", "test"):
+        loader = create_loader(store, split, EVALUATION_BATCH)
+        if len(loader):
+            return loader
+    raise JasperError(f"{store}: val and test are empty, so there is nothing to evaluate on.")
+
+
+@torch.no_grad()
+def evaluate(predictor: Predictor, loader: JASPERDataLoader, variant: str) -> Retrieval:
+    """Rank the targets of a split with every pair steered by `variant`."""
+    loader.dataset_obj.force_steering(variant)
+    ranks = []
+    for batch in loader:
+        _, scores = similarities(predictor, batch)
+        ranks.append(1 + (scores[:, 1:] >= scores[:, :1]).sum(dim=1))
+    rank = torch.cat(ranks).double()
+    return Retrieval(accuracy=(rank == 1).double().mean().item(), mean_rank=rank.mean().item())
+
+
+def training_table(epochs: list[Epoch]) -> Table:
+    """Return what each epoch was trained on, and its loss."""
+    table = Table("epoch", "zero steering", "negatives", "loss", "seconds", title="Training")
+    for epoch in epochs:
+        table.add_row(
+            str(epoch.number),
+            f"{epoch.zero_share:.0%}",
+            f"generation {epoch.generation}",
+            f"{epoch.loss:.3f}",
+            f"{epoch.seconds:.1f}",
+        )
+    return table
+
+
+def retrieval_table(results: dict[str, Retrieval], split: str, n_neg: int) -> Table:
+    """Return the accuracy and mean rank of each forced steering, and those of chance."""
+    title = f"Target among {n_neg} negatives, {split}"
+    table = Table("steering", "ranked first", "mean rank", title=title)
+    chance = Retrieval(accuracy=1 / (n_neg + 1), mean_rank=(n_neg + 2) / 2)
+    for name, result in {**results, "(chance)": chance}.items():
+        table.add_row(name, f"{result.accuracy:.1%}", f"{result.mean_rank:.2f}")
+    return table
+
+
+def shortcomings(epochs: list[Epoch], results: dict[str, Retrieval], n_neg: int) -> list[str]:
+    """Return what the demonstration failed to show; nothing if all is well."""
+    first, last = epochs[0].loss, epochs[-1].loss
+    chance = 1 / (n_neg + 1)
+    least = min(3 * chance, (1 + chance) / 2)
+    failed = []
+    if not last <= LOSS_MUST_FALL_TO * first:
+        failed.append(f"the loss went from {first:.3f} to {last:.3f}: it should fall by a fifth")
+    failed += [
+        f"{name} steering: {result.accuracy:.1%} ranked first, at least {least:.1%} expected"
+        for name, result in results.items()
+        if not result.accuracy >= least
+    ]
+    return failed
+
+
+def run(options: argparse.Namespace, scratch: Path, console: Console) -> list[str]:
+    """Do it all below `scratch` (the store excepted, if one was named); return what failed."""
+    source, new_negatives = options.dir, options.new_negatives
+    if source is None:
+        source = make_builder_folder(scratch / "builder", seed=options.seed)
+        new_negatives = new_negatives or save_remined(source, scratch / "remined")
+    store = options.store or scratch / "store"
+    report = convert(source, store)
+    console.print(
+        f"converted {source} to {store}: {report.bytes_written / 2**20:.1f} MB", soft_wrap=True
+    )
+    for name, count in report.warnings.items():
+        if count:
+            console.print(f"worth a look: {count} {MEANING[name]}", soft_wrap=True)
+    verified = verify_store(store)
+    if not verified.ok:
+        return [problem.message for problem in verified.problems]
+    console.print(f"verified {verified.files} files: checksums, shapes, ranges and indices")
+
+    predictor, epochs = train(store, options.epochs, options.batch_size, new_negatives)
+    console.print(training_table(epochs))
+    loader = held_out_loader(store)
+    dataset = loader.dataset_obj
+    results = {name: evaluate(predictor, loader, name) for name in VARIANTS}
+    console.print(retrieval_table(results, dataset.split, dataset.n_neg))
+    return shortcomings(epochs, results, dataset.n_neg)
+
+
+def save_remined(source: Path, folder: Path) -> Path:
+    """Save other negatives for the builder's folder `source` in `folder`, and return that."""
+    folder.mkdir()
+    for artifact, tensor in zip(NEGATIVES, remine_negatives(source, seed=1), strict=True):
+        torch.save(tensor, folder / artifact.source)
+    return folder
+
+
+def main() -> None:
+    """Run it as the command line asks; exit with 1 where it did not show what it should."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("dir", type=Path, nargs="?", help="a builder's folder of .pt files")
+    parser.add_argument("--new-negatives", type=Path, help="folder of the negatives to publish")
+    parser.add_argument("--store", type=Path, help="where to keep the store (default: nowhere)")
+    for option, default in (("epochs", 6), ("batch-size", 64), ("seed", 0)):
+        parser.add_argument(f"--{option}", type=int, default=default)
+    options = parser.parse_args()
+    console = Console()
+    try:
+        with tempfile.TemporaryDirectory(prefix="jasper-demo-") as scratch:
+            failed = run(options, Path(scratch), console)
+    except JasperError as error:
+        sys.exit(f"demo: {error}")
+    if failed:
+        sys.exit("demo: " + "\n".join(failed))
+    console.print("Loss fell and every steering beats chance by far.")
+
+
+if __name__ == "__main__":
+    main()
