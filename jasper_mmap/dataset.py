@@ -7,34 +7,26 @@ import operator
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset
 
 from .adoption import Adoption
 from .batch import Rows, Sample
 from .control import NO_VARIANT, Control, Words
 from .curriculum import steering_probabilities
-from .errors import ClosedError, DeviceError, IndexRangeError, UsageError
-from .gather import empty_batch, gather, rows_of, wanted_rows
+from .errors import ClosedError, IndexRangeError, UsageError
 from .negatives import FOLDER, file_name
 from .placement import Placement, placement_for
+from .reading import SplitReader
 from .schema import ARTIFACTS, SPLITS, VARIANTS
 from .served import Served
-from .steering import draw_variants
 from .store import Validation
 
 _log = logging.getLogger("jasper_mmap")
-
-
-class Drawn(NamedTuple):
-    """Steering variants [B] as drawn for one epoch."""
-
-    epoch: int
-    variants: NDArray[np.int64]
 
 
 class JASPERSteeringDataset(Dataset[Sample]):
@@ -91,8 +83,9 @@ class JASPERSteeringDataset(Dataset[Sample]):
         generation = served.open()
         self._control = Control(Words(_checked_epoch(epoch), NO_VARIANT, generation.number))
         self.adoption = Adoption(served, self._control, generation)
+        self._reader = SplitReader(served, self.adoption, self._control, split, self.seed)
         self.epoch_calls = 0
-        self._length = len(served.tables[f"{split}_idx"])
+        self._length = self._reader.n
         _log.info(
             "opened %s split=%s pairs=%d generation=%d device=%s memory=%.1f MB",
             served.path,
@@ -132,73 +125,6 @@ class JASPERSteeringDataset(Dataset[Sample]):
         positions = _as_positions(indices)
         return Rows(self._read_checked(positions), len(positions))
 
-    def read(
-        self,
-        positions: NDArray[np.int64],
-        out: dict[str, torch.Tensor] | None = None,
-        drawn: Drawn | None = None,
-    ) -> dict[str, torch.Tensor]:
-        """The batch of `positions` [B], in columns of its own or in those of `out`.
-
-        With `drawn`, their variants as `draw` gave them for some epoch, nothing is drawn again if
-        that epoch still holds.
-        """
-        served = self._open()
-        device = served.placement.device
-        if device.type != "cpu" and get_worker_info() is not None:
-            raise DeviceError(
-                f"a dataset on {device} cannot be read in a DataLoader's worker: use num_workers=0"
-                " (its batches are ready on the device), or device='cpu' with workers."
-            )
-        words, variants = self._steered(positions, drawn)
-        generation = self.adoption.current(words.generation)
-        pairs = self._pairs(positions)
-        if out is None:
-            config = served.config
-            out = empty_batch(len(positions), config.embedding_dim, config.n_neg, device)
-        gather(served.tables, generation.tables, pairs, variants, out, served.stack)
-        return out
-
-    def wanted_rows(
-        self, positions: NDArray[np.int64], drawn: Drawn
-    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """The wide tables and the rows of them that `read` would read."""
-        served = self._open()
-        words, variants = self._steered(positions, drawn)
-        negatives = self.adoption.current(words.generation).tables
-        pairs = self._pairs(positions)
-        return wanted_rows(served.tables, negatives, pairs, variants, served.stack)
-
-    def _pairs(self, positions: NDArray[np.int64]) -> torch.Tensor:
-        tables = self._open().tables
-        index = torch.from_numpy(positions).to(self._open().placement.device)
-        return rows_of(tables[f"{self.split}_idx"], index).to(torch.int64)
-
-    def _steered(
-        self, positions: NDArray[np.int64], drawn: Drawn | None
-    ) -> tuple[Words, NDArray[np.int64]]:
-        words = self._control.read()
-        if words.forced != NO_VARIANT:
-            return words, np.full(len(positions), words.forced, dtype=np.int64)
-        if drawn is not None and drawn.epoch == words.epoch:
-            return words, drawn.variants
-        return words, self.draw(positions, words.epoch).variants
-
-    def draw(self, positions: NDArray[np.int64], epoch: int) -> Drawn:
-        """The variants that the curriculum of `epoch` gives `positions` [B]."""
-        if not len(positions):
-            return Drawn(epoch, positions)
-        probabilities = steering_probabilities(self._open().config, epoch)
-        variants = draw_variants(
-            positions,
-            self._length,
-            tuple(probabilities.values()),
-            seed=self.seed,
-            split=self.split,
-            epoch=epoch,
-        )
-        return Drawn(epoch, variants)
-
     def _read_checked(self, positions: NDArray[np.int64]) -> dict[str, torch.Tensor]:
         if len(positions) and (positions.min() < 0 or positions.max() >= self._length):
             wrong = positions[(positions < 0) | (positions >= self._length)][0]
@@ -206,7 +132,13 @@ class JASPERSteeringDataset(Dataset[Sample]):
                 f"Index {wrong} out of range: split '{self.split}' has {self._length} pairs,"
                 " numbered from 0."
             )
-        return self.read(positions)
+        return self.reader.read(positions)
+
+    @property
+    def reader(self) -> SplitReader:
+        """Reads batches of positions that are known to lie in the split."""
+        self._open()
+        return self._reader
 
     def reload_negatives(self) -> int:
         """Look for a newer generation now and serve it, in every worker too; the one in force.

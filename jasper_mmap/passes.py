@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .dataset import Drawn, JASPERSteeringDataset
+from .dataset import JASPERSteeringDataset
+from .reading import Drawn
 from .sampler import Plan
 from .slots import Slots
 from .warm import read_ahead
@@ -35,19 +36,19 @@ class PlanReader:
         coming = batch + self._ahead
         if self._ahead and coming < len(plan):
             positions = plan.positions(coming, coming + 1)
-            drawn = self._dataset.draw(positions, plan.epoch)
-            for table, rows in self._dataset.wanted_rows(positions, drawn):
+            drawn = self._dataset.reader.draw(positions, plan.epoch)
+            for table, rows in self._dataset.reader.wanted_rows(positions, drawn):
                 read_ahead(table, rows.numpy())
         block, within = divmod(batch, plan.ahead)
         if plan != self._plan or block != self._block:
             first = block * plan.ahead
             self._positions = plan.positions(first, min(first + plan.ahead, len(plan)))
-            self._drawn = self._dataset.draw(self._positions, plan.epoch)
+            self._drawn = self._dataset.reader.draw(self._positions, plan.epoch)
             self._plan, self._block = plan, block
         begin = within * plan.batch_size
         here = slice(begin, begin + plan.batch_size)
         drawn = Drawn(self._drawn.epoch, self._drawn.variants[here])
-        return self._dataset.read(self._positions[here], out, drawn)
+        return self._dataset.reader.read(self._positions[here], out, drawn)
 
 
 class Pass(Iterator[Batch]):

@@ -1,13 +1,7 @@
-"""Worker processes that fill slots, and the pass that hands out what they filled.
+"""The trainer's side of worker processes: the pool, and the pass that hands out what it filled.
 
-Two pipes connect all of them with the trainer. Requests (which batch of which pass, into which
-slot) go into one that every worker reads from, so whoever is free takes the next; replies (which
-request, how many rows) come back through the other. Both are records of a few integers, shorter
-than PIPE_BUF, which the kernel passes on whole. Positions, tensors and descriptors never cross; an
-exception crosses in the slot that its batch would have filled.
-
-The trainer owns the slots: it names one with each request and frees it when the batch dies. Workers
-end when told to, or when the request pipe closes because the trainer died.
+The protocol is told in `worker`. The trainer owns the slots: it names one with each request and
+frees it when the batch dies.
 """
 
 from __future__ import annotations
@@ -16,123 +10,19 @@ import contextlib
 import multiprocessing
 import os
 import pickle
-import random
 import select
-import signal
-import struct
 import time
 import weakref
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Any, Final
 
-import numpy as np
-import torch
-from torch._utils import ExceptionWrapper
-from torch.utils.data import _utils
-
 from .dataset import JASPERSteeringDataset
-from .passes import Batch, Pass, PlanReader
+from .passes import Batch, Pass
 from .sampler import Plan
 from .shared import Descriptor
-from .slots import Extents, Layout, Slots, slot_bytes
+from .slots import Layout, Slots
+from .worker import REPLY, REQUEST, STOP, Job, WorkerInit, work
 
-_REQUEST: Final = struct.Struct("<6q")  # ticket, slot, batch, epoch, pass number, start
-_REPLY: Final = struct.Struct("<3q")  # ticket, rows, bytes of a pickled exception in the slot
-_STOP: Final = _REQUEST.pack(-1, 0, 0, 0, 0, 0)
-_PARENT_CHECK_S: Final = 5.0
 _JOIN_S: Final = 5.0
-
-WorkerInit = Callable[[int], None]
-
-
-@dataclass
-class _Job:
-    """All that a worker is told when it starts."""
-
-    dataset: JASPERSteeringDataset
-    plan: Plan
-    """Of any pass: requests say what differs."""
-    layout: Layout
-    slots: int
-    memory: Descriptor
-    requests: Descriptor
-    replies: Descriptor
-    foreign: tuple[Descriptor, ...]
-    """The trainer's ends of the pipes, which a forked worker has to let go of."""
-    base_seed: int
-    num_workers: int
-    init: WorkerInit | None
-    ahead: int
-    """For `PlanReader`."""
-
-
-def _work(worker: int, job: _Job) -> None:
-    for descriptor in job.foreign:
-        descriptor.close()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the trainer gets it too, and ends us
-    failure = _set_up(worker, job)
-    extents = Extents(job.layout.nbytes, job.slots, job.memory)
-    reader = PlanReader(job.dataset, job.ahead)
-    parent = os.getppid()
-    waiting = select.poll()
-    waiting.register(job.requests.fd, select.POLLIN)
-    while True:
-        try:
-            record = os.read(job.requests.fd, _REQUEST.size)
-        except BlockingIOError:  # nothing there, or another worker was faster
-            if not waiting.poll(_PARENT_CHECK_S * 1000) and os.getppid() != parent:
-                return
-            continue
-        if record in (b"", _STOP):
-            return
-        ticket, slot, batch, epoch, pass_number, start = _REQUEST.unpack(record)
-        target = slot_bytes(extents, job.layout, slot)
-        rows, size = 0, 0
-        try:
-            if failure is not None:
-                failure.reraise()  # type: ignore[no-untyped-call]
-            plan = replace(job.plan, epoch=epoch, pass_number=pass_number, start=start)
-            rows = plan.rows(batch)
-            reader.read(plan, batch, job.layout.views(target, rows))
-        except Exception:  # noqa: BLE001  # whatever it is, the trainer is to raise it
-            wrapped = failure or _failure(worker)
-            size = _put_exception(wrapped, target)
-        os.write(job.replies.fd, _REPLY.pack(ticket, rows, size))
-
-
-def _set_up(worker: int, job: _Job) -> ExceptionWrapper | None:
-    """As torch's worker loop does: one thread, seeds of its own, `get_worker_info`, user's init."""
-    try:
-        torch.set_num_threads(1)
-        seed = job.base_seed + worker
-        random.seed(seed)
-        torch.manual_seed(seed)
-        np.random.seed(seed % (1 << 32))  # the generator that users' code may use
-        _utils.worker._worker_info = _utils.worker.WorkerInfo(
-            id=worker, num_workers=job.num_workers, seed=seed, dataset=job.dataset
-        )
-        if job.init is not None:
-            job.init(worker)
-    except Exception:  # noqa: BLE001
-        return _failure(worker)
-    return None
-
-
-def _failure(worker: int) -> ExceptionWrapper:
-    """The exception being handled, with its traceback as text, as torch's workers send it."""
-    return ExceptionWrapper(  # type: ignore[no-untyped-call]
-        where=f"in DataLoader worker process {worker}"
-    )
-
-
-def _put_exception(wrapped: ExceptionWrapper, target: np.ndarray[Any, Any]) -> int:
-    data = pickle.dumps(wrapped)
-    if len(data) > len(target):
-        wrapped.exc_msg = wrapped.exc_msg[-len(target) // 2 :]
-        data = pickle.dumps(wrapped)
-    target[: len(data)] = np.frombuffer(data, np.uint8)
-    return len(data)
 
 
 class WorkerPool:
@@ -163,7 +53,7 @@ class WorkerPool:
         os.set_blocking(request_read.fd, False)
         os.set_blocking(reply_read.fd, False)
         assert self.slots.memory is not None
-        job = _Job(
+        job = Job(
             dataset=dataset,
             plan=plan,
             layout=layout,
@@ -183,7 +73,7 @@ class WorkerPool:
         self._processes = []
         for worker in range(num_workers):
             process = start.Process(
-                target=_work, args=(worker, job), name=f"jasper-worker-{worker}", daemon=True
+                target=work, args=(worker, job), name=f"jasper-worker-{worker}", daemon=True
             )
             process.start()
             self._processes.append(process)
@@ -211,7 +101,7 @@ class WorkerPool:
         self._ticket += 1
         self._asked[self._ticket] = (weakref.ref(owner), batch, slot)
         plan = owner.plan
-        record = _REQUEST.pack(self._ticket, slot, batch, plan.epoch, plan.pass_number, plan.start)
+        record = REQUEST.pack(self._ticket, slot, batch, plan.epoch, plan.pass_number, plan.start)
         try:
             os.write(self._requests.fd, record)
         except BrokenPipeError:
@@ -227,10 +117,10 @@ class WorkerPool:
             return False
         replies = b""
         with contextlib.suppress(BlockingIOError):
-            replies = os.read(self._replies.fd, 64 * _REPLY.size)
+            replies = os.read(self._replies.fd, 64 * REPLY.size)
         if not replies:  # then it is a worker that made the poll return
             self._report_dead()
-        for ticket, rows, size in _REPLY.iter_unpack(replies):
+        for ticket, rows, size in REPLY.iter_unpack(replies):
             reference, batch, slot = self._asked.pop(ticket)
             owner = reference()
             if owner is None:  # the consumer stopped early
@@ -254,7 +144,7 @@ def _close(owner: int, processes: list[Any], requests: Descriptor, replies: Desc
     if os.getpid() != owner:
         return  # a forked copy of the pool: the workers are not its children
     with contextlib.suppress(OSError):
-        os.write(requests.fd, _STOP * len(processes))
+        os.write(requests.fd, STOP * len(processes))
     requests.close()
     deadline = time.monotonic() + _JOIN_S
     for process in processes:

@@ -1,14 +1,16 @@
 """`jasper-convert`, and the way back to `.pt` files."""
 
 import json
-import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from converters import convert, export_pt
+from converters.__main__ import main
 from jasper_mmap.errors import (
     ExistsError,
 )
@@ -60,31 +62,87 @@ def test_export_overwrites_nothing(demo_store: Path, tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "back").iterdir()] == ["val_idx.pt"]
 
 
-def run_command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run `jasper-convert` from the checkout."""
-    return subprocess.run(
-        [sys.executable, "-m", "converters", *map(str, arguments)],
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        check=False,
+@dataclass
+class Done:
+    """How a command ended."""
+
+    status: object
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def run_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Done]:
+    """Return a function that runs `jasper-convert` in this process."""
+
+    def run(*arguments: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["jasper-convert", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return Done(ended.value.code, *capsys.readouterr())
+
+    return run
+
+
+def test_the_command_converts_and_converts_back(
+    folder: Path, tmp_path: Path, run_command: Callable[..., Done]
+) -> None:
+    """Results on stdout, progress on stderr."""
+    done = run_command(folder, tmp_path / "store", "--json")
+    assert done.status == 0
+    assert json.loads(done.stdout)["generation"] == 1
+    assert "100%" in done.stderr
+    again = run_command(folder, tmp_path / "store", "--dtype", "float16")
+    assert "7 of 17 artifacts written" in again.stdout
+    assert "cosine error of source_embs: p50" in again.stdout
+
+    convert(folder, tmp_path / "store")
+    back = run_command(tmp_path / "store", tmp_path / "back", "--to-pt")
+    assert (back.status, back.stderr) == (0, "")
+    assert same_bits(load(tmp_path / "back", "pair_index"), load(folder, "pair_index"))
+
+
+def test_the_command_fails_in_one_line(
+    tmp_path: Path, run_command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever failed; the traceback comes with --debug."""
+    missing = tmp_path / "no"
+    line = f"Error: Dataset directory not found: {missing}\n"
+    assert run_command(missing) == Done(1, "", line)
+    debug = run_command(missing, "--debug")
+    assert debug.stderr.startswith("Traceback")
+    assert debug.stderr.endswith(line)
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("two\nlines")
+
+    monkeypatch.setattr("converters.__main__.convert", fail)
+    unexpected = run_command(missing)
+    assert unexpected.status == 1
+    assert unexpected.stderr == (
+        "Error: unexpected RuntimeError: two lines (--debug shows where)\n"
     )
 
 
-def test_the_command_converts_and_converts_back(folder: Path, tmp_path: Path) -> None:
-    """Results on stdout, progress on stderr, one line for a failure."""
-    done = run_command(folder, tmp_path / "store", "--json")
-    assert done.returncode == 0
-    assert json.loads(done.stdout)["generation"] == 1
-    assert "100%" in done.stderr
+@pytest.mark.parametrize(
+    "arguments", [[], ["a", "--to-pt"], ["a", "b", "--to-pt", "--force"], ["a", "--dtype", "int8"]]
+)
+def test_wrong_usage_exits_with_2(arguments: list[str], run_command: Callable[..., Done]) -> None:
+    """And says what is wrong."""
+    done = run_command(*arguments)
+    assert (done.status, done.stdout) == (2, "")
+    assert "Usage: " in done.stderr
 
-    back = run_command(tmp_path / "store", tmp_path / "back", "--to-pt")
-    assert (back.returncode, back.stderr) == (0, "")
-    assert same_bits(load(tmp_path / "back", "pair_index"), load(folder, "pair_index"))
 
-    shutil.rmtree(folder)
-    failed = run_command(folder, tmp_path / "store")
-    assert (failed.returncode, failed.stdout) == (1, "")
-    assert failed.stderr == f"Error: Dataset directory not found: {folder}\n"
-    assert "Traceback" in run_command(folder, "--debug").stderr
-    assert run_command(tmp_path / "store", "--to-pt").returncode == 2
+def test_it_runs_as_a_module() -> None:
+    """From a checkout; its help has an example."""
+    done = subprocess.run(
+        [sys.executable, "-m", "converters", "--help"],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "jasper-convert data/built" in done.stdout

@@ -74,10 +74,9 @@ def test_a_small_tmpfs(foreseen: bool, real_folder: Path, tmp_path: Path) -> Non
     program = "; ".join(
         [
             "import sys, converters",
+            'convert = sys.modules["converters.convert"]',
             f'sys.argv = ["jasper-convert", "{real_folder}", "{disk / "store"}"]',
-            "pass"
-            if foreseen
-            else 'sys.modules["converters.convert"].check_room = lambda *_: None',
+            "pass" if foreseen else "convert.check_room = lambda *_: None",
             "from converters.__main__ import main",
             "main()",
         ]

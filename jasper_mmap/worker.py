@@ -1,0 +1,129 @@
+"""A worker process: fills slots with batches, on request.
+
+Two pipes connect all workers with the trainer. Requests (which batch of which pass, into which
+slot) go into one that every worker reads from, so whoever is free takes the next; replies (which
+request, how many rows) come back through the other. Both are records of a few integers, shorter
+than PIPE_BUF, which the kernel passes on whole. Positions, tensors and descriptors never cross; an
+exception crosses in the slot that its batch would have filled.
+
+A worker ends when told to, or when the request pipe closes because the trainer died.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import select
+import signal
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch._utils import ExceptionWrapper
+from torch.utils.data import _utils
+
+from .dataset import JASPERSteeringDataset
+from .passes import PlanReader
+from .sampler import Plan
+from .shared import Descriptor
+from .slots import Extents, Layout, slot_bytes
+
+REQUEST: Final = struct.Struct("<6q")  # ticket, slot, batch, epoch, pass number, start
+REPLY: Final = struct.Struct("<3q")  # ticket, rows, bytes of a pickled exception in the slot
+STOP: Final = REQUEST.pack(-1, 0, 0, 0, 0, 0)
+_PARENT_CHECK_S: Final = 5.0
+
+WorkerInit = Callable[[int], None]
+
+
+@dataclass
+class Job:
+    """All that a worker is told when it starts."""
+
+    dataset: JASPERSteeringDataset
+    plan: Plan
+    """Of any pass: requests say what differs."""
+    layout: Layout
+    slots: int
+    memory: Descriptor
+    requests: Descriptor
+    replies: Descriptor
+    foreign: tuple[Descriptor, ...]
+    """The trainer's ends of the pipes, which a forked worker has to let go of."""
+    base_seed: int
+    num_workers: int
+    init: WorkerInit | None
+    ahead: int
+    """For `PlanReader`."""
+
+
+def work(worker: int, job: Job) -> None:
+    for descriptor in job.foreign:
+        descriptor.close()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the trainer gets it too, and ends us
+    failure = _set_up(worker, job)
+    extents = Extents(job.layout.nbytes, job.slots, job.memory)
+    reader = PlanReader(job.dataset, job.ahead)
+    parent = os.getppid()
+    waiting = select.poll()
+    waiting.register(job.requests.fd, select.POLLIN)
+    while True:
+        try:
+            record = os.read(job.requests.fd, REQUEST.size)
+        except BlockingIOError:  # nothing there, or another worker was faster
+            if not waiting.poll(_PARENT_CHECK_S * 1000) and os.getppid() != parent:
+                return
+            continue
+        if record in (b"", STOP):
+            return
+        ticket, slot, batch, epoch, pass_number, start = REQUEST.unpack(record)
+        target = slot_bytes(extents, job.layout, slot)
+        rows, size = 0, 0
+        try:
+            if failure is not None:
+                failure.reraise()  # type: ignore[no-untyped-call]
+            plan = replace(job.plan, epoch=epoch, pass_number=pass_number, start=start)
+            rows = plan.rows(batch)
+            reader.read(plan, batch, job.layout.views(target, rows))
+        except Exception:  # noqa: BLE001  # whatever it is, the trainer is to raise it
+            wrapped = failure or _failure(worker)
+            size = _put_exception(wrapped, target)
+        os.write(job.replies.fd, REPLY.pack(ticket, rows, size))
+
+
+def _set_up(worker: int, job: Job) -> ExceptionWrapper | None:
+    """As torch's worker loop does: one thread, seeds of its own, `get_worker_info`, user's init."""
+    try:
+        torch.set_num_threads(1)
+        seed = job.base_seed + worker
+        random.seed(seed)
+        torch.manual_seed(seed)
+        np.random.seed(seed % (1 << 32))  # the generator that users' code may use
+        _utils.worker._worker_info = _utils.worker.WorkerInfo(
+            id=worker, num_workers=job.num_workers, seed=seed, dataset=job.dataset
+        )
+        if job.init is not None:
+            job.init(worker)
+    except Exception:  # noqa: BLE001
+        return _failure(worker)
+    return None
+
+
+def _failure(worker: int) -> ExceptionWrapper:
+    """The exception being handled, with its traceback as text, as torch's workers send it."""
+    return ExceptionWrapper(  # type: ignore[no-untyped-call]
+        where=f"in DataLoader worker process {worker}"
+    )
+
+
+def _put_exception(wrapped: ExceptionWrapper, target: np.ndarray[Any, Any]) -> int:
+    data = pickle.dumps(wrapped)
+    if len(data) > len(target):
+        wrapped.exc_msg = wrapped.exc_msg[-len(target) // 2 :]
+        data = pickle.dumps(wrapped)
+    target[: len(data)] = np.frombuffer(data, np.uint8)
+    return len(data)
