@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from .atomic import storage_errors
 from .errors import ContentError, FormatError, IndexRangeError, JasperError, UsageError
 from .locks import now
 from .ptfile import Stamp
@@ -33,7 +34,8 @@ def inbox_pattern(store: Path, given: str | None) -> Path:
     name = f"*{_NAMES[0]}*.pt"
     if given is None:
         folder = store / FOLDER
-        folder.mkdir(exist_ok=True)
+        with storage_errors(folder):
+            folder.mkdir(exist_ok=True)
         return folder.absolute() / name
     pattern = Path(given).absolute()
     if pattern.is_dir():

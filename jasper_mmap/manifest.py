@@ -130,6 +130,23 @@ def plain_name(name: object, where: str) -> str:
     return name
 
 
+def _committed(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST_FILE
+    # Twice, since a conversion may end between the look for its manifest and that for its folder.
+    for _ in range(2):
+        try:
+            return atomic.read_json(path)
+        except MissingFileError:
+            if (folder / STAGING).exists():
+                raise StoreChangedError(
+                    f"{folder}: a conversion of this store is under way or was interrupted; wait"
+                    " for it, or run jasper-convert again to complete it."
+                ) from None
+    raise MissingFileError(
+        f"{path} not found: {folder} is not a converted store. Run: jasper-convert {folder}"
+    )
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Read and check `folder/manifest.json`.
 
@@ -139,17 +156,7 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST_FILE
     if not folder.is_dir():
         raise MissingFileError(f"Dataset directory not found: {folder}")
-    try:
-        value = atomic.read_json(path)
-    except MissingFileError:
-        if (folder / STAGING).exists():
-            raise StoreChangedError(
-                f"{folder}: a conversion of this store is under way or was interrupted; wait for"
-                " it, or run jasper-convert again to complete it."
-            ) from None
-        raise MissingFileError(
-            f"{path} not found: {folder} is not a converted store. Run: jasper-convert {folder}"
-        ) from None
+    value = _committed(folder)
     version = value.get("format_version")
     if not isinstance(version, int) or version < 1:
         raise FormatError(f"{path}: format_version {version!r} is no version; convert again.")

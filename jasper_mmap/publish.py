@@ -163,7 +163,8 @@ def _take_back(folder: Path, number: int) -> None:
     """Free the room of a generation whose pointer could not be written, unless it was after all
     (what failed may have been the last sync)."""
     with suppress(JasperError, OSError):
-        if negatives.read_pointer(folder).generation != number:
+        pointer = lost_or_read(folder)
+        if pointer is None or pointer.generation != number:
             (folder / negatives.FOLDER / negatives.file_name(number)).unlink(missing_ok=True)
 
 

@@ -173,6 +173,8 @@ class _Look:
         self._pointer = pointer_path(dataset.adoption.path)
         self._done: Stamp | None = None
         """Of the pointer when it was last dealt with."""
+        self._named = 0
+        """The generation that it named then."""
         self._found: Generation | None = None
         """The newest generation that passed its checks."""
         self._spoilt: tuple[Stamp | None, Path, Stamp | None] | None = None
@@ -188,10 +190,14 @@ class _Look:
         adoption = dataset.adoption
         _ = adoption.path  # raises if it was closed
         stamp = _stamp(self._pointer)
-        if stamp is None or (stamp != self._done and not self._known_spoilt(stamp)):
+        # What it named may not have been found by this watch, but served when it began, and then
+        # left again by ranks that agreed on an older one.
+        found = self._found
+        known = max(adoption.number, found.number if found is not None else 0)
+        done = stamp == self._done and self._named <= known
+        if stamp is None or not (done or self._known_spoilt(stamp)):
             self._examine(dataset, stamp)
         found = self._found
-        # Also when it was found earlier: ranks that agreed may have gone back behind it.
         if found is not None and found.number > adoption.number:
             if self._adopt == "now":
                 adoption.adopt(found)
@@ -229,7 +235,8 @@ class _Look:
                 self._reported = stamp
                 self.report(error)
         else:
-            self._done, self._spoilt, self._misses = stamp, None, 0
+            self._done, self._named = stamp, pointer.generation
+            self._spoilt, self._misses = None, 0
 
     def report(self, error: Exception) -> None:
         """Tell of an error; what fails here is logged only."""

@@ -18,12 +18,16 @@ MAX_NAMES_TOGETHER = 4  # of one table: a formula may name its inputs
 
 # A module may import those after it. `__init__` stands for the package's own name.
 LAYERS = (
-    ("tools", "demo demo_data demo_negatives __init__"),
+    ("tools", "demo demo_data demo_negatives bench_contenders bench_data __init__"),
     ("converters", "__main__ __init__ convert commit export precheck generation plan"),
     ("converters", "write narrow derive source staging report"),
-    ("jasper_mmap", "__main__ cli cli_negatives console version inbox report summary __init__"),
-    ("jasper_mmap", "first_batch loader workers passes sampler watcher"),
-    ("jasper_mmap", "dataset batch gather slots agreement adoption overwritten publish warm"),
+    ("jasper_mmap", "__main__ cli cli_negatives console version inbox report summary"),
+    ("jasper_mmap", "bench turns __init__"),
+    ("jasper_mmap", "first_batch loader workers worker passes sampler watcher"),
+    (
+        "jasper_mmap",
+        "dataset batch reading gather slots agreement adoption overwritten publish warm",
+    ),
     ("jasper_mmap", "retention incoming served placement stack validate"),
     ("jasper_mmap", "store audit checks lint negatives manifest locks"),
     ("jasper_mmap", "curriculum config steering permutation"),

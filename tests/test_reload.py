@@ -2,6 +2,7 @@
 
 import logging
 import multiprocessing
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from jasper_mmap.errors import (
 )
 from tests.oracle import Oracle
 from tests.publishing import (
+    NAMES,
     Tables,
     generations_left,
     in_force,
@@ -71,6 +73,17 @@ def test_reload_publishes_overwritten_files_once(built: Path, oracle: Oracle) ->
         assert dataset.reload_negatives() == 3
         saved(numbered(oracle, 5), built)
         assert dataset.reload_negatives() == 4
+
+
+def test_reload_knows_files_whose_generation_was_removed(built: Path, oracle: Oracle) -> None:
+    """A store copied with other times does not publish the builder's old files as news."""
+    for _ in range(4):
+        newest = publish_numbered(built, oracle, grace_s=0)
+    for name in NAMES:
+        os.utime(built / f"{name}.pt")
+    with JASPERSteeringDataset(built, "train") as dataset:
+        assert dataset.reload_negatives() == newest
+    assert generations_left(built)[0] > 1
 
 
 def test_reload_refuses_overwritten_files_that_are_wrong(built: Path, new: Tables) -> None:

@@ -99,13 +99,25 @@ def test_file_of_another_artifact_is_refused(store: Path) -> None:
 
 
 def test_file_of_another_shape_is_refused(store: Path) -> None:
-    """Same bytes, other shape and dtype in the header: not what the manifest says."""
+    """Same bytes and time, but the header tells them otherwise than the manifest."""
     path = store / "train_idx.safetensors"
-    size, table = path.stat().st_size, load_file(path)["train_idx"]
-    save_file({"train_idx": table.view(torch.int32)}, path)
-    with path.open("ab") as file:
-        file.truncate(size)
-    with pytest.raises(FormatError, match="train_idx"):
+    before, stamp = path.read_bytes(), path.stat().st_mtime_ns
+    n = len(load_file(path)["train_idx"])
+    for dtype, shape in (("F64", f"[{n}]"), ("I32", f"[{2 * n}]"), ("I64", f"[{n},1]")):
+        told = f'"dtype":"{dtype}","shape":{shape}'.encode()
+        changed = before.replace(f'"dtype":"I64","shape":[{n}]'.encode(), told)
+        path.write_bytes(changed.replace(b" " * (len(changed) - len(before)), b"", 1))
+        os.utime(path, ns=(stamp, stamp))
+        assert path.stat().st_size == len(before)
+        with pytest.raises(FormatError, match=f"the manifest says I64 .{n}"):
+            Store(store)
+
+
+def test_file_written_anew_by_another_program_is_refused(store: Path) -> None:
+    """The same table with a header of another length is a file of another size."""
+    path = store / "train_idx.safetensors"
+    save_file(load_file(path), path)
+    with pytest.raises(FormatError, match="bytes, the manifest says"):
         Store(store)
 
 

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils.data import DataLoader, Dataset
 
 from converters import convert
-from jasper_mmap import JASPERSteeringDataset
+from jasper_mmap import JASPERSteeringDataset, create_loader
 from jasper_mmap.errors import MissingFileError, StoreChangedError
 from jasper_mmap.schema import STORED
 from jasper_mmap.store import Store, table_tensor
@@ -184,3 +185,45 @@ def test_file_larger_than_memory_opens_and_serves(store: Path) -> None:
         assert not dataset[0]["target_source_emb"].any()
         assert dataset.memory_usage_mb > 60 * 1024
     assert size > mmap.PAGESIZE * (store / "source_embs.safetensors").stat().st_blocks
+
+
+class Nothing(Dataset[torch.Tensor]):
+    """A dataset that takes no memory."""
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.zeros(1)
+
+
+def private_bytes_of_workers(loader: Any) -> int:
+    """Return the most that a worker has for itself after two passes: no other process has it."""
+    before = {child.pid for child in multiprocessing.active_children()}
+    for _ in range(2):
+        for _batch in loader:
+            pass
+    private = []
+    for child in multiprocessing.active_children():
+        if child.pid not in before:
+            lines = Path(f"/proc/{child.pid}/smaps_rollup").read_text().splitlines()
+            numbers = [int(x.split()[1]) for x in lines if x.startswith(("Private_C", "Private_D"))]
+            private.append(sum(numbers) << 10)
+    assert len(private) == 2
+    return max(private)
+
+
+def test_workers_share_the_tables_instead_of_copying_them(tmp_path: Path) -> None:
+    """What each of two workers has for itself after reading all is that of a worker of nothing,
+    give or take a small part of the tables."""
+    folder = make_builder_folder(tmp_path / "b", seed=1, n_pairs=3000, dim=1024)
+    convert(folder, tmp_path / "s")
+    options: dict[str, Any] = {"num_workers": 2, "multiprocessing_context": "fork"}
+    nothing: DataLoader[Any] = DataLoader(Nothing(), persistent_workers=True, **options)
+    floor = private_bytes_of_workers(nothing)
+    del nothing
+    loader = create_loader(tmp_path / "s", "train", 32, pin_memory=False, **options)
+    tables = loader.dataset_obj.memory_usage_mb * 2**20
+    assert tables > 50 << 20
+    assert private_bytes_of_workers(loader) - floor < tables / 5
+    del loader

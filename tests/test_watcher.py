@@ -101,6 +101,18 @@ def test_switch_waits_for_the_next_epoch_where_asked(store: Path, oracle: Oracle
     assert dataset.generation == 3
 
 
+def test_watch_catches_up_again_after_ranks_went_back(store: Path, oracle: Oracle) -> None:
+    """An older generation that ranks agreed on lasts until the next look."""
+    with JASPERSteeringDataset(store, "train") as dataset:
+        first = dataset.adoption.nominee
+        number = publish_numbered(store, oracle)
+        dataset.reload_negatives()
+        with watch_negatives(dataset, QUICK_S):
+            time.sleep(5 * QUICK_S)
+            dataset.adoption.adopt(first, older=True)
+            until(lambda: dataset.generation == number)
+
+
 def test_later_generation_is_placed_like_the_first(store: Path, oracle: Oracle) -> None:
     """Datasets that serve copies adopt a copy; splits that share tables switch each for itself."""
     placement = Placement(torch.device("cpu"), copied=True)
@@ -124,9 +136,11 @@ def spoil_by_truncation(path: Path) -> None:
 
 
 def spoil_by_one_bit(path: Path) -> None:
+    status = path.stat()
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # as a failing disk leaves it
 
 
 def spoil_by_another_store(path: Path) -> None:

@@ -1,0 +1,278 @@
+"""How fast batches come on this machine: the floor, our loader, and how both are measured.
+
+The floor is what `torch.index_select` of the same rows into preallocated outputs takes. A cell is
+one contender with one number of workers and one batch size; its windows alternate with windows of
+the floor, each in a process of its own, and its ratio is that of the medians.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from .dataset import JASPERSteeringDataset
+from .errors import UsageError
+from .loader import create_loader, set_epoch
+from .passes import Batch
+from .turns import Running, Turns, memory
+from .warm import read_through
+
+SPLIT: Final = "train"
+MB: Final = 1 << 20
+_SEED: Final = 7
+_FLOOR_POSITIONS: Final = 1 << 20
+_PREFETCH: Final = 2
+"""Batches under way for each worker: torch's default, and ours."""
+_QUIET_LOAD: Final = 0.5
+_QUIET_CORES: Final = 0.15
+_LOOK_S: Final = 1.0
+_TIE: Final = 0.97
+"""Fewer workers are as good if they reach this share of the best."""
+_SAME_BYTES: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """What was measured of one contender; rates in samples per second."""
+
+    contender: str
+    workers: int
+    batch_size: int
+    windows: tuple[float, ...]
+    floor_windows: tuple[float, ...]
+    open_s: float
+    first_batch_s: float
+    parent_rss_mb: float
+    workers_pss_mb: float
+    workers_uss_mb: float
+
+    @property
+    def rate(self) -> float:
+        return median(self.windows)
+
+    @property
+    def floor(self) -> float:
+        """Of the windows that alternated with this contender's."""
+        return median(self.floor_windows)
+
+    @property
+    def ratio(self) -> float:
+        return self.rate / self.floor
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain numbers, with what follows from them."""
+        return asdict(self) | {
+            "samples_per_s": self.rate,
+            "low": min(self.windows),
+            "high": max(self.windows),
+            "floor_samples_per_s": self.floor,
+            "ratio": self.ratio,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """How long and how often; one more window of each kind comes first and is not counted."""
+
+    count: int
+    seconds: float
+
+
+def measure(
+    name: str,
+    workers: int,
+    batch_size: int,
+    opener: Callable[[], Running],
+    floor: Turns,
+    windows: Windows,
+    load: Callable[[], object] | None = None,
+) -> Cell:
+    """Start a contender and let its windows alternate with those of `floor`.
+
+    Raises `ContenderError` if it fails.
+    """
+    with Turns(opener, load) if load else Turns(opener) as contender:
+        rates, floor_rates = [], []
+        for _ in range(windows.count + 1):
+            floor_rates.append(floor.run(windows.seconds))
+            rates.append(contender.run(windows.seconds))
+        used = memory(contender.pid)
+        return Cell(
+            contender=name,
+            workers=workers,
+            batch_size=batch_size,
+            windows=tuple(rates[1:]),
+            floor_windows=tuple(floor_rates[1:]),
+            open_s=contender.started.open_s,
+            first_batch_s=contender.started.first_batch_s,
+            parent_rss_mb=used.parent_rss / MB,
+            workers_pss_mb=used.workers_pss / MB,
+            workers_uss_mb=used.workers_uss / MB,
+        )
+
+
+class _Consumer:
+    """The trainer: looks at one value of each batch, and holds it until the next one is there."""
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self._batches = batches
+        self._batch: Batch = {}
+
+    def __call__(self) -> int:
+        self._batch = batch = next(self._batches)
+        batch["negative_embs"][0, 0, 0].item()
+        return len(batch["relevance"])
+
+
+def consuming(batches: Iterator[Batch], workers: int) -> Running:
+    """A contender that is an endless iterator of batches made by `workers` processes."""
+    return Running(_Consumer(batches), workers * (_PREFETCH + 1))
+
+
+def endless(
+    loader: Iterable[Batch], before_epoch: Callable[[int], object] = lambda _: None
+) -> Iterator[Batch]:
+    """The batches of `loader`, epoch after epoch."""
+    for epoch in itertools.count():
+        before_epoch(epoch)
+        empty = True
+        for batch in loader:
+            empty = False
+            yield batch
+            del batch
+        if empty:
+            raise UsageError("the train split holds fewer pairs than one batch: use a smaller one")
+
+
+def open_ours(store: Path, workers: int, batch_size: int) -> Running:
+    """The package's own loader, as its README shows it."""
+    loader = create_loader(store, SPLIT, batch_size, num_workers=workers)
+    return consuming(endless(loader, partial(set_epoch, loader)), workers)
+
+
+class _Floor:
+    """Batches of a shuffled epoch whose row numbers were all computed before."""
+
+    def __init__(self, dataset: JASPERSteeringDataset, batch_size: int) -> None:
+        generator = torch.Generator().manual_seed(_SEED)
+        count = min(len(dataset), _FLOOR_POSITIONS) // batch_size
+        if not count:
+            raise UsageError(f"the train split holds fewer pairs than one batch of {batch_size}")
+        order = torch.randperm(len(dataset), generator=generator)[: count * batch_size]
+        pairs = _numbers(dataset.split_indices)[order]
+        sources = _numbers(dataset.hard_negatives)[pairs]
+        ends = _numbers(dataset.pair_index)[pairs]
+        rows = [
+            (dataset.question_embs, ends[:, :1]),
+            (dataset.source_embs, ends[:, 1:]),
+            (dataset.source_embs, sources),
+            (dataset.steering_centroid, pairs[:, None]),
+            (dataset.pair_cluster_id, pairs[:, None]),
+            (dataset.pair_relevance, pairs[:, None]),
+            (dataset.centroid_distances, pairs[:, None]),
+            (dataset.negative_tiers, pairs[:, None]),
+        ]
+        reads = []
+        for table, numbers in rows:
+            if not table.dtype.is_floating_point:
+                table = table.view(_SAME_BYTES[table.element_size()])
+            cut = numbers.reshape(count, -1)  # [batches, rows of a batch]
+            out = torch.empty((cut.shape[1], *table.shape[1:]), dtype=table.dtype)
+            reads.append([(table, index, out) for index in cut.clone().unbind()])
+        self._batches = itertools.cycle(list(zip(*reads, strict=True)))
+        self._batch_size = batch_size
+
+    def step(self) -> int:
+        for table, index, out in next(self._batches):
+            torch.index_select(table, 0, index, out=out)
+        return self._batch_size
+
+
+def _numbers(table: torch.Tensor) -> torch.Tensor:
+    """An integer table as int64, unsigned ones too."""
+    return torch.from_numpy(table.numpy().astype(np.int64))
+
+
+def open_floor(store: Path, batch_size: int, threads: int) -> Running:
+    """The floor, read by `threads` threads."""
+    torch.set_num_threads(threads)
+    return Running(_Floor(JASPERSteeringDataset(store, SPLIT), batch_size).step, 0)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def best(cells: Sequence[Cell]) -> Cell:
+    """The fastest cell; of those as good as that, the one with the fewest workers."""
+    limit = _TIE * max(cell.rate for cell in cells)
+    return min((c for c in cells if c.rate >= limit), key=lambda cell: cell.workers)
+
+
+def warm_up(folder: Path) -> None:
+    """Bring all files of `folder` into the page cache, in blocks as large as the kernel has."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.stat().st_size]
+    read_through(paths, f"bench-{os.getpid()}")
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": cores(),
+        "memory_mb": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // MB,
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "numpy": np.__version__,
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def load() -> dict[str, float]:
+    """How busy the machine is with other programs: the load average of a minute, and the cores in
+    use while this process sleeps for a second."""
+    before = _busy_ticks()
+    time.sleep(_LOOK_S)
+    ticks = _busy_ticks() - before
+    return {
+        "average": os.getloadavg()[0],
+        "cores_busy": ticks / (os.sysconf("SC_CLK_TCK") * _LOOK_S),
+    }
+
+
+def _busy_ticks() -> int:
+    try:
+        fields = Path("/proc/stat").read_text().split(maxsplit=9)
+    except OSError:
+        return 0
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[1:9])
+    return user + nice + system + irq + softirq + steal
+
+
+def was_quiet(before: dict[str, float], after: dict[str, float]) -> bool:
+    """Whether nothing else ran; the average after the run holds the run itself, so it says
+    nothing."""
+    busy = max(before["cores_busy"], after["cores_busy"])
+    return before["average"] <= _QUIET_LOAD and busy <= _QUIET_CORES

@@ -1,0 +1,371 @@
+"""The two file formats and durable writes: safe, whole, and no larger in memory than needed."""
+
+import errno
+import json
+import os
+import pickle
+import stat
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from jasper_mmap import atomic
+from jasper_mmap.errors import (
+    AccessError,
+    ContentTypeError,
+    FormatError,
+    JasperError,
+    MissingFileError,
+    StorageError,
+    UnsafeFileError,
+)
+from jasper_mmap.ptfile import read_pt
+from jasper_mmap.tensorfile import (
+    ALIGNMENT,
+    DTYPE_NAMES,
+    chunks,
+    file_sha256,
+    map_tensors,
+    writing,
+)
+
+
+def sample(dtype: torch.dtype, *shape: int) -> torch.Tensor:
+    """Return a tensor of this dtype whose bytes all differ from zero somewhere."""
+    n = torch.Size(shape).numel() * dtype.itemsize
+    return (torch.arange(n) % 113 + 1).to(torch.uint8).view(dtype).view(shape)
+
+
+def same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Compare dtype, shape and every byte."""
+    raw = [t.contiguous().view(-1).view(torch.uint8) for t in (a, b)]
+    return (a.dtype, a.shape) == (b.dtype, b.shape) and torch.equal(*raw)
+
+
+def write(path: Path, tensors: dict[str, torch.Tensor]) -> Any:
+    """Write whole tensors; return what is remembered of the file."""
+    specs = {name: (t.dtype, tuple(t.shape)) for name, t in tensors.items()}
+    with writing(path, specs) as (writer, result):
+        for tensor in tensors.values():
+            writer.write(tensor)
+    return result.written
+
+
+# safetensors
+
+
+@pytest.mark.parametrize("dtype", DTYPE_NAMES)
+def test_written_file_is_what_any_reader_reads(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Every dtype, in pieces that are not contiguous; aligned data, and the stamp it returns."""
+    table = sample(dtype, 7, 5)
+    path = tmp_path / "t.safetensors"
+    with writing(path, {"t": (dtype, (7, 5))}) as (writer, result):
+        writer.write(table[:3])
+        writer.write(table[3:].t().contiguous().t())
+    assert same_bytes(load_file(path)["t"], table)
+    assert same_bytes(map_tensors(path).tensors["t"], table)
+    status = path.stat()
+    assert status.st_size == ALIGNMENT + table.nbytes == result.written.bytes
+    assert status.st_mtime_ns == result.written.mtime_ns == map_tensors(path).mtime_ns
+    assert file_sha256(path) == result.written.sha256
+    with safe_open(path, framework="pt") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+def test_several_and_empty_tensors_share_a_file(tmp_path: Path) -> None:
+    """A ragged list's values and offsets, also where there are no values."""
+    tensors = {"a": sample(torch.int64, 3), "b": torch.empty(0, 4), "c": sample(torch.uint8, 5)}
+    write(tmp_path / "t.safetensors", tensors)
+    for found in (
+        load_file(tmp_path / "t.safetensors"),
+        map_tensors(tmp_path / "t.safetensors").tensors,
+    ):
+        assert all(same_bytes(found[name], tensor) for name, tensor in tensors.items())
+
+
+def test_unfinished_write_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    """Fewer or more bytes than announced, or an error on the way: the old file stays."""
+    path = tmp_path / "t.safetensors"
+    write(path, {"t": sample(torch.float32, 4)})
+    before = path.read_bytes()
+    for wrong in (sample(torch.float32, 3), sample(torch.float32, 9)):
+        with (
+            pytest.raises(FormatError, match="announced"),
+            writing(path, {"t": (torch.float32, (4,))}) as (writer, _),
+        ):
+            writer.write(wrong)
+    with pytest.raises(KeyboardInterrupt), writing(path, {"t": (torch.float32, (4,))}):
+        raise KeyboardInterrupt
+    assert [p.name for p in tmp_path.iterdir()] == ["t.safetensors"]
+    assert path.read_bytes() == before
+
+
+def spoilt_headers() -> dict[str, Callable[[bytes], bytes]]:
+    """Return ways to spoil a good file."""
+
+    def header(text: bytes) -> Callable[[bytes], bytes]:
+        return lambda good: struct.pack("<Q", len(text)) + text + good[ALIGNMENT:]
+
+    def entry(**fields: Any) -> Callable[[bytes], bytes]:
+        value = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16], **fields}
+        return header(json.dumps({"t": value}).encode())
+
+    return {
+        "empty": lambda good: b"",
+        "cut header": lambda good: good[:50],
+        "cut data": lambda good: good[:-1],
+        "huge header": lambda good: struct.pack("<Q", 1 << 60) + good[8:],
+        "no json": header(b"{nonsense"),
+        "a list": header(b"[1, 2]"),
+        "offsets outside": entry(data_offsets=[0, 1 << 40]),
+        "offsets reversed": entry(data_offsets=[16, 0]),
+        "shape larger than data": entry(shape=[1 << 50]),
+        "negative shape": entry(shape=[-4]),
+        "unknown dtype": entry(dtype="F31"),
+        "dtype without a torch one here": entry(dtype="BOOL", shape=[16]),
+        "deep json": header(b'{"t":' + b"[" * 100_000),
+    }
+
+
+@pytest.mark.parametrize("way", spoilt_headers())
+def test_spoilt_file_is_an_error_of_ours(tmp_path: Path, way: str) -> None:
+    """Whatever was done to it, nothing is mapped and the file is named."""
+    path = tmp_path / "t.safetensors"
+    write(path, {"t": sample(torch.float32, 4)})
+    path.write_bytes(spoilt_headers()[way](path.read_bytes()))
+    with pytest.raises(FormatError, match=r"t\.safetensors"):
+        map_tensors(path)
+
+
+def test_file_of_another_writer_is_read(tmp_path: Path) -> None:
+    """Data need not begin at a page."""
+    tensors = {"x": sample(torch.float64, 3, 2), "y": sample(torch.int16, 5)}
+    save_file(tensors, tmp_path / "t.safetensors")
+    found = map_tensors(tmp_path / "t.safetensors").tensors
+    assert all(same_bytes(found[name], tensor) for name, tensor in tensors.items())
+
+
+def test_missing_file_and_folder_in_its_place_are_errors_of_ours(tmp_path: Path) -> None:
+    """Reading either format."""
+    (tmp_path / "folder.pt").mkdir()
+    for read in (map_tensors, read_pt, file_sha256):
+        with pytest.raises(MissingFileError, match=r"none\.pt"):
+            read(tmp_path / "none.pt")
+        with pytest.raises(JasperError, match=r"folder\.pt"):
+            read(tmp_path / "folder.pt")
+
+
+def test_chunks_are_all_rows_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Contiguous pieces of bounded size, also of wide, empty and strided tables."""
+    monkeypatch.setattr("jasper_mmap.tensorfile.CHUNK_BYTES", 64)
+    for table in (
+        sample(torch.float32, 37, 3),
+        sample(torch.float32, 5, 100),
+        sample(torch.int64, 40).view(20, 2).t(),
+        sample(torch.float32, 8, 6)[::3, ::2],
+    ):
+        pieces = list(chunks(table))
+        assert torch.equal(torch.cat(pieces), table)
+        assert all(piece.is_contiguous() for piece in pieces)
+        assert all(len(piece) == 1 or piece.nbytes <= 64 for piece in pieces)
+    assert list(chunks(torch.empty(0, 4))) == []
+
+
+# .pt
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.uint16]
+)
+def test_pt_tensor_is_read_as_it_was_saved(
+    tmp_path: Path, dtype: torch.dtype, zipped: bool
+) -> None:
+    """Both formats; views whose whole storage was saved, strided, empty and 0-d ones."""
+    if dtype == torch.uint16 and not zipped:
+        pytest.skip("torch itself cannot read what it wrote")
+    base = sample(dtype, 20, 6)
+    for table in (base, base[3:9], base[:, 2:4], base.t(), base[:0], base[0, 0]):
+        torch.save(table, tmp_path / "t.pt", _use_new_zipfile_serialization=zipped)
+        assert same_bytes(read_pt(tmp_path / "t.pt"), table)
+
+
+def test_pt_tensor_is_mapped_and_not_read(tmp_path: Path) -> None:
+    """Of the zip format nothing is copied; writing to it leaves the file alone."""
+    torch.save(sample(torch.float32, 1000, 100), tmp_path / "t.pt")
+    before = (tmp_path / "t.pt").read_bytes()
+    table = read_pt(tmp_path / "t.pt")
+    assert str(tmp_path / "t.pt") in Path("/proc/self/maps").read_text()
+    table.zero_()
+    assert (tmp_path / "t.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("value", [[[1, 2], [], [3]], [], [[]], {"a": 1}, 5, (1, "x")])
+def test_plain_containers_are_read(tmp_path: Path, value: Any, zipped: bool) -> None:
+    """Keyword lists are Python lists."""
+    torch.save(value, tmp_path / "t.pt", _use_new_zipfile_serialization=zipped)
+    assert read_pt(tmp_path / "t.pt") == value
+
+
+class Evil:
+    """Unpickling it makes a file."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[Any, ...]]:
+        return os.mkdir, (str(self.trace),)
+
+
+@pytest.mark.parametrize("kind", ["zip", "old", "pickle"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_code_in_a_pickle_is_refused_and_not_run(tmp_path: Path, kind: str, nested: bool) -> None:
+    """The error names what it asked for; nothing happened."""
+    evil: Any = Evil(tmp_path / "trace")
+    evil = [[1], evil] if nested else evil
+    path = tmp_path / "t.pt"
+    if kind == "pickle":
+        path.write_bytes(pickle.dumps(evil))
+    else:
+        torch.save(evil, path, _use_new_zipfile_serialization=kind == "zip")
+    with pytest.raises((UnsafeFileError, FormatError), match=r"t\.pt"):
+        read_pt(path)
+    assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.02, 0.3, 0.6, 0.9, 0.999])
+def test_truncated_pt_is_an_error_of_ours(tmp_path: Path, zipped: bool, share: float) -> None:
+    """Cut anywhere."""
+    path = tmp_path / "t.pt"
+    torch.save(sample(torch.float32, 100, 10), path, _use_new_zipfile_serialization=zipped)
+    os.truncate(path, int(path.stat().st_size * share))
+    with pytest.raises(FormatError, match=r"t\.pt"):
+        read_pt(path)
+
+
+@pytest.mark.parametrize(
+    "data", [b"x", b"\0" * 1000, b"PK\x03\x04" + b"junk" * 99, b"\x93NUMPY\x01\x00", b"{}"]
+)
+def test_file_of_no_torch_format_is_an_error_of_ours(tmp_path: Path, data: bytes) -> None:
+    """Whatever it is instead."""
+    (tmp_path / "t.pt").write_bytes(data)
+    with pytest.raises(FormatError, match=r"t\.pt"):
+        read_pt(tmp_path / "t.pt")
+
+
+def test_sparse_tensor_is_refused(tmp_path: Path) -> None:
+    """Only dense tensors have rows to map."""
+    torch.save(torch.eye(3).to_sparse(), tmp_path / "t.pt")
+    with pytest.raises((ContentTypeError, UnsafeFileError)):
+        read_pt(tmp_path / "t.pt")
+
+
+def test_parameter_is_read_as_its_tensor(tmp_path: Path) -> None:
+    """A table that a model learned carries a gradient flag; it is dropped."""
+    torch.save(torch.ones(3, requires_grad=True), tmp_path / "t.pt")
+    assert not read_pt(tmp_path / "t.pt").requires_grad
+
+
+# Durable writes
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_new_file_has_the_permissions_the_umask_gives(tmp_path: Path, mask: int, mode: int) -> None:
+    """Not 0600 for everything, as temporary files have."""
+    before = os.umask(mask)
+    try:
+        atomic.write_json(tmp_path / "x.json", {"a": 1})
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "x.json").stat().st_mode) == mode
+    assert atomic.read_json(tmp_path / "x.json") == {"a": 1}
+
+
+def test_file_is_on_disk_before_it_is_visible(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fsync of the file, then the rename, then fsync of the folder."""
+    done = []
+    sync, rename = os.fsync, Path.replace
+
+    def traced_sync(fd: int) -> None:
+        name = os.readlink(f"/proc/self/fd/{fd}")  # noqa: PTH115
+        done.append(("sync", Path(name).name, (tmp_path / "x").exists()))
+        sync(fd)
+
+    def traced_rename(path: Path, target: Path) -> Path:
+        done.append(("rename", path.name, (tmp_path / "x").exists()))
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", traced_sync)
+    monkeypatch.setattr(Path, "replace", traced_rename)
+    with atomic.replacing(tmp_path / "x") as file:
+        file.write(b"whole")
+    sibling = done[0][1]
+    assert sibling.startswith(".x.")
+    assert done == [
+        ("sync", sibling, False),
+        ("rename", sibling, False),
+        ("sync", tmp_path.name, True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        (errno.ENOSPC, StorageError),
+        (errno.EDQUOT, StorageError),
+        (errno.EIO, StorageError),
+        (errno.EROFS, AccessError),
+        (errno.EACCES, AccessError),
+    ],
+)
+def test_failing_disk_is_an_error_of_ours_and_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, error: type[JasperError]
+) -> None:
+    """At the last moment, in fsync: the old content stays and no sibling is left."""
+    path = tmp_path / "x.json"
+    atomic.write_json(path, {"a": 1})
+
+    def fail(fd: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(error, match=r"x\.json"):
+        atomic.write_json(path, {"a": 2})
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+    assert atomic.read_json(path) == {"a": 1}
+
+
+def test_leftovers_of_killed_writers_are_swept_alone(tmp_path: Path) -> None:
+    """Nothing but siblings of this package's making is removed."""
+    for name in (".x.0123456789ab.tmp", "x.tmp", ".hidden", "x"):
+        (tmp_path / name).touch()
+    atomic.sweep(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"x.tmp", ".hidden", "x"}
+
+
+def test_large_write_is_written_whole(tmp_path: Path) -> None:
+    """A raw write that takes only a part is continued."""
+
+    class Slow:
+        """Takes three bytes at a time."""
+
+        def __init__(self) -> None:
+            self.taken = b""
+
+        def write(self, data: memoryview) -> int:
+            self.taken += bytes(data[:3])
+            return min(3, len(data))
+
+    slow = Slow()
+    atomic.write_all(slow, b"0123456789")  # type: ignore[arg-type]
+    assert slow.taken == b"0123456789"

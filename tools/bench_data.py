@@ -1,0 +1,139 @@
+"""What a benchmark reads: a builder's folder, its store, and each contender's own files.
+
+Run `python -m tools.bench_data DIR` to make only the synthetic folder.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from converters import convert, export_pt
+from jasper_mmap.manifest import MANIFEST_FILE, read_manifest
+from jasper_mmap.schema import SPLITS, STEERING
+
+PAIRS = 100_000
+DIM = 768
+N_NEG = 12
+MADE_FROM = "made_from.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """One dataset as a builder's folder of `.pt` files and as a store, and where more may go."""
+
+    pt: Path
+    store: Path
+    work: Path
+
+    @property
+    def store_id(self) -> str:
+        return read_manifest(self.store).store_id
+
+
+def make_folder(dst: Path, pairs: int, dim: int = DIM, n_neg: int = N_NEG) -> None:
+    """Write a builder's folder of random numbers; only its shapes are like a real one."""
+    generator = torch.Generator().manual_seed(0)
+
+    def floats(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    def numbers(below: int, *shape: int) -> Tensor:
+        return torch.randint(below, shape, generator=generator)
+
+    questions, sources, keywords, clusters = pairs // 2, pairs // 2, 1000, 50
+    order = torch.randperm(pairs, generator=generator)
+    cuts = [pairs * 9 // 10, pairs // 20, pairs - pairs * 9 // 10 - pairs // 20]
+    keyword_ids = numbers(keywords, pairs, 2).tolist()
+    tables: dict[str, Any] = {
+        "question_embs": floats(questions, dim),
+        "source_embs": floats(sources, dim),
+        "keyword_embs": floats(keywords, dim),
+        "centroid_embs": floats(clusters, dim),
+        "pair_index": torch.stack([numbers(questions, pairs), numbers(sources, pairs)], 1),
+        "pair_cluster_id": numbers(clusters, pairs),
+        "pair_relevance": torch.rand(pairs, generator=generator),
+        "pair_keyword_ids": keyword_ids,
+        "centroid_distances": torch.rand(pairs, generator=generator),
+        "hard_negatives": numbers(sources, pairs, n_neg),
+        "negative_tiers": numbers(4, pairs, n_neg) + 1,
+        **{name: floats(pairs, dim) for name in STEERING if name},
+        **{f"{s}_idx": part.clone() for s, part in zip(SPLITS, order.split(cuts), strict=True)},
+    }
+    # Hardly any zero steering: its one row would make a batch cheaper than the floor's.
+    probabilities = {"zero": 0.01, "centroid": 0.33, "keyword": 0.33, "residual": 0.33}
+    config = {"embedding_dim": dim, "n_neg": n_neg, "steering_probabilities": probabilities}
+    dst.mkdir(parents=True, exist_ok=True)
+    for name, table in tables.items():
+        torch.save(table, dst / f"{name}.pt")
+    (dst / "config.json").write_text(json.dumps(config, indent=2))
+
+
+def inputs_of(folder: Path | None, cache: Path, pairs: int) -> Inputs:
+    """The dataset of `folder` (a store or a builder's folder), or a synthetic one of `pairs`.
+
+    What has to be made for it goes into `cache`, where a later run finds it.
+    """
+    if folder is None:
+        work = cache / f"synthetic_{pairs}"
+        make_once(work / "pt", str(pairs), lambda dst: make_folder(dst, pairs))
+        convert(work / "pt", work / "store")
+        return Inputs(pt=work / "pt", store=work / "store", work=work)
+    folder = folder.resolve()
+    work = cache / hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
+    if not (folder / MANIFEST_FILE).exists():
+        convert(folder, work / "store")
+        return Inputs(pt=folder, store=work / "store", work=work)
+    pt = folder
+    if not (folder / "question_embs.pt").exists():
+        pt = work / "pt"
+        make_once(pt, read_manifest(folder).store_id, lambda dst: export_pt(folder, dst))
+    return Inputs(pt=pt, store=folder, work=work)
+
+
+def make_once(dst: Path, made_from: str, make: Callable[[Path], object]) -> None:
+    """Have `make` fill the new folder `dst`, unless it was made from just that before."""
+    note = dst.with_name(f"{dst.name}.{MADE_FROM}")
+    if note.exists() and json.loads(note.read_text()) == made_from:
+        return
+    note.unlink(missing_ok=True)
+    shutil.rmtree(dst, ignore_errors=True)
+    dst.mkdir(parents=True)
+    make(dst)
+    note.write_text(json.dumps(made_from))
+
+
+def drop_from_memory(folder: Path) -> None:
+    """Write the files of `folder` to disk and let the page cache forget them.
+
+    Pages that a program read in at random are small ones, and stay small however often the file is
+    read through again.
+    """
+    if not hasattr(os, "posix_fadvise"):
+        return
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def main() -> None:
+    """Write a folder as the command line asks."""
+    parser = argparse.ArgumentParser(description="Write a large random builder's folder.")
+    parser.add_argument("dir", type=Path)
+    for option, default in (("pairs", PAIRS), ("dim", DIM), ("neg", N_NEG)):
+        parser.add_argument(f"--{option}", type=int, default=default)
+    args = parser.parse_args()
+    make_folder(args.dir, args.pairs, args.dim, args.neg)
+
+
+if __name__ == "__main__":
+    main()
