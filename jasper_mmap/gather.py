@@ -41,6 +41,12 @@ def rows_of(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return table.index_select(0, index)
 
 
+def _ends(pair_index: torch.Tensor, pairs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Question and source numbers of the pairs, each contiguous, as index_select wants them."""
+    questions, sources = rows_of(pair_index, pairs).to(torch.int64).t().contiguous()
+    return questions, sources
+
+
 def _read(table: torch.Tensor, index: torch.Tensor, out: torch.Tensor) -> None:
     if table.dtype == out.dtype:
         torch.index_select(table, 0, index, out=out)
@@ -63,7 +69,7 @@ def gather(
     `pairs` is int64 on the tables' device and lies in [0, N_p): that, and that the tables refer
     only to rows that exist, was checked before.
     """
-    questions, sources = rows_of(tables["pair_index"], pairs).to(torch.int64).unbind(1)
+    questions, sources = _ends(tables["pair_index"], pairs)
     _read(tables["question_embs"], questions, out["question_emb"])
     _read(tables["source_embs"], sources, out["target_source_emb"])
     numbers = rows_of(negatives["hard_negatives"], pairs).to(torch.int64).view(-1)
@@ -88,7 +94,7 @@ def wanted_rows(
     stack: Stack | None,
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The wide tables and which of their rows `gather` will read for the same arguments."""
-    questions, sources = rows_of(tables["pair_index"], pairs).to(torch.int64).unbind(1)
+    questions, sources = _ends(tables["pair_index"], pairs)
     numbers = rows_of(negatives["hard_negatives"], pairs).to(torch.int64).view(-1)
     wanted = [
         (tables["question_embs"], questions),

@@ -40,7 +40,7 @@ class PlanReader:
             for table, rows in self._dataset.reader.wanted_rows(positions, drawn):
                 read_ahead(table, rows.numpy())
         block, within = divmod(batch, plan.ahead)
-        if plan != self._plan or block != self._block:
+        if block != self._block or (plan is not self._plan and plan != self._plan):
             first = block * plan.ahead
             self._positions = plan.positions(first, min(first + plan.ahead, len(plan)))
             self._drawn = self._dataset.reader.draw(self._positions, plan.epoch)

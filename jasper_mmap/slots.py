@@ -1,9 +1,9 @@
 """Reusable batch buffers: a batch is gathered straight into a slot and served as views of it.
 
 All slots lie in one piece of memory, private or shared with workers; the free list stays in the
-process that owns them. A batch leases its slot: the tensors it is made of share one storage, which
-holds the lease, and when the last of them dies, wherever that is, the slot is free again. Freed
-slots are handed out most recently freed first, so that a few of them stay in the processor's cache.
+process that owns them. A batch leases its slot: the storages that its tensors view hold the lease,
+and when the last of them dies, wherever that is, the slot is free again. Freed slots are handed out
+most recently freed first, so that a few of them stay in the processor's cache.
 
 A consumer that keeps batches makes the memory grow by further extents; the pages of a grown slot go
 back to the system when it is freed.
@@ -44,9 +44,9 @@ class Layout:
         self.nbytes = offset + -offset % mmap.PAGESIZE
 
     def views(self, buffer: Any, rows: int) -> dict[str, torch.Tensor]:
-        """Fresh tensors over `buffer` (of `nbytes`), all of one storage that holds it."""
+        """Fresh tensors over `buffer` (of `nbytes`), whose storages hold it."""
         floats = torch.frombuffer(buffer, dtype=torch.float32)
-        integers = floats.view(torch.int64)
+        integers = torch.frombuffer(buffer, dtype=torch.int64)
         return {
             name: (floats if floating else integers).as_strided((rows, *tail), strides, start)
             for name, floating, tail, strides, start in self._columns

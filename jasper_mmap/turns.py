@@ -104,9 +104,7 @@ class Turns:
             answer = self._connection.recv()
         except (EOFError, ConnectionError):
             self._process.join(_END_TIMEOUT_S)
-            raise ContenderError(
-                f"its process ended, exit code {self._process.exitcode}"
-            ) from None
+            raise ContenderError(f"its process ended, exit code {self._process.exitcode}") from None
         if isinstance(answer, str):
             raise ContenderError(answer)
         return answer

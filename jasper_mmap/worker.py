@@ -19,15 +19,16 @@ import signal
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch._utils import ExceptionWrapper
 from torch.utils.data import _utils
 
 from .dataset import JASPERSteeringDataset
-from .passes import PlanReader
+from .passes import Batch, PlanReader
 from .sampler import Plan
 from .shared import Descriptor
 from .slots import Extents, Layout, slot_bytes
@@ -66,8 +67,7 @@ def work(worker: int, job: Job) -> None:
         descriptor.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the trainer gets it too, and ends us
     failure = _set_up(worker, job)
-    extents = Extents(job.layout.nbytes, job.slots, job.memory)
-    reader = PlanReader(job.dataset, job.ahead)
+    filler = _Filler(job)
     parent = os.getppid()
     waiting = select.poll()
     waiting.register(job.requests.fd, select.POLLIN)
@@ -80,19 +80,45 @@ def work(worker: int, job: Job) -> None:
             continue
         if record in (b"", STOP):
             return
-        ticket, slot, batch, epoch, pass_number, start = REQUEST.unpack(record)
-        target = slot_bytes(extents, job.layout, slot)
+        ticket, slot, batch, *which = REQUEST.unpack(record)
         rows, size = 0, 0
         try:
             if failure is not None:
                 failure.reraise()  # type: ignore[no-untyped-call]
-            plan = replace(job.plan, epoch=epoch, pass_number=pass_number, start=start)
-            rows = plan.rows(batch)
-            reader.read(plan, batch, job.layout.views(target, rows))
+            rows = filler.fill(slot, batch, which)
         except Exception:  # noqa: BLE001  # whatever it is, the trainer is to raise it
-            wrapped = failure or _failure(worker)
-            size = _put_exception(wrapped, target)
+            size = _put_exception(failure or _failure(worker), filler.bytes_of(slot))
         os.write(job.replies.fd, REPLY.pack(ticket, rows, size))
+
+
+class _Filler:
+    """Puts batches into slots."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._extents = Extents(job.layout.nbytes, job.slots, job.memory)
+        self._reader = PlanReader(job.dataset, job.ahead)
+        self._plan = job.plan
+        self._which: list[int] = []
+        # Nobody else sees a worker's views, so they need not be fresh as the trainer's must.
+        self._views: dict[tuple[int, int], Batch] = {}
+
+    def bytes_of(self, slot: int) -> NDArray[np.uint8]:
+        return slot_bytes(self._extents, self._job.layout, slot)
+
+    def fill(self, slot: int, batch: int, which: list[int]) -> int:
+        """Put `batch` of the pass `which` (epoch, pass number, start) into `slot`; its rows."""
+        if which != self._which:
+            epoch, pass_number, start = self._which = which
+            self._plan = replace(self._job.plan, epoch=epoch, pass_number=pass_number, start=start)
+        rows = self._plan.rows(batch)
+        views = self._views.get((slot, rows))
+        if views is None:
+            views = self._job.layout.views(self.bytes_of(slot), rows)
+            if slot < self._job.slots:
+                self._views[slot, rows] = views
+        self._reader.read(self._plan, batch, views)
+        return rows
 
 
 def _set_up(worker: int, job: Job) -> ExceptionWrapper | None:
@@ -120,7 +146,7 @@ def _failure(worker: int) -> ExceptionWrapper:
     )
 
 
-def _put_exception(wrapped: ExceptionWrapper, target: np.ndarray[Any, Any]) -> int:
+def _put_exception(wrapped: ExceptionWrapper, target: NDArray[np.uint8]) -> int:
     data = pickle.dumps(wrapped)
     if len(data) > len(target):
         wrapped.exc_msg = wrapped.exc_msg[-len(target) // 2 :]

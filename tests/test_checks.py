@@ -94,6 +94,8 @@ def test_a_ragged_list_names_row_and_element() -> None:
     offsets = torch.tensor([0, 2, 2, 5, 6])
     with pytest.raises(IndexRangeError, match="references keyword 7 in row 2, element 1"):
         fed("pair_keyword_ids", torch.tensor([0, 6, 1, 7, 2, 3]), 2, offsets=offsets)
+    with pytest.raises(IndexRangeError, match="references keyword -1 in row 2, element 0"):
+        fed("pair_keyword_ids", torch.tensor([0, 6, -1, 1, 2, 3]), 2, offsets=offsets)
 
 
 def test_an_empty_table_has_no_ranges() -> None:

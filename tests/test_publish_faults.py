@@ -21,6 +21,7 @@ from jasper_mmap.errors import AccessError, BusyError, StorageError
 from jasper_mmap.negatives import FOLDER, check_pointer, publisher_lock, read_pointer
 from tests.oracle import Oracle
 from tests.publishing import (
+    DATA,
     NAMES,
     SOAK_S,
     contents,
@@ -32,7 +33,7 @@ from tests.publishing import (
     publishing,
     until,
 )
-from tests.serving import NamedOracle
+from tests.serving import Named, NamedOracle
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PAGE = 4096
@@ -41,15 +42,15 @@ KILLED = int(SOAK_S * 10 / 3)
 
 
 @pytest.fixture
-def store(demo_store: Path, tmp_path: Path) -> Path:
+def store(store_named: Named, tmp_path: Path) -> Path:
     """Return a store that the test may change."""
-    return own_copy(demo_store, tmp_path / "store")
+    return own_copy(store_named(DATA), tmp_path / "store")
 
 
 @pytest.fixture
 def oracle(oracle_named: NamedOracle) -> Oracle:
     """Return the oracle of that store."""
-    return oracle_named("demo")
+    return oracle_named(DATA)
 
 
 def assert_sound(store: Path, oracle: Oracle, first: int = 1) -> int:
@@ -66,14 +67,14 @@ def assert_sound(store: Path, oracle: Oracle, first: int = 1) -> int:
 
 
 def test_killed_publishers_leave_a_complete_generation_in_force(
-    store: Path, demo_folder: Path, oracle: Oracle
+    store: Path, folder_named: Named, oracle: Oracle
 ) -> None:
     """At whatever instant one dies; the next one works and sweeps what was left."""
     dice, before, died_busy = random.Random(3), 1, 0
     for _ in range(KILLED):
-        publisher = publishing(store, demo_folder, 0)
+        publisher = publishing(store, folder_named(DATA), 0)
         until(lambda before=before: read_pointer(store).generation > before, 30)
-        time.sleep(dice.uniform(0, 0.02))
+        time.sleep(dice.uniform(0, 0.05))
         publisher.kill()
         publisher.join()
         leftovers = list((store / FOLDER).glob(".*.tmp"))
@@ -96,11 +97,11 @@ def _publish_some(store: Path, folder: Path, count: int, answers: Any) -> None:
     answers.put([publish_negatives(store, *tables, keep=100) for _ in range(count)])
 
 
-def test_publishers_at_once_lose_no_generation(store: Path, demo_folder: Path) -> None:
+def test_publishers_at_once_lose_no_generation(store: Path, folder_named: Named) -> None:
     """No number twice, none lost, and the history in order."""
     answers = PROCESSES.Queue()
     publishers = [
-        PROCESSES.Process(target=_publish_some, args=(store, demo_folder, 5, answers))
+        PROCESSES.Process(target=_publish_some, args=(store, folder_named(DATA), 5, answers))
         for _ in range(8)
     ]
     for publisher in publishers:
@@ -177,7 +178,7 @@ def test_full_disk_leaves_what_is_in_force(store: Path, tmp_path: Path) -> None:
     pages = sum(-(-path.stat().st_size // PAGE) for path in store.rglob("*") if path.is_file())
     small = tmp_path / "small"
     small.mkdir()
-    pages += 2 + 12  # two folders' own; a generation needs 25 pages
+    pages += 2 + 12  # two folders' own; a generation needs 25 or more
     options = f"-t tmpfs -o size={pages * PAGE} none {small}"
     told = _mounted(small, options, PUBLISH, str(store)).splitlines()
     assert len(told) == 2
@@ -209,9 +210,11 @@ def test_folder_that_may_not_be_written_is_an_error(store: Path) -> None:
     assert all(line.startswith(AccessError.__name__) and str(store) in line for line in told)
 
 
-def test_interrupt_leaves_what_is_in_force(store: Path, demo_folder: Path, oracle: Oracle) -> None:
+def test_interrupt_leaves_what_is_in_force(
+    store: Path, folder_named: Named, oracle: Oracle
+) -> None:
     """SIGTERM in the middle is like a kill."""
-    publisher = publishing(store, demo_folder, 0)
+    publisher = publishing(store, folder_named(DATA), 0)
     until(lambda: read_pointer(store).generation > 3, 30)
     assert publisher.pid is not None
     os.kill(publisher.pid, signal.SIGTERM)

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.oracle import Oracle
-from tests.publishing import SOAK_S, own_copy, publish_numbered, publishing
-from tests.serving import NamedOracle
+from tests.publishing import DATA, LONG, own_copy, publish_numbered, publishing
+from tests.serving import Named, NamedOracle
 
-LONG = SOAK_S >= 10
 RANKS, EPOCHS = (4, 20) if LONG else (2, 6)
 
 TRAIN = """
@@ -44,9 +43,9 @@ dist.destroy_process_group()
 
 
 @pytest.fixture
-def store(demo_store: Path, tmp_path: Path) -> Path:
+def store(store_named: Named, tmp_path: Path) -> Path:
     """Return a store that the test may change."""
-    return own_copy(demo_store, tmp_path / "store")
+    return own_copy(store_named(DATA), tmp_path / "store")
 
 
 def seen_by_ranks(store: Path, adopt: str, program: str = TRAIN) -> list[list[tuple[int, int]]]:
@@ -66,9 +65,11 @@ def seen_by_ranks(store: Path, adopt: str, program: str = TRAIN) -> list[list[tu
     return found
 
 
-def test_ranks_agree_in_every_epoch_while_a_publisher_runs(store: Path, demo_folder: Path) -> None:
+def test_ranks_agree_in_every_epoch_while_a_publisher_runs(
+    store: Path, folder_named: Named
+) -> None:
     """With adopt="epoch" all ranks serve rank 0's generation from begin to end of each epoch."""
-    publisher = publishing(store, demo_folder, 0.1)
+    publisher = publishing(store, folder_named(DATA), 0.1)
     seen = seen_by_ranks(store, "epoch")
     publisher.terminate()
     publisher.join()
@@ -82,10 +83,10 @@ def test_ranks_agree_in_every_epoch_while_a_publisher_runs(store: Path, demo_fol
 
 @pytest.mark.skipif(not LONG, reason="three starts of torchrun take long: set JASPER_SOAK_S=30")
 def test_ranks_agree_at_the_beginning_of_an_epoch_when_adopting_at_once(
-    store: Path, demo_folder: Path
+    store: Path, folder_named: Named
 ) -> None:
     """With adopt="now" they start an epoch together, and go on as each sees it."""
-    publisher = publishing(store, demo_folder, 0.1)
+    publisher = publishing(store, folder_named(DATA), 0.1)
     seen = seen_by_ranks(store, "now")
     publisher.terminate()
     publisher.join()
@@ -97,7 +98,7 @@ def test_ranks_stay_where_they_are_when_one_cannot_follow(
     store: Path, oracle_named: NamedOracle
 ) -> None:
     """A generation that is spoilt for the others is not served by rank 0 alone."""
-    oracle: Oracle = oracle_named("demo")
+    oracle: Oracle = oracle_named(DATA)
     publish_numbered(store, oracle)
     program = TRAIN.replace(
         "seen = []",

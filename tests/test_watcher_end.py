@@ -16,27 +16,28 @@ from jasper_mmap.errors import UsageError
 from jasper_mmap.negatives import FOLDER, file_name
 from tests.oracle import Oracle
 from tests.publishing import (
+    DATA,
     Witness,
     numbered,
     own_copy,
     publish_numbered,
     until,
 )
-from tests.serving import NamedOracle, loader_of
+from tests.serving import Named, NamedOracle, loader_of
 
 QUICK_S = 0.02
 
 
 @pytest.fixture
-def store(demo_store: Path, tmp_path: Path) -> Path:
+def store(store_named: Named, tmp_path: Path) -> Path:
     """Return a store that the test may change."""
-    return own_copy(demo_store, tmp_path / "store")
+    return own_copy(store_named(DATA), tmp_path / "store")
 
 
 @pytest.fixture
 def oracle(oracle_named: NamedOracle) -> Oracle:
     """Return the oracle of that store."""
-    return oracle_named("demo")
+    return oracle_named(DATA)
 
 
 @pytest.fixture

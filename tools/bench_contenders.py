@@ -171,7 +171,7 @@ def _take(tables: dict[str, NDArray[Any]], name: str, rows: Tensor) -> Tensor:
     return torch.from_numpy(np.take(tables[name], rows.numpy(), axis=0))
 
 
-def _index_select(tables: dict[str, Tensor], name: str, rows: Tensor) -> Tensor:
+def index_select(tables: dict[str, Tensor], name: str, rows: Tensor) -> Tensor:
     return torch.index_select(tables[name], 0, rows)
 
 
@@ -191,7 +191,7 @@ def open_numpy(folder: Path, workers: int, batch_size: int) -> Running:
 def open_numpy_torch(folder: Path, workers: int, batch_size: int) -> Running:
     """The same files as tensors, read by `torch.index_select`, which uses all cores."""
     tables = {name: torch.from_numpy(array) for name, array in _opened_npy(folder).items()}
-    dataset = VectorisedDataset(partial(_index_select, tables), tables["split_indices"])
+    dataset = VectorisedDataset(partial(index_select, tables), tables["split_indices"])
     return consuming(vectorised(dataset, workers, batch_size), workers)
 
 
