@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import platform
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -24,19 +22,16 @@ import torch
 from .dataset import JASPERSteeringDataset
 from .errors import UsageError
 from .loader import create_loader, set_epoch
+from .machine import MB, cores
 from .passes import Batch
-from .turns import Running, Turns, memory
+from .turns import ContenderError, Running, Turns, memory
 from .warm import read_through
 
 SPLIT: Final = "train"
-MB: Final = 1 << 20
 _SEED: Final = 7
 _FLOOR_POSITIONS: Final = 1 << 20
 _PREFETCH: Final = 2
 """Batches under way for each worker: torch's default, and ours."""
-_QUIET_LOAD: Final = 0.5
-_QUIET_CORES: Final = 0.15
-_LOOK_S: Final = 1.0
 _TIE: Final = 0.97
 """Fewer workers are as good if they reach this share of the best."""
 _SAME_BYTES: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -82,62 +77,87 @@ class Cell:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """A contender that could not be measured, and why."""
+
+    contender: str
+    workers: int
+    batch_size: int
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entrant:
+    """Who is to be measured; `open` and `load` as `Turns` takes them."""
+
+    name: str
+    workers: int
+    open: Callable[[], Running]
+    load: Callable[[], object] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Windows:
-    """How long and how often; one more window of each kind comes first and is not counted."""
+    """How many and how long; one more of each kind comes first and is not counted."""
 
     count: int
     seconds: float
 
 
 def measure(
-    name: str,
-    workers: int,
-    batch_size: int,
-    opener: Callable[[], Running],
-    floor: Turns,
-    windows: Windows,
-    load: Callable[[], object] | None = None,
-) -> Cell:
-    """Start a contender and let its windows alternate with those of `floor`.
+    store: Path, batch_size: int, entrants: Iterable[Entrant], windows: Windows
+) -> Iterator[Cell | Skipped]:
+    """Each entrant in turn, at one batch size, against the floor with all cores."""
+    with Turns(partial(open_floor, store, batch_size, cores())) as floor:
+        for entrant in entrants:
+            try:
+                yield _measure_one(entrant, batch_size, floor, windows)
+            except ContenderError as error:
+                yield Skipped(
+                    contender=entrant.name,
+                    workers=entrant.workers,
+                    batch_size=batch_size,
+                    why=str(error),
+                )
 
-    Raises `ContenderError` if it fails.
-    """
-    with Turns(opener, load) if load else Turns(opener) as contender:
+
+def _measure_one(entrant: Entrant, batch_size: int, floor: Turns, windows: Windows) -> Cell:
+    with Turns(entrant.open, entrant.load) as contender:
         rates, floor_rates = [], []
         for _ in range(windows.count + 1):
             floor_rates.append(floor.run(windows.seconds))
             rates.append(contender.run(windows.seconds))
         used = memory(contender.pid)
-        return Cell(
-            contender=name,
-            workers=workers,
-            batch_size=batch_size,
-            windows=tuple(rates[1:]),
-            floor_windows=tuple(floor_rates[1:]),
-            open_s=contender.started.open_s,
-            first_batch_s=contender.started.first_batch_s,
-            parent_rss_mb=used.parent_rss / MB,
-            workers_pss_mb=used.workers_pss / MB,
-            workers_uss_mb=used.workers_uss / MB,
-        )
+    return Cell(
+        contender=entrant.name,
+        workers=entrant.workers,
+        batch_size=batch_size,
+        windows=tuple(rates[1:]),
+        floor_windows=tuple(floor_rates[1:]),
+        open_s=contender.started.open_s,
+        first_batch_s=contender.started.first_batch_s,
+        parent_rss_mb=used.parent_rss / MB,
+        workers_pss_mb=used.workers_pss / MB,
+        workers_uss_mb=used.workers_uss / MB,
+    )
 
 
-class _Consumer:
+class Consumer:
     """The trainer: looks at one value of each batch, and holds it until the next one is there."""
 
     def __init__(self, batches: Iterator[Batch]) -> None:
         self._batches = batches
-        self._batch: Batch = {}
+        self.batch: Batch = {}
 
     def __call__(self) -> int:
-        self._batch = batch = next(self._batches)
+        self.batch = batch = next(self._batches)
         batch["negative_embs"][0, 0, 0].item()
         return len(batch["relevance"])
 
 
 def consuming(batches: Iterator[Batch], workers: int) -> Running:
     """A contender that is an endless iterator of batches made by `workers` processes."""
-    return Running(_Consumer(batches), workers * (_PREFETCH + 1))
+    return Running(Consumer(batches), workers * (_PREFETCH + 1))
 
 
 def endless(
@@ -210,11 +230,6 @@ def open_floor(store: Path, batch_size: int, threads: int) -> Running:
     return Running(_Floor(JASPERSteeringDataset(store, SPLIT), batch_size).step, 0)
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def best(cells: Sequence[Cell]) -> Cell:
     """The fastest cell; of those as good as that, the one with the fewest workers."""
     limit = _TIE * max(cell.rate for cell in cells)
@@ -225,54 +240,3 @@ def warm_up(folder: Path) -> None:
     """Bring all files of `folder` into the page cache, in blocks as large as the kernel has."""
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.stat().st_size]
     read_through(paths, f"bench-{os.getpid()}")
-
-
-def machine() -> dict[str, Any]:
-    """What the figures depend on."""
-    return {
-        "cpu": _cpu_name(),
-        "cores": cores(),
-        "memory_mb": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // MB,
-        "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "numpy": np.__version__,
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def load() -> dict[str, float]:
-    """How busy the machine is with other programs: the load average of a minute, and the cores in
-    use while this process sleeps for a second."""
-    before = _busy_ticks()
-    time.sleep(_LOOK_S)
-    ticks = _busy_ticks() - before
-    return {
-        "average": os.getloadavg()[0],
-        "cores_busy": ticks / (os.sysconf("SC_CLK_TCK") * _LOOK_S),
-    }
-
-
-def _busy_ticks() -> int:
-    try:
-        fields = Path("/proc/stat").read_text().split(maxsplit=9)
-    except OSError:
-        return 0
-    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[1:9])
-    return user + nice + system + irq + softirq + steal
-
-
-def was_quiet(before: dict[str, float], after: dict[str, float]) -> bool:
-    """Whether nothing else ran; the average after the run holds the run itself, so it says
-    nothing."""
-    busy = max(before["cores_busy"], after["cores_busy"])
-    return before["average"] <= _QUIET_LOAD and busy <= _QUIET_CORES

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from .cli_bench import bench
 from .cli_negatives import COMMANDS
 from .console import debug_option
 from .errors import FormatError
@@ -74,6 +75,7 @@ def inspect(store: Path, *, as_json: bool) -> None:
         print_summary(summary)
 
 
+command.add_command(bench)
 for _about_negatives in COMMANDS:
     command.add_command(_about_negatives)
 

@@ -7,7 +7,7 @@ import operator
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -83,9 +83,10 @@ class JASPERSteeringDataset(Dataset[Sample]):
         generation = served.open()
         self._control = Control(Words(_checked_epoch(epoch), NO_VARIANT, generation.number))
         self.adoption = Adoption(served, self._control, generation)
-        self._reader = SplitReader(served, self.adoption, self._control, split, self.seed)
+        reader = SplitReader(served, self.adoption, self._control, split, self.seed)
+        self._reader: SplitReader | None = reader
         self.epoch_calls = 0
-        self._length = self._reader.n
+        self._length = reader.n
         _log.info(
             "opened %s split=%s pairs=%d generation=%d device=%s memory=%.1f MB",
             served.path,
@@ -138,7 +139,7 @@ class JASPERSteeringDataset(Dataset[Sample]):
     def reader(self) -> SplitReader:
         """Reads batches of positions that are known to lie in the split."""
         self._open()
-        return self._reader
+        return cast(SplitReader, self._reader)
 
     def reload_negatives(self) -> int:
         """Look for a newer generation now and serve it, in every worker too; the one in force.
@@ -238,7 +239,7 @@ class JASPERSteeringDataset(Dataset[Sample]):
 
     def close(self) -> None:
         """Let go of the mappings (they end with the last tensor that views them)."""
-        self._served = None
+        self._served = self._reader = None
         self.adoption.close()
 
     def __enter__(self) -> Self:

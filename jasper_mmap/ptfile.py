@@ -6,6 +6,7 @@ import os
 import pickle
 import sys
 import warnings
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,16 +105,29 @@ def _mapped(path: Path, at: Path, fd: int, meta: torch.Tensor) -> torch.Tensor:
         # but for files larger than memory + swap.
         mapped: torch.Tensor = _load(path, at, "cpu", mmap=True)
         return mapped.detach()
-    size = os.fstat(fd).st_size
-    end = _storage_end(meta)
-    if offset < 0 or end > storage.nbytes() or offset + storage.nbytes() > size:
+    # Not `storage.nbytes()`: torch enlarges a storage without data to what its tensor claims.
+    end = os.fstat(fd).st_size
+    size = min(_record_bytes(path, at, offset), end - offset)
+    if _storage_end(meta) > size:
         raise FormatError(_not_a_pt(path, "the tensor reaches past its storage"))
     if meta.numel() == 0:
         return torch.empty(meta.shape, dtype=meta.dtype)
-    whole = tensor_at(
-        map_private(fd, size), meta.dtype, (storage.nbytes() // meta.element_size(),), offset
-    )
+    mapping = map_private(fd, end)
+    whole = tensor_at(mapping, meta.dtype, (size // meta.element_size(),), offset)
     return whole.as_strided(meta.shape, meta.stride(), meta.storage_offset())
+
+
+def _record_bytes(path: Path, at: Path, offset: int) -> int:
+    """Size of the stored record of the archive whose data begins at `offset`."""
+    try:
+        with zipfile.ZipFile(at) as archive:
+            records = [r for r in archive.infolist() if r.header_offset < offset]
+    except (zipfile.BadZipFile, NotImplementedError) as error:
+        raise FormatError(_not_a_pt(path, str(error))) from None
+    record = max(records, key=lambda r: r.header_offset, default=None)
+    if record is None or record.compress_type != zipfile.ZIP_STORED:
+        raise FormatError(_not_a_pt(path, "no stored record where the tensor should lie"))
+    return record.file_size
 
 
 def _storage_end(tensor: torch.Tensor) -> int:

@@ -25,6 +25,7 @@ from .errors import JasperError
 _START_TIMEOUT_S: Final = 600.0
 _TURN_TIMEOUT_S: Final = 120.0
 _END_TIMEOUT_S: Final = 10.0
+_ABORT_TIMEOUT_S: Final = 2.0
 _IDLE_S: Final = 0.05
 _IDLE_PATIENCE_S: Final = 10.0
 _PROC: Final = Path("/proc")
@@ -58,10 +59,6 @@ class Memory(NamedTuple):
     workers_uss: int
 
 
-def _nothing() -> None:
-    pass
-
-
 class Turns:
     """A contender in a process of its own, started and waiting for its turns.
 
@@ -70,19 +67,20 @@ class Turns:
     """
 
     def __init__(
-        self, opener: Callable[[], Running], load: Callable[[], object] = _nothing
+        self, opener: Callable[[], Running], load: Callable[[], object] | None = None
     ) -> None:
         # Forked from a server that has imported torch and done nothing: quick, and all start alike.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["torch"])
         self._connection, there = context.Pipe()
-        self._process = context.Process(target=_serve, args=(there, load, opener))
+        method = multiprocessing.get_start_method()  # its workers start as they would in ours
+        self._process = context.Process(target=_serve, args=(there, method, load, opener))
         self._process.start()
         there.close()
         try:
             self.started = Started(*self._receive(_START_TIMEOUT_S))
         except BaseException:
-            self.close()
+            self.close(_ABORT_TIMEOUT_S)
             raise
 
     @property
@@ -109,10 +107,10 @@ class Turns:
             raise ContenderError(answer)
         return answer
 
-    def close(self) -> None:
-        """End the process and all it started."""
+    def close(self, patience_s: float = _END_TIMEOUT_S) -> None:
+        """End the process and all it started, by force after `patience_s`."""
         self._connection.close()
-        self._process.join(_END_TIMEOUT_S)
+        self._process.join(patience_s)
         if self._process.is_alive():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)  # the whole session is its own
@@ -152,12 +150,20 @@ _IDLE: Final = Running(_no_batch, 0)
 
 
 def _serve(
-    driver: connection.Connection, load: Callable[[], object], opener: Callable[[], Running]
+    driver: connection.Connection,
+    start_method: str,
+    load: Callable[[], object] | None,
+    opener: Callable[[], Running],
 ) -> None:
+    multiprocessing.set_start_method(start_method, force=True)
+    with Path(os.devnull).open("w") as nothing:  # libraries chat, and so do their workers
+        os.dup2(nothing.fileno(), 1)
+        os.dup2(nothing.fileno(), 2)
     os.setsid()  # an interrupt at the terminal reaches the driver alone, which then ends us
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     try:
-        load()
+        if load is not None:
+            load()
         began = time.perf_counter()
         running = opener()
         opened = time.perf_counter()

@@ -25,6 +25,10 @@ LONG = SOAK_S >= 10
 DATA = "real" if LONG else "demo"
 """Name of the folder whose store is published to."""
 
+ROOT = Path(__file__).parents[1]
+IMPORTING = {**os.environ, "PYTHONPATH": str(ROOT)}
+"""The environment of a program, wherever it lies, that imports the packages of this checkout."""
+
 Tables = tuple[Tensor, Tensor]
 NAMES = ("hard_negatives", "negative_tiers")
 

@@ -140,6 +140,8 @@ def test_loader_without_batches_is_an_error(store_named: Callable[[str], Path]) 
     empty = create_loader(store_named("no_curriculum_empty_val"), "val", 8)
     with pytest.raises(ContentError, match="'val' has no batches: its dataset has 0 pairs"):
         validate_first_batch(empty)
+    with pytest.raises(ContentError, match="no batches"):
+        validate_first_batch(DataLoader(empty.dataset_obj, batch_size=8))
     short = create_loader(store_named("seven_pairs"), "train", 64)
     with pytest.raises(ContentError, match="drop_last is True"):
         validate_first_batch(short)

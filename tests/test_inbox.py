@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
-from jasper_mmap import publish_negatives
+from jasper_mmap import JASPERSteeringDataset, publish_negatives
 from jasper_mmap.cli_negatives import COMMANDS
 from jasper_mmap.errors import (
     ContentError,
@@ -22,6 +23,7 @@ from jasper_mmap.inbox import Inbox, inbox_pattern
 from jasper_mmap.negatives import read_pointer
 from tests.oracle import Oracle
 from tests.publishing import (
+    IMPORTING,
     NAMES,
     Tables,
     in_force,
@@ -137,6 +139,20 @@ def test_inbox_waits_for_files_that_are_still_being_written(
     assert in_force(store)["generation"] == 2
 
 
+def test_inbox_leaves_files_that_do_not_rest(store: Path, oracle: Oracle, inbox: Inbox) -> None:
+    """A miner may write the same files several times before it is done."""
+    for number in range(2, 8):
+        saved(numbered(oracle, number), store / "inbox")
+        inbox.look()
+        time.sleep(0.02)
+        inbox.look()
+        assert in_force(store)["generation"] == 1
+    _look_for(inbox, 0.3)
+    assert in_force(store)["generation"] == 2
+    with JASPERSteeringDataset(store, "train") as dataset:
+        assert torch.equal(dataset.hard_negatives, numbered(oracle, 7)[0])
+
+
 @pytest.mark.parametrize("damage", ["value", "file"])
 def test_inbox_files_what_is_wrong_with_the_reason(
     damage: str, store: Path, new: Tables, inbox: Inbox
@@ -175,6 +191,7 @@ def test_watch_command_serves_an_inbox_until_signalled(
         [sys.executable, "-W", "ignore", "-c", program, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        env=IMPORTING,
         text=True,
     )
     assert service.stdout is not None

@@ -18,11 +18,12 @@ MAX_NAMES_TOGETHER = 4  # of one table: a formula may name its inputs
 
 # A module may import those after it. `__init__` stands for the package's own name.
 LAYERS = (
-    ("tools", "demo demo_data demo_negatives bench_contenders bench_data __init__"),
+    ("tools", "demo demo_data demo_negatives __init__"),
+    ("tools", "bench bench_plot bench_libraries bench_records bench_contenders bench_data"),
     ("converters", "__main__ __init__ convert commit export precheck generation plan"),
     ("converters", "write narrow derive source staging report"),
-    ("jasper_mmap", "__main__ cli cli_negatives console version inbox report summary"),
-    ("jasper_mmap", "bench turns __init__"),
+    ("jasper_mmap", "__main__ cli cli_bench cli_negatives console version inbox report summary"),
+    ("jasper_mmap", "bench machine turns __init__"),
     ("jasper_mmap", "first_batch loader workers worker passes sampler watcher"),
     (
         "jasper_mmap",

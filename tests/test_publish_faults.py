@@ -22,6 +22,7 @@ from jasper_mmap.negatives import FOLDER, check_pointer, publisher_lock, read_po
 from tests.oracle import Oracle
 from tests.publishing import (
     DATA,
+    IMPORTING,
     NAMES,
     SOAK_S,
     contents,
@@ -146,6 +147,7 @@ def _mounted(store: Path, options: str, program: str, *arguments: str) -> str:
         capture_output=True,
         text=True,
         timeout=60,
+        env=IMPORTING,
         check=False,
     )
     if "unshare:" in ran.stderr or "mount:" in ran.stderr:

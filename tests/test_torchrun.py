@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.oracle import Oracle
-from tests.publishing import DATA, LONG, own_copy, publish_numbered, publishing
+from tests.publishing import DATA, IMPORTING, LONG, own_copy, publish_numbered, publishing
 from tests.serving import Named, NamedOracle
 
 RANKS, EPOCHS = (4, 20) if LONG else (2, 6)
@@ -58,6 +58,7 @@ def seen_by_ranks(store: Path, adopt: str, program: str = TRAIN) -> list[list[tu
         capture_output=True,
         text=True,
         timeout=240,
+        env=IMPORTING,
         check=False,
     )
     assert ran.returncode == 0, ran.stderr

@@ -17,6 +17,7 @@ from jasper_mmap.negatives import FOLDER, file_name
 from tests.oracle import Oracle
 from tests.publishing import (
     DATA,
+    IMPORTING,
     Witness,
     numbered,
     own_copy,
@@ -105,6 +106,7 @@ def test_forgotten_watch_hangs_nothing(store: Path) -> None:
         capture_output=True,
         text=True,
         timeout=60,
+        env=IMPORTING,
         check=False,
     )
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "end\n", "")
@@ -155,6 +157,7 @@ def test_watcher_on_a_read_only_mount_adopts(store: Path, oracle: Oracle, tmp_pa
         [*command, sys.executable, "-W", "ignore", "-c", program, str(mount)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        env=IMPORTING,
         text=True,
     )
     assert reader.stdout is not None

@@ -45,12 +45,13 @@ class Contender:
     """Stores each pair with its negatives' embeddings, of a part of the pairs only."""
 
 
-def stock_loader(dataset: Any, workers: int, **options: Any) -> DataLoader[Any]:
-    """torch's own, with workers that stay and memory files that need no descriptor passed.
+def share_by_name() -> None:
+    """Pass tensors between processes as named files, of torch's two ways the faster one."""
+    torch.multiprocessing.set_sharing_strategy("file_system")  # type: ignore[no-untyped-call]
 
-    Of torch's two ways to pass tensors between processes that one is faster for small batches.
-    """
-    torch.multiprocessing.set_sharing_strategy("file_system")
+
+def stock_loader(dataset: Any, workers: int, **options: Any) -> DataLoader[Any]:
+    """torch's own, with workers that stay."""
     return DataLoader(dataset, num_workers=workers, persistent_workers=workers > 0, **options)
 
 
@@ -62,7 +63,7 @@ def open_stock(store: Path, workers: int, batch_size: int) -> Running:
 
 
 class PerSampleDataset(Dataset[dict[str, Tensor]]):
-    """The dataset that users have: everything loaded, one pair at a time, a generator of its own."""
+    """The dataset that users have: all is loaded, a pair at a time, a generator of its own."""
 
     def __init__(self, folder: Path, split: str, seed: int = 42) -> None:
         for name in ARTIFACTS:
@@ -140,6 +141,7 @@ class VectorisedDataset(Dataset[Batch]):
 
 def vectorised(dataset: Any, workers: int, batch_size: int, **options: Any) -> Iterator[Any]:
     """Whole batches of `dataset[positions]`, shuffled: no collate is left to do."""
+    share_by_name()
     sampler = BatchSampler(RandomSampler(dataset), batch_size, drop_last=True)
     return endless(stock_loader(dataset, workers, batch_size=None, sampler=sampler, **options))
 

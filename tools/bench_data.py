@@ -66,7 +66,10 @@ def make_folder(dst: Path, pairs: int, dim: int = DIM, n_neg: int = N_NEG) -> No
         "hard_negatives": numbers(sources, pairs, n_neg),
         "negative_tiers": numbers(4, pairs, n_neg) + 1,
         **{name: floats(pairs, dim) for name in STEERING if name},
-        **{f"{s}_idx": part.clone() for s, part in zip(SPLITS, order.split(cuts), strict=True)},
+        **{
+            f"{s}_idx": part.clone()
+            for s, part in zip(SPLITS, torch.split(order, cuts), strict=True)
+        },
     }
     # Hardly any zero steering: its one row would make a batch cheaper than the floor's.
     probabilities = {"zero": 0.01, "centroid": 0.33, "keyword": 0.33, "residual": 0.33}

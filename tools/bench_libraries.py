@@ -8,7 +8,7 @@ all four. Hugging Face datasets, LitData and MosaicML Streaming store samples, a
 import importlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from tools.bench_contenders import (
     VectorisedDataset,
     index_select,
     plain_tables,
+    share_by_name,
     stock_loader,
     vectorised,
 )
@@ -57,7 +58,7 @@ def _let_torchvision_load() -> None:
     try:
         importlib.import_module("torchvision")
     except RuntimeError:
-        library = torch.library.Library("torchvision", "DEF")
+        library: Any = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
         for operator in ("nms", "qnms"):
             library.define(f"{operator}(Tensor dets, Tensor scores, float threshold) -> Tensor")
         _kept.append(library)
@@ -76,7 +77,8 @@ def _layout(folder: Path) -> Layout:
 
 def _unpacking(loader: Any, layout: Layout, workers: int) -> Running:
     """A contender whose loader yields whole batches of bytes `[B,nbytes]`."""
-    return consuming(map(layout.unpacked, endless(loader)), workers)
+    batches: Iterator[Any] = endless(loader)
+    return consuming(map(layout.unpacked, batches), workers)
 
 
 def prepare_datasets(folder: Path, store: Path, pairs: int) -> None:
@@ -148,7 +150,7 @@ def open_litdata(folder: Path, workers: int, batch_size: int) -> Running:
     dataset = litdata.StreamingDataset(
         str(folder / DATA), shuffle=True, drop_last=True, batch_decode=False
     )
-    torch.multiprocessing.set_sharing_strategy("file_system")
+    share_by_name()
     loader = litdata.StreamingDataLoader(
         dataset,
         batch_size=batch_size,
@@ -177,7 +179,7 @@ def _joined_column(layout: Layout, samples: list[dict[str, bytes]]) -> Tensor:
 def open_streaming(folder: Path, workers: int, batch_size: int) -> Running:
     """Its dataset in torch's DataLoader, as its documentation shows."""
     streaming, layout = _load("streaming"), _layout(folder)
-    streaming.base.util.clean_stale_shared_memory()
+    share_by_name()
     dataset = streaming.StreamingDataset(
         local=str(folder / DATA), shuffle=True, batch_size=batch_size
     )

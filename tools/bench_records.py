@@ -60,7 +60,7 @@ class Layout:
         ints = raw[:, :begin].view(torch.int64)
         floats = raw[:, begin : begin + 8].view(torch.float32)
         end = begin + 8 + 4 * self.dim * (self.n_neg + 5)
-        embeddings = raw[:, begin + 8 : end].view(torch.float32).unflatten(1, (-1, self.dim))
+        embeddings = raw[:, begin + 8 : end].view(torch.float32).view(len(raw), -1, self.dim)
         variants = torch.randint(len(STEERING), (len(raw),))
         steering = embeddings[torch.arange(len(raw)), variants + (_OWN - 1)]
         steering[variants == 0] = 0

@@ -1,0 +1,248 @@
+"""The benchmark: its figures follow from its windows, its contenders make true batches, it ends."""
+
+import importlib.util
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from jasper_mmap.bench import Cell, Consumer, Entrant, Skipped, Windows, best, measure, open_floor
+from jasper_mmap.cli import command
+from jasper_mmap.schema import COLUMNS
+from jasper_mmap.turns import ContenderError, Running, Turns, in_own_process, tree
+from tests.oracle import Oracle
+from tools.bench import ALL, main
+from tools.bench_contenders import Contender
+from tools.bench_data import Inputs, inputs_of
+from tools.bench_plot import plot
+
+ROOT = Path(__file__).parents[1]
+TINY = ("--windows", "2", "--seconds", "0.02")
+MODULES = {"datasets", "tensordict", "litdata", "streaming"}
+
+
+def a_cell(**changes: Any) -> Cell:
+    """Return a cell of made-up figures."""
+    settings: dict[str, Any] = {
+        "contender": "ours",
+        "workers": 0,
+        "batch_size": 32,
+        "windows": (90.0, 80.0, 300.0),
+        "floor_windows": (100.0, 400.0, 120.0),
+        "open_s": 0.1,
+        "first_batch_s": 0.2,
+        "parent_rss_mb": 1.0,
+        "workers_pss_mb": 2.0,
+        "workers_uss_mb": 3.0,
+    }
+    return Cell(**settings | changes)
+
+
+@pytest.fixture(scope="module")
+def answer(demo_store: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Return the JSON of a quick run on a tiny store."""
+    folder = tmp_path_factory.mktemp("bench")
+    arguments = [str(demo_store), "--quick", "--batch-sizes", "32", *TINY]
+    files = ["--cache", str(folder), "--json", str(folder / "j"), "--plot", str(folder / "p.svg")]
+    assert main([*arguments, *files]) == 0
+    assert (folder / "p.svg").read_text().startswith("<svg")
+    found: dict[str, Any] = json.loads((folder / "j").read_text())
+    return found
+
+
+def test_quick_run_measures_every_cell(answer: dict[str, Any]) -> None:
+    """The floor of one thread, ours and the per-sample dataset, with and without workers."""
+    assert answer["skipped"] == []
+    cells = [(c["contender"], c["workers"], c["batch_size"]) for c in answer["cells"]]
+    measured = [(name, n, 32) for name in ("ours", "per-sample") for n in (0, 2)]
+    assert cells == [("floor-1", 0, 32), *measured]
+
+
+def test_quick_run_tells_finite_positive_figures(answer: dict[str, Any]) -> None:
+    """Rates, times and memory of each cell; a loader without workers has none in workers."""
+    for cell in answer["cells"]:
+        always = ("samples_per_s", "low", "high", "ratio", "open_s", "first_batch_s")
+        figures = [cell[name] for name in (*always, "floor_samples_per_s", "parent_rss_mb")]
+        figures += [*cell["windows"], *cell["floor_windows"]]
+        if cell["workers"]:
+            figures += [cell["workers_pss_mb"], cell["workers_uss_mb"]]
+        assert all(math.isfinite(figure) and figure > 0 for figure in figures), cell
+        assert len(cell["windows"]) == len(cell["floor_windows"]) == 2
+    assert all(used["bytes_per_pair"] > 0 for used in answer["disk"].values())
+
+
+def test_ratio_is_that_of_the_medians(answer: dict[str, Any]) -> None:
+    """Computed again from the windows in the JSON, by sorting."""
+    for cell in answer["cells"]:
+        low, high = sorted(cell["windows"])
+        floor_low, floor_high = sorted(cell["floor_windows"])
+        assert cell["ratio"] == pytest.approx((low + high) / (floor_low + floor_high))
+    assert a_cell().ratio == 90 / 120
+
+
+def test_bench_command_names_a_setting_of_workers(demo_store: Path) -> None:
+    """Its JSON holds the fastest cell's number of workers, its text the same words."""
+    arguments = ["bench", str(demo_store), "--batch-size", "32", "--workers", "0,1", *TINY]
+    told = CliRunner().invoke(command, [*arguments, "--json"])
+    assert told.exit_code == 0, told.output
+    answer = json.loads(told.output)
+    assert [cell["workers"] for cell in answer["cells"]] == [0, 1]
+    assert answer["best_workers"] in (0, 1)
+    text = CliRunner().invoke(command, arguments)
+    assert "best here: num_workers=" in text.output
+
+
+def test_bench_command_says_that_a_batch_is_larger_than_the_split(demo_store: Path) -> None:
+    """The reason of a failure in a process of its own reaches the user."""
+    arguments = ["bench", str(demo_store), "--batch-size", "100000", *TINY]
+    told = CliRunner().invoke(command, arguments)
+    assert isinstance(told.exception, ContenderError)
+    assert "fewer pairs than one batch" in str(told.exception)
+
+
+def test_best_prefers_fewer_workers_at_equal_speed() -> None:
+    """A cell within three percent of the fastest is as good."""
+    cells = [a_cell(workers=n, windows=(rate,)) for n, rate in ((0, 90.0), (1, 99.0), (2, 100.0))]
+    assert best(cells).workers == 1
+
+
+def test_floor_reads_all_rows_of_a_batch(demo_store: Path, demo_folder: Path) -> None:
+    """Its outputs hold, in turn, what the oracle says of the pairs of one batch."""
+    floor = open_floor(demo_store, 8, torch.get_num_threads()).step
+    assert floor() == 8
+    made = next(floor.__self__._batches)  # type: ignore[attr-defined]
+    for table, index, out in made:
+        torch.index_select(table, 0, index, out=out)
+    question, target, negatives, *_ = (out for _, _, out in made)
+    oracle = Oracle(demo_folder)
+    pairs = made[3][1].tolist()
+    positions = [oracle.splits["train"].index(pair) for pair in pairs]
+    batch = oracle.batch("train", positions, [1] * 8)
+    assert torch.equal(question, batch["question_emb"])
+    assert torch.equal(target, batch["target_source_emb"])
+    assert torch.equal(negatives, batch["negative_embs"].flatten(0, 1))
+    assert torch.equal(made[3][2], batch["steering"])
+
+
+@pytest.fixture(scope="module")
+def inputs(demo_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    """Return the tiny store as the benchmark's input."""
+    return inputs_of(demo_store, tmp_path_factory.mktemp("cache"), 0)
+
+
+@pytest.fixture
+def sharing() -> Iterator[None]:
+    """Undo a contender's choice of how torch shares tensors."""
+    before = torch.multiprocessing.get_sharing_strategy()  # type: ignore[no-untyped-call]
+    yield
+    torch.multiprocessing.set_sharing_strategy(before)  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.usefixtures("sharing")
+@pytest.mark.filterwarnings("ignore")  # of other libraries
+@pytest.mark.parametrize("contender", ALL.values(), ids=list(ALL))
+def test_contenders_make_true_batches(contender: Contender, inputs: Inputs) -> None:
+    """Every row of a batch is one pair of the split with all that belongs to it."""
+    if contender.name in MODULES and importlib.util.find_spec(contender.name) is None:
+        pytest.skip(f"{contender.name} is not installed")
+    if contender.load is not None:
+        contender.load()
+    folder = contender.folder(inputs)
+    if contender.prepare is not None:
+        folder.mkdir(exist_ok=True)
+        in_own_process(partial(contender.prepare, folder, inputs.store, 100))
+    step = contender.open(folder, 0, 16).step
+    assert step() == 16
+    assert isinstance(step, Consumer)
+    assert step.batch.keys() == COLUMNS.keys()
+    oracle = Oracle(inputs.pt)
+    for row in range(16):
+        sample = {name: column[row] for name, column in step.batch.items()}
+        variant = int(sample["steering_variant"])
+        assert any(
+            all(torch.equal(sample[name], true[name]) for name in COLUMNS)
+            for position in range(len(oracle.splits["train"]))
+            if torch.equal(
+                sample["target_source_emb"],
+                (true := oracle.sample("train", position, variant))["target_source_emb"],
+            )
+        )
+
+
+def _failing() -> Running:
+    raise RuntimeError("no such thing")
+
+
+def _dying() -> Running:
+    os._exit(3)
+
+
+def test_a_contender_that_fails_is_told_and_left_out(demo_store: Path) -> None:
+    """One raises and one ends its process; the next is measured all the same."""
+    floor = partial(open_floor, demo_store, 8, 1)
+    wanted = [
+        Entrant(name=name, workers=0, open=opened)
+        for name, opened in (("fails", _failing), ("dies", _dying), ("floor", floor))
+    ]
+    fails, dies, good = measure(demo_store, 8, wanted, Windows(count=1, seconds=0.01))
+    assert isinstance(fails, Skipped)
+    assert "no such thing" in fails.why
+    assert isinstance(dies, Skipped)
+    assert "exit code 3" in dies.why
+    assert isinstance(good, Cell)
+
+
+def test_closing_ends_the_process_and_its_workers(demo_store: Path) -> None:
+    """Of a contender with two workers nothing is left."""
+    with Turns(partial(ALL["stock"].open, demo_store, 2, 8)) as turns:
+        started = tree(turns.pid)
+        assert len(started) >= 3
+    assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
+
+
+def test_interrupt_ends_all_processes(demo_store: Path, tmp_path: Path) -> None:
+    """Ctrl-C in the middle of a run leaves none of its processes behind."""
+    arguments = [str(demo_store), "--only", "per-sample", "--workers", "2", "--batch-sizes", "8"]
+    run = subprocess.Popen(
+        [sys.executable, "-m", "tools.bench", *arguments, "--seconds", "1", "--cache", tmp_path],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert run.stderr is not None
+    line = run.stderr.readline()  # the first cell is there: the second is starting or running
+    assert "samples/s" in line
+    time.sleep(1)
+    started = tree(run.pid)
+    assert len(started) >= 4  # with multiprocessing's two servers, the floor and a contender
+    run.send_signal(signal.SIGINT)
+    assert run.wait(60) == 130
+    run.stderr.close()
+    deadline = time.monotonic() + 10
+    while left := [pid for pid in started if Path(f"/proc/{pid}").exists()]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+
+
+def test_plot_has_a_bar_a_cell() -> None:
+    """Well-formed, one bar a cell beside the background and the legend, the ratios as labels."""
+    cells = [
+        a_cell(contender=name, batch_size=size) for name in ("ours", "a<b") for size in (32, 512)
+    ]
+    root = ElementTree.fromstring(plot(cells, {"ours": "our own & only"}, "title"))
+    bars = [e for e in root.iter() if e.tag.endswith("rect")]
+    assert len(bars) == 1 + 4 + 2
+    assert [e.text for e in root.iter() if e.text == "0.75"] == ["0.75"] * 4

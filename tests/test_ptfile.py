@@ -1,0 +1,131 @@
+"""`.pt` files are read safely: nothing in them runs, nothing outside a saved tensor is served."""
+
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from jasper_mmap.errors import ContentTypeError, FormatError, UnsafeFileError
+from jasper_mmap.ptfile import read_pt
+from tests.test_files import same_bytes, sample
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.uint16]
+)
+def test_pt_tensor_is_read_as_it_was_saved(
+    tmp_path: Path, dtype: torch.dtype, zipped: bool
+) -> None:
+    """Both formats; views whose whole storage was saved, strided, empty and 0-d ones."""
+    if dtype == torch.uint16 and not zipped:
+        pytest.skip("torch itself cannot read what it wrote")
+    base = sample(dtype, 20, 6)
+    for table in (base, base[3:9], base[:, 2:4], base.t(), base[:0], base[0, 0]):
+        torch.save(table, tmp_path / "t.pt", _use_new_zipfile_serialization=zipped)
+        assert same_bytes(read_pt(tmp_path / "t.pt"), table)
+
+
+def test_pt_tensor_is_mapped_and_not_read(tmp_path: Path) -> None:
+    """Of the zip format nothing is copied; writing to it leaves the file alone."""
+    torch.save(sample(torch.float32, 1000, 100), tmp_path / "t.pt")
+    before = (tmp_path / "t.pt").read_bytes()
+    table = read_pt(tmp_path / "t.pt")
+    assert str(tmp_path / "t.pt") in Path("/proc/self/maps").read_text()
+    table.zero_()
+    assert (tmp_path / "t.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("value", [[[1, 2], [], [3]], [], [[]], {"a": 1}, 5, (1, "x")])
+def test_plain_containers_are_read(tmp_path: Path, value: Any, zipped: bool) -> None:
+    """Keyword lists are Python lists."""
+    torch.save(value, tmp_path / "t.pt", _use_new_zipfile_serialization=zipped)
+    assert read_pt(tmp_path / "t.pt") == value
+
+
+class Evil:
+    """Unpickling it makes a file."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[Any, ...]]:
+        return os.mkdir, (str(self.trace),)
+
+
+@pytest.mark.parametrize("kind", ["zip", "old", "pickle"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_code_in_a_pickle_is_refused_and_not_run(tmp_path: Path, kind: str, nested: bool) -> None:
+    """The error names what it asked for; nothing happened."""
+    evil: Any = Evil(tmp_path / "trace")
+    evil = [[1], evil] if nested else evil
+    path = tmp_path / "t.pt"
+    if kind == "pickle":
+        path.write_bytes(pickle.dumps(evil))
+    else:
+        torch.save(evil, path, _use_new_zipfile_serialization=kind == "zip")
+    with pytest.raises((UnsafeFileError, FormatError), match=r"t\.pt"):
+        read_pt(path)
+    assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.02, 0.3, 0.6, 0.9, 0.999])
+def test_truncated_pt_is_an_error_of_ours(tmp_path: Path, zipped: bool, share: float) -> None:
+    """Cut anywhere."""
+    path = tmp_path / "t.pt"
+    torch.save(sample(torch.float32, 100, 10), path, _use_new_zipfile_serialization=zipped)
+    os.truncate(path, int(path.stat().st_size * share))
+    with pytest.raises(FormatError, match=r"t\.pt"):
+        read_pt(path)
+
+
+@pytest.mark.parametrize("told", [b"K\x7f\x85", b"J\xff\xff\xff\x7f\x85"])
+@pytest.mark.parametrize("both", [False, True])
+def test_tensor_that_claims_more_than_was_saved_is_refused(
+    tmp_path: Path, told: bytes, both: bool
+) -> None:
+    """A pickle that says 127 elements, or two billion, where three were saved; of the tensor
+    alone or of its storage too. What lies behind them in the file is not served as data."""
+    torch.save(torch.ones(3), tmp_path / "good.pt")
+    path = tmp_path / "t.pt"
+    with zipfile.ZipFile(tmp_path / "good.pt") as good, zipfile.ZipFile(path, "w") as bad:
+        for name in good.namelist():
+            data = good.read(name)
+            if name.endswith("data.pkl"):
+                assert b"K\x03\x85" in data
+                assert b"K\x03tq" in data
+                data = data.replace(b"K\x03\x85", told)
+                data = data.replace(b"K\x03tq", told[:-1] + b"tq") if both else data
+            bad.writestr(name, data)
+    with pytest.raises(FormatError, match=r"t\.pt"):
+        read_pt(path)
+
+
+@pytest.mark.parametrize(
+    "data", [b"x", b"\0" * 1000, b"PK\x03\x04" + b"junk" * 99, b"\x93NUMPY\x01\x00", b"{}"]
+)
+def test_file_of_no_torch_format_is_an_error_of_ours(tmp_path: Path, data: bytes) -> None:
+    """Whatever it is instead."""
+    (tmp_path / "t.pt").write_bytes(data)
+    with pytest.raises(FormatError, match=r"t\.pt"):
+        read_pt(tmp_path / "t.pt")
+
+
+def test_sparse_tensor_is_refused(tmp_path: Path) -> None:
+    """Only dense tensors have rows to map."""
+    torch.save(torch.eye(3).to_sparse(), tmp_path / "t.pt")
+    with pytest.raises((ContentTypeError, UnsafeFileError)):
+        read_pt(tmp_path / "t.pt")
+
+
+def test_parameter_is_read_as_its_tensor(tmp_path: Path) -> None:
+    """A table that a model learned carries a gradient flag; it is dropped."""
+    torch.save(torch.ones(3, requires_grad=True), tmp_path / "t.pt")
+    assert not read_pt(tmp_path / "t.pt").requires_grad
