@@ -11,7 +11,7 @@ import torch
 
 from jasper_mmap import negatives
 from jasper_mmap.atomic import storage_errors
-from jasper_mmap.errors import JasperError, MissingFileError
+from jasper_mmap.errors import JasperError, MissingFileError, NewerFormatError
 from jasper_mmap.manifest import STAGING, Entry, Manifest, read_manifest
 from jasper_mmap.schema import ARTIFACTS, NEGATIVES, STORED, Artifact
 
@@ -81,7 +81,7 @@ def make_plan(src: Path, dst: Path, settings: Settings, journal: Mapping[str, En
     Raises `MissingFileError` naming the first `.pt` file that is not there.
     """
     _check_files(src)
-    old = _old_manifest(dst)
+    old = _old_manifest(dst, force=settings.force)
     tasks = []
     for artifact in STORED:
         derived = artifact.derived and not (src / artifact.source).exists()
@@ -132,10 +132,15 @@ def _check_files(src: Path) -> None:
         raise MissingFileError(f"{what}. Let the builder write it, or copy it there.")
 
 
-def _old_manifest(dst: Path) -> Manifest | None:
-    # A store whose manifest is missing or cannot be used is written anew.
+def _old_manifest(dst: Path, *, force: bool) -> Manifest | None:
+    # A store whose manifest is missing or cannot be used is written anew; but one that a newer
+    # version made is not thrown away unasked.
     try:
         return read_manifest(dst)
+    except NewerFormatError as error:
+        if force:
+            return None
+        raise NewerFormatError(f"{error} Or write it anew in the older one with --force.") from None
     except JasperError:
         return None
 

@@ -42,6 +42,10 @@ class FormatError(JasperError):
     """A file is damaged, truncated, of another format, or of a newer version."""
 
 
+class NewerFormatError(FormatError):
+    """The store was written by a newer version of this package, whose format this one cannot."""
+
+
 class UnsafeFileError(FormatError):
     """A file tries to run code or to lead outside its folder; it was refused, nothing was run."""
 

@@ -10,7 +10,13 @@ from typing import Any
 import torch
 
 from . import atomic
-from .errors import FormatError, MissingFileError, StoreChangedError, UnsafeFileError
+from .errors import (
+    FormatError,
+    MissingFileError,
+    NewerFormatError,
+    StoreChangedError,
+    UnsafeFileError,
+)
 from .schema import STORED
 from .tensorfile import DTYPE_NAMES
 
@@ -161,7 +167,7 @@ def read_manifest(folder: Path) -> Manifest:
     if not isinstance(version, int) or version < 1:
         raise FormatError(f"{path}: format_version {version!r} is no version; convert again.")
     if version > FORMAT_VERSION:
-        raise FormatError(
+        raise NewerFormatError(
             f"{path}: the store has format version {version}, this package reads up to"
             f" {FORMAT_VERSION}; install a newer jasper-mmap."
         )

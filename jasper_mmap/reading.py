@@ -67,6 +67,11 @@ class SplitReader:
             config = served.config
             out = empty_batch(len(positions), config.embedding_dim, config.n_neg, device)
         gather(served.tables, generation.tables, pairs, variants, out, served.stack)
+        if device.type == "cuda":
+            # When another generation is adopted, this one's memory must not be used anew while
+            # the trainer's stream still reads from it.
+            for table in generation.tables.values():
+                table.record_stream(torch.cuda.current_stream(device))
         return out
 
     def wanted_rows(

@@ -11,6 +11,7 @@ from jasper_mmap import publish_negatives
 from jasper_mmap.errors import (
     ContentError,
     IndexRangeError,
+    NewerFormatError,
 )
 from jasper_mmap.manifest import MANIFEST_FILE
 from jasper_mmap.negatives import read_pointer
@@ -145,6 +146,21 @@ def test_a_table_that_shrank_is_checked_against_what_stayed(folder: Path, tmp_pa
     ):
         convert(folder, store)
     assert {**snapshot(store), "negatives": ()} == {**before, "negatives": ()}
+
+
+def test_a_store_of_a_newer_format_is_only_overwritten_by_force(
+    folder: Path, tmp_path: Path
+) -> None:
+    """What another version wrote is not lost unasked."""
+    convert(folder, tmp_path / "store")
+    manifest = tmp_path / "store" / MANIFEST_FILE
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format_version": 9}))
+    before = snapshot(tmp_path)
+    with pytest.raises(NewerFormatError, match=r"version 9, .* up to 1.*--force"):
+        convert(folder, tmp_path / "store")
+    assert snapshot(tmp_path) == before
+    convert(folder, tmp_path / "store", force=True)
+    assert json.loads(manifest.read_text())["format_version"] == 1
 
 
 def test_an_edited_config_is_noticed(folder: Path, tmp_path: Path) -> None:
