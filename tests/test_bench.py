@@ -27,6 +27,7 @@ from tools.bench import ALL, main
 from tools.bench_contenders import Contender
 from tools.bench_data import Inputs, inputs_of
 from tools.bench_plot import plot
+from tools.bench_table import markdown
 
 ROOT = Path(__file__).parents[1]
 TINY = ("--windows", "2", "--seconds", "0.02")
@@ -221,6 +222,8 @@ def test_interrupt_ends_all_processes(demo_store: Path, tmp_path: Path) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        # Started in the background of a shell, the tests ignore Ctrl-C, and so would it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert run.stderr is not None
     line = run.stderr.readline()  # the first cell is there: the second is starting or running
@@ -229,8 +232,8 @@ def test_interrupt_ends_all_processes(demo_store: Path, tmp_path: Path) -> None:
     started = tree(run.pid)
     assert len(started) >= 4  # with multiprocessing's two servers, the floor and a contender
     run.send_signal(signal.SIGINT)
-    assert run.wait(60) == 130
-    run.stderr.close()
+    with run:
+        assert run.wait(60) == 130
     deadline = time.monotonic() + 10
     while left := [pid for pid in started if Path(f"/proc/{pid}").exists()]:
         assert time.monotonic() < deadline, left
@@ -246,3 +249,15 @@ def test_plot_has_a_bar_a_cell() -> None:
     bars = [e for e in root.iter() if e.tag.endswith("rect")]
     assert len(bars) == 1 + 4 + 2
     assert [e.text for e in root.iter() if e.text == "0.75"] == ["0.75"] * 4
+
+
+def test_table_holds_every_cell(answer: dict[str, Any]) -> None:
+    """A row for each loader and number of workers; the fastest of a number of workers in bold."""
+    lines = markdown(answer).splitlines()[2:]
+    rows = {(c["contender"], c["workers"]): c for c in answer["cells"]}
+    assert len(lines) == len(rows)
+    for line in lines:
+        workers, contender, figure = (part.strip() for part in line.strip("|").split("|"))
+        cell = rows.pop((contender, int(workers)))
+        assert f"{cell['samples_per_s']:,.0f}" in figure
+    assert sum("**" in line for line in lines) == 2

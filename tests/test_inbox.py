@@ -202,10 +202,9 @@ def test_watch_command_serves_an_inbox_until_signalled(
     service.send_signal(number)
     output, _ = service.communicate(timeout=20)
     assert service.returncode == 0, output
-    assert [line.split(" INFO ")[1].split(" ")[0] for line in output.splitlines()] == [
-        "published",
-        "ended",
-    ]
+    # A slow disk may add a line that says the pair cannot be read yet.
+    told = [line.split(" INFO ")[1] for line in output.splitlines() if " INFO " in line]
+    assert [event.split(" ")[0] for event in told] == ["published", "ended"], output
 
 
 def test_inbox_pattern_must_tell_the_two_files_apart(store: Path) -> None:

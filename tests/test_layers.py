@@ -19,7 +19,10 @@ MAX_NAMES_TOGETHER = 4  # of one table: a formula may name its inputs
 # A module may import those after it. `__init__` stands for the package's own name.
 LAYERS = (
     ("tools", "demo demo_data demo_negatives __init__"),
-    ("tools", "bench bench_plot bench_libraries bench_records bench_contenders bench_data"),
+    (
+        "tools",
+        "bench bench_plot bench_table bench_libraries bench_records bench_contenders bench_data",
+    ),
     ("converters", "__main__ __init__ convert commit export precheck generation plan"),
     ("converters", "write narrow derive source staging report"),
     ("jasper_mmap", "__main__ cli cli_bench cli_negatives console version inbox report summary"),

@@ -10,7 +10,7 @@ COLOURS = (
     "#8d6e5a", "#d58ab5", "#7f7f7f", "#c2a83e", "#4aa5b5",
 )  # fmt: skip
 BAR, GAP, LEFT, TOP, HEIGHT = 20, 34, 60, 96, 300
-LEGEND_WIDTH, LEGEND_COLUMNS = 300, 3
+LEGEND_WIDTH, LEGEND_COLUMNS = 370, 3
 FONT = 'font-family="system-ui, sans-serif"'
 
 

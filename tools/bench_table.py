@@ -1,0 +1,59 @@
+"""Run `python -m tools.bench_table FILE` to print the README's table of a benchmark's JSON.
+
+Samples per second, and in brackets the ratio to the floor of the same run.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+
+def markdown(answer: dict[str, Any]) -> str:
+    """One row a contender and number of workers, one column a batch size, the fastest in bold."""
+    cells = answer["cells"]
+    sizes = sorted({cell["batch_size"] for cell in cells})
+    rates = {(c["workers"], c["contender"], c["batch_size"]): c for c in cells}
+    rows = dict.fromkeys((c["workers"], c["contender"]) for c in cells)
+    lines = [
+        f"| workers | loader |{''.join(f' B={size} |' for size in sizes)}",
+        f"|---:|---|{'---:|' * len(sizes)}",
+    ]
+    for workers, contender in sorted(rows, key=lambda row: row[0]):
+        told = []
+        for size in sizes:
+            cell = rates.get((workers, contender, size))
+            told.append("" if cell is None else _figure(cell, cells))
+        lines.append(f"| {workers} | {contender} |{''.join(f' {figure} |' for figure in told)}")
+    return "\n".join(lines)
+
+
+def _figure(cell: dict[str, Any], cells: list[dict[str, Any]]) -> str:
+    ratio = f"{cell['ratio']:.2f}" if cell["ratio"] >= 0.1 else f"{cell['ratio']:.3f}"
+    figure = f"{cell['samples_per_s']:,.0f} ({ratio})"
+    rivals = [
+        c["samples_per_s"]
+        for c in cells
+        if (c["workers"], c["batch_size"]) == (cell["workers"], cell["batch_size"])
+        and not c["contender"].startswith("floor")
+    ]
+    fastest = cell["samples_per_s"] == max(rivals, default=0)
+    return f"**{figure}**" if fastest else figure
+
+
+def main() -> None:
+    """Print the table, and below it what it was measured with."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("file", type=Path)
+    answer = json.loads(parser.parse_args().file.read_text())
+    machine, windows = answer["machine"], answer["windows"]
+    print(markdown(answer))
+    print(
+        f"\n{machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}; medians of"
+        f" {windows['count']} windows of {windows['seconds']:g} s;"
+        f" {'quiet' if answer['quiet'] else 'NOT QUIET: other programs were running'}."
+    )
+
+
+if __name__ == "__main__":
+    main()
