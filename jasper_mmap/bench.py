@@ -236,6 +236,18 @@ def best(cells: Sequence[Cell]) -> Cell:
     return min((c for c in cells if c.rate >= limit), key=lambda cell: cell.workers)
 
 
+def floor_spread(cells: Iterable[Cell]) -> float:
+    """By what factor the floor itself varied in the run, at the batch size where it did most.
+
+    It reads the same rows each time, so this is the machine's doing: also of a virtual one's host,
+    whose work no load average shows.
+    """
+    windows: dict[int, list[float]] = {}
+    for cell in cells:
+        windows.setdefault(cell.batch_size, []).extend(cell.floor_windows)
+    return max((max(rates) / min(rates) for rates in windows.values()), default=1.0)
+
+
 def warm_up(folder: Path) -> None:
     """Bring all files of `folder` into the page cache, in blocks as large as the kernel has."""
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.stat().st_size]

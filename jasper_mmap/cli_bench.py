@@ -20,6 +20,7 @@ from .bench import (
     Skipped,
     Windows,
     best,
+    floor_spread,
     measure,
     open_ours,
     warm_up,
@@ -29,6 +30,8 @@ from .machine import busy, cores, machine, was_quiet
 from .turns import ContenderError
 
 _PIPED_WIDTH: Final = 140
+_STEADY: Final = 1.5
+"""The floor's fastest window over its slowest, at most, on a quiet machine."""
 _COLUMNS: Final = (
     "B",
     "loader",
@@ -73,10 +76,18 @@ def report_console() -> Console:
     return Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH, highlight=False)
 
 
-def conditions(before: dict[str, float], after: dict[str, float]) -> dict[str, Any]:
-    """What the figures depend on, and whether other programs disturbed them."""
-    quiet = was_quiet(before, after)
-    return {"machine": machine(), "load_before": before, "load_after": after, "quiet": quiet}
+def conditions(
+    before: dict[str, float], after: dict[str, float], cells: Iterable[Cell]
+) -> dict[str, Any]:
+    """What the figures depend on, and whether something disturbed them."""
+    spread = floor_spread(cells)
+    return {
+        "machine": machine(),
+        "load_before": before,
+        "load_after": after,
+        "floor_spread": spread,
+        "quiet": was_quiet(before, after) and spread <= _STEADY,
+    }
 
 
 def print_conditions(console: Console, found: dict[str, Any], windows: Windows) -> None:
@@ -92,13 +103,14 @@ def print_conditions(console: Console, found: dict[str, Any], windows: Windows) 
         f"medians of {windows.count} windows of {windows.seconds:g} s, in turns with the floor's;"
         f" load average {before['average']:.2f} before, {after['average']:.2f} after;"
         f" cores busy with other programs {before['cores_busy']:.2f} before,"
-        f" {after['cores_busy']:.2f} after",
+        f" {after['cores_busy']:.2f} after; the floor's windows differ by a factor of"
+        f" {found['floor_spread']:.2f}",
         soft_wrap=True,
     )
     if not found["quiet"]:
         console.print(
-            "[bold red]warning:[/] other programs were running: these figures are not this"
-            " machine's. A floor read by several threads suffers most.",
+            "[bold red]warning:[/] the machine was not quiet (other programs, or its host): these"
+            " figures are not its own. What several threads read together suffers most.",
             soft_wrap=True,
         )
 
@@ -157,8 +169,8 @@ def bench(
     before = busy()
     warm_up(store)
     found = list(measure(store, batch_size, entrants, windows))
-    told = conditions(before, busy())
     cells = [cell for cell in found if isinstance(cell, Cell)]
+    told = conditions(before, busy(), cells)
     failed = [cell for cell in found if isinstance(cell, Skipped)]
     if not cells:
         raise ContenderError(failed[0].why)

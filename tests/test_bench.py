@@ -18,7 +18,17 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from jasper_mmap.bench import Cell, Consumer, Entrant, Skipped, Windows, best, measure, open_floor
+from jasper_mmap.bench import (
+    Cell,
+    Consumer,
+    Entrant,
+    Skipped,
+    Windows,
+    best,
+    floor_spread,
+    measure,
+    open_floor,
+)
 from jasper_mmap.cli import command
 from jasper_mmap.schema import COLUMNS
 from jasper_mmap.turns import ContenderError, Running, Turns, in_own_process, tree
@@ -117,6 +127,15 @@ def test_best_prefers_fewer_workers_at_equal_speed() -> None:
     """A cell within three percent of the fastest is as good."""
     cells = [a_cell(workers=n, windows=(rate,)) for n, rate in ((0, 90.0), (1, 99.0), (2, 100.0))]
     assert best(cells).workers == 1
+
+
+def test_floor_spread_is_that_of_one_batch_size() -> None:
+    """Other batch sizes have other floors; cells of one have the same."""
+    cells = [
+        a_cell(batch_size=size, floor_windows=rates)
+        for size, rates in ((32, (100.0, 110.0)), (32, (130.0, 90.0)), (512, (900.0, 1000.0)))
+    ]
+    assert floor_spread(cells) == 130 / 90
 
 
 def test_floor_reads_all_rows_of_a_batch(demo_store: Path, demo_folder: Path) -> None:

@@ -121,7 +121,7 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
             else:
                 console.print(f"{where}: {found.rate:,.0f} samples/s, {found.ratio:.3f}")
                 cells.append(found)
-    told = conditions(before, busy())
+    told = conditions(before, busy(), cells)
     disk = disk_use(contenders, inputs)
     show(cells, skipped, disk, told, windows)
     if options.plot:

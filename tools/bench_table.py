@@ -51,7 +51,7 @@ def main() -> None:
     print(
         f"\n{machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}; medians of"
         f" {windows['count']} windows of {windows['seconds']:g} s;"
-        f" {'quiet' if answer['quiet'] else 'NOT QUIET: other programs were running'}."
+        f" {'quiet' if answer['quiet'] else 'NOT QUIET, so not to be published'}."
     )
 
 
