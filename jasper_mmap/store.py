@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, overload
 
@@ -54,10 +54,6 @@ class Ragged(Sequence[torch.Tensor]):
     @property
     def nbytes(self) -> int:
         return self.values.nbytes + self.offsets.nbytes
-
-    def map(self, place: Callable[[torch.Tensor], torch.Tensor]) -> Ragged:
-        """The same rows with `place` applied to both tensors."""
-        return Ragged(place(self.values), place(self.offsets))
 
 
 Table = torch.Tensor | Ragged
