@@ -14,6 +14,7 @@ import pytest
 from converters import convert
 from tests.folders import SYNTHETIC
 from tests.oracle import Oracle
+from tests.publishing import Tables, numbered
 from tools.demo_data import make_builder_folder
 
 REAL_FOLDER = Path(__file__).parents[2] / "shared" / "data" / "debian_small"
@@ -141,3 +142,15 @@ def any_oracle(any_name: str, oracle_named: Callable[[str], Oracle]) -> Oracle:
 def store(demo_store: Path, tmp_path: Path) -> Path:
     """Return a copy of the tidy synthetic store with its stamps, to be spoilt."""
     return Path(shutil.copytree(demo_store, tmp_path / "store"))
+
+
+@pytest.fixture
+def oracle(oracle_named: Callable[[str], Oracle]) -> Oracle:
+    """Return the oracle of `store`, as long as nothing was published to it."""
+    return oracle_named(DEMO)
+
+
+@pytest.fixture
+def new(oracle: Oracle) -> Tables:
+    """Return negatives and tiers that were not published to `store` yet."""
+    return numbered(oracle, 2)

@@ -27,18 +27,6 @@ QUICK_S = 0.02
 
 
 @pytest.fixture
-def store(demo_store: Path, tmp_path: Path) -> Path:
-    """Return a store that the test may change."""
-    return own_copy(demo_store, tmp_path / "store")
-
-
-@pytest.fixture
-def oracle(oracle_named: NamedOracle) -> Oracle:
-    """Return the oracle of that store."""
-    return oracle_named("demo")
-
-
-@pytest.fixture
 def dataset(store: Path) -> Iterator[JASPERSteeringDataset]:
     """Return the train split of that store."""
     with JASPERSteeringDataset(store, "train") as opened:

@@ -25,26 +25,6 @@ from tests.publishing import (
     saved,
     with_value,
 )
-from tests.serving import NamedOracle
-
-
-@pytest.fixture
-def store(demo_store: Path, tmp_path: Path) -> Path:
-    """Return a store that the test may change."""
-    return own_copy(demo_store, tmp_path / "store")
-
-
-@pytest.fixture
-def oracle(oracle_named: NamedOracle) -> Oracle:
-    """Return the oracle of that store."""
-    return oracle_named("demo")
-
-
-@pytest.fixture
-def new(oracle: Oracle) -> Tables:
-    """Return negatives and tiers that were not published yet."""
-    return numbered(oracle, 2)
-
 
 # The old way of working
 

@@ -22,21 +22,9 @@ from tests.publishing import (
     publish_numbered,
     until,
 )
-from tests.serving import NamedOracle, loader_of
+from tests.serving import loader_of
 
 QUICK_S = 0.02
-
-
-@pytest.fixture
-def store(demo_store: Path, tmp_path: Path) -> Path:
-    """Return a store that the test may change."""
-    return own_copy(demo_store, tmp_path / "store")
-
-
-@pytest.fixture
-def oracle(oracle_named: NamedOracle) -> Oracle:
-    """Return the oracle of that store."""
-    return oracle_named("demo")
 
 
 @pytest.fixture
