@@ -1,0 +1,126 @@
+"""Cold stores: read through before the first batch, or fetched ahead of the batches."""
+
+import ctypes
+import mmap
+import os
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from jasper_mmap import JASPERSteeringDataset, create_loader, loader
+from jasper_mmap.mapping import map_private, tensor_at
+from jasper_mmap.schema import WIDE
+from jasper_mmap.warm import fits, read_ahead
+from tests.oracle import Oracle
+from tests.serving import NamedOracle, assert_pass_equals_oracle
+from tools.bench_data import drop_from_memory
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def resident(path: Path) -> float:
+    """Return the share of a file's pages that lie in the page cache."""
+    size = path.stat().st_size
+    pages = -(-size // mmap.PAGESIZE)
+    found = (ctypes.c_ubyte * pages)()
+    with path.open("rb") as file, mmap.mmap(file.fileno(), size, flags=mmap.MAP_PRIVATE) as mapping:
+        address = ctypes.c_char.from_buffer(mapping)
+        begin = ctypes.c_void_p(ctypes.addressof(address))
+        assert _LIBC.mincore(begin, ctypes.c_size_t(size), found) == 0
+        del address
+    return sum(byte & 1 for byte in found) / pages
+
+
+@pytest.fixture
+def cold_store(real_store: Path, tmp_path: Path) -> Path:
+    """Return a copy of the real store of which nothing lies in memory."""
+    store = tmp_path / "store"
+    shutil.copytree(real_store, store)
+    drop_from_memory(store)
+    if resident(store / "source_embs.safetensors") > 0.1:
+        pytest.skip("this file system keeps its files in memory")
+    return store
+
+
+@pytest.fixture
+def oracle(oracle_named: NamedOracle) -> Oracle:
+    """Return the oracle of the real folder."""
+    return oracle_named("real")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_warm_store_lies_in_memory_before_the_first_batch(
+    cold_store: Path, workers: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """All of its files do; where stderr is no terminal nothing is shown."""
+    made = create_loader(cold_store, "train", 32, num_workers=workers, warm=True)
+    assert {resident(path) for path in made.dataset_obj.files} == {1.0}
+    assert capfd.readouterr().err == ""
+
+
+def test_a_kernel_that_cannot_populate_reads_instead(
+    cold_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read through with read(2), as far as memory knows the same."""
+    monkeypatch.setattr("jasper_mmap.warm._MADV_POPULATE_READ", 9999)
+    made = create_loader(cold_store, "train", 32, warm=True)
+    assert {resident(path) for path in made.dataset_obj.files} == {1.0}
+
+
+def test_what_fits_is_what_memory_has_free(
+    real_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a tenth left over."""
+    with JASPERSteeringDataset(real_store, "train") as dataset:
+        need = sum(path.stat().st_size for path in dataset.files)
+        for free, want in ((need / 0.8, True), (need, False)):
+            monkeypatch.setattr("jasper_mmap.warm.free_bytes", lambda _, free=free: free)
+            assert fits(dataset.files) == want
+
+
+def test_rows_are_fetched_ahead(tmp_path: Path) -> None:
+    """The pages of the rows named come into memory, and not much else."""
+    path = tmp_path / "table"
+    with path.open("w+b") as file:
+        os.truncate(file.fileno(), 64 << 20)
+        table = tensor_at(map_private(file.fileno(), 64 << 20), torch.float32, (16384, 1024), 0)
+        drop_from_memory(tmp_path)
+        if resident(path):
+            pytest.skip("this file system keeps its files in memory")
+        read_ahead(table, np.arange(0, 16384, 64))
+        patience_s = time.monotonic() + 10
+        while resident(path) < 1 / 64:
+            assert time.monotonic() < patience_s
+        assert resident(path) < 1 / 2
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_store_larger_than_memory_is_served_right(
+    cold_store: Path, oracle: Oracle, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rows are fetched ahead."""
+    monkeypatch.setattr(loader, "fits", lambda files: False)
+    made = create_loader(cold_store, "train", 64, num_workers=workers, warm=True, pin_memory=False)
+    assert_pass_equals_oracle(made, oracle, "train")
+
+
+def test_what_is_fetched_ahead_is_what_a_later_batch_reads(
+    cold_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two batches before it, without workers."""
+    monkeypatch.setattr(loader, "fits", lambda files: False)
+    fetched: list[torch.Tensor] = []
+
+    def note(table: torch.Tensor, rows: NDArray[np.int64]) -> None:
+        fetched.append(table[torch.from_numpy(rows)])
+
+    monkeypatch.setattr("jasper_mmap.passes.read_ahead", note)
+    batches = list(create_loader(cold_store, "train", 64, warm=True, pin_memory=False))
+    want = [batch[column.name].flatten(0, -2) for batch in batches[2:] for column in WIDE]
+    assert len(want) > len(WIDE)
+    assert all(torch.equal(one, other) for one, other in zip(fetched, want, strict=True))
