@@ -21,9 +21,9 @@ import torch
 
 from .dataset import JASPERSteeringDataset
 from .errors import UsageError
+from .layout import Batch
 from .loader import create_loader, set_epoch
 from .machine import MB, cores
-from .passes import Batch
 from .turns import ContenderError, Running, Turns, memory
 from .warm import read_through
 
@@ -31,7 +31,7 @@ SPLIT: Final = "train"
 _SEED: Final = 7
 _FLOOR_POSITIONS: Final = 1 << 20
 _PREFETCH: Final = 2
-"""Batches under way for each worker: torch's default, and ours."""
+"""Batches under way for each worker by torch's default."""
 _TIE: Final = 0.97
 """Fewer workers are as good if they reach this share of the best."""
 _SAME_BYTES: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -155,9 +155,10 @@ class Consumer:
         return len(batch["relevance"])
 
 
-def consuming(batches: Iterator[Batch], workers: int) -> Running:
-    """A contender that is an endless iterator of batches made by `workers` processes."""
-    return Running(Consumer(batches), workers * (_PREFETCH + 1))
+def consuming(batches: Iterator[Batch], workers: int, prefetch: int | None = None) -> Running:
+    """A contender that is an endless iterator of batches made by `workers` processes, each with
+    `prefetch` under way (None: torch's default)."""
+    return Running(Consumer(batches), workers * ((prefetch or _PREFETCH) + 1))
 
 
 def endless(
@@ -178,7 +179,8 @@ def endless(
 def open_ours(store: Path, workers: int, batch_size: int) -> Running:
     """The package's own loader, as its README shows it."""
     loader = create_loader(store, SPLIT, batch_size, num_workers=workers)
-    return consuming(endless(loader, partial(set_epoch, loader)), workers)
+    batches = endless(loader, partial(set_epoch, loader))
+    return consuming(batches, workers, loader.prefetch_factor)
 
 
 class _Floor:

@@ -1,17 +1,23 @@
-"""Pair numbers -> batch: every column read by rows straight into its place. Pure.
+"""Pair numbers -> batches: every column read by rows straight into its place. Pure.
+
+In two steps. `look_up` does for many batches at once what is small: the plain columns, and the
+numbers of the rows of embeddings. `Lookup.fill` then makes one batch, which is little more than a
+single `torch.index_select` of all its embeddings.
 
 Shape letters as in `schema`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .schema import COLUMNS, STEERING
+from .layout import Target, empty_plain
+from .schema import GATHERED, PLAIN, STEERING, WIDE, Column
 from .stack import Stack
 
 # torch has no index_select for these: read as the signed dtype of that width, then masked.
@@ -22,17 +28,6 @@ _SIGNED = {
 }
 
 
-def empty_batch(
-    size: int, embedding_dim: int, n_neg: int, device: torch.device
-) -> dict[str, torch.Tensor]:
-    """Uninitialised columns of a batch of `size` rows."""
-    sizes = {"B": size, "D": embedding_dim, "N": n_neg}
-    return {
-        c.name: torch.empty([sizes[d] for d in c.shape], dtype=c.dtype, device=device)
-        for c in COLUMNS.values()
-    }
-
-
 def rows_of(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """`table[index]` for a 1-D int64 `index`; unsigned tables come as int64."""
     if table.dtype in _SIGNED:
@@ -41,90 +36,104 @@ def rows_of(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return table.index_select(0, index)
 
 
-def _ends(pair_index: torch.Tensor, pairs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Question and source numbers of the pairs, each contiguous, as index_select wants them."""
-    questions, sources = rows_of(pair_index, pairs).to(torch.int64).t().contiguous()
-    return questions, sources
+def look_up(
+    tables: Mapping[str, torch.Tensor],
+    pairs: torch.Tensor,
+    variants: NDArray[np.int64],
+    batch_size: int,
+    stack: Stack | None,
+) -> Lookup:
+    """Look up the batches of the pair numbers `pairs`, each of `batch_size`, and steering
+    `variants` (as many).
+
+    `tables` are those of the store and of one generation; `stack` joins those of embeddings, where
+    they could be joined. `pairs` is int64 on the tables' device and lies in [0, N_p): that, and
+    that the tables refer only to rows that exist, was checked before.
+    """
+    drawn = torch.from_numpy(variants).to(pairs.device)
+    questions, sources = rows_of(tables["pair_index"], pairs).to(torch.int64).unbind(1)
+    numbers = rows_of(tables["hard_negatives"], pairs).to(torch.int64)
+    steering = pairs
+    if stack is not None:
+        questions = questions + stack.first["question_embs"]
+        sources = sources + stack.first["source_embs"]
+        numbers = numbers + stack.first["source_embs"]
+        begin = [0 if name is None else stack.first[name] for name in STEERING]
+        # Row 0 holds the zeros of the zero variant.
+        steering = (pairs + torch.tensor(begin, device=pairs.device)[drawn]) * (drawn != 0)
+    batches = len(pairs) // batch_size
+    parts = (questions, sources, steering, numbers)
+    rows = torch.cat([part.reshape(batches, -1) for part in parts], dim=1)
+    packed, plain = empty_plain(batches, batch_size, numbers.shape[1], pairs.device)
+    for column in PLAIN:
+        values = rows_of(tables[column.artifact], pairs) if column.artifact else drawn
+        plain[column.name].copy_(values.view(plain[column.name].shape))
+    # Not the generation's tables: they would be held as long as the answer is.
+    gathered = {name: tables[name] for name in GATHERED}
+    return Lookup(gathered, stack, rows.unbind(), packed.unbind(), plain)
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """Batches that need only be filled.
+
+    `rows` has for each batch the row numbers of its embeddings, column after column as in `WIDE`:
+    of the stack, or of each column's own table. `plain` has the other columns [batches,B,...],
+    `packed` for each batch the bytes of all of them.
+    """
+
+    tables: Mapping[str, torch.Tensor]
+    stack: Stack | None
+    rows: tuple[torch.Tensor, ...]
+    packed: tuple[torch.Tensor, ...]
+    plain: Mapping[str, torch.Tensor]
+
+    def fill(self, batch: int, target: Target) -> None:
+        """Write batch number `batch` of these."""
+        if self.stack is not None and target.wide is not None:
+            _read(self.stack.table, self.rows[batch], target.wide)
+        else:
+            for column, table, rows in self._wanted(batch):
+                out = target.columns[column.name].flatten(0, -2)
+                if table is None:
+                    self._steer(batch, rows, out)
+                else:
+                    _read(table, rows, out)
+        if target.plain is not None:
+            target.plain.copy_(self.packed[batch])
+        else:
+            for name, values in self.plain.items():
+                target.columns[name].copy_(values[batch])
+
+    def wanted(self, batch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The tables of embeddings and the numbers of those of their rows that `fill` will read,
+        as far as a column has a table of its own."""
+        for _, table, rows in self._wanted(batch):
+            if table is not None:
+                yield table, rows
+
+    def _wanted(self, batch: int) -> Iterator[tuple[Column, torch.Tensor | None, torch.Tensor]]:
+        tiers = self.plain["negative_tiers"][batch]
+        counts = [tiers.numel() if "N" in c.shape else len(tiers) for c in WIDE]
+        for column, rows in zip(WIDE, torch.split(self.rows[batch], counts), strict=True):
+            if self.stack is not None:
+                yield column, self.stack.table, rows
+            else:
+                yield column, self.tables[column.artifact] if column.artifact else None, rows
+
+    def _steer(self, batch: int, pairs: torch.Tensor, out: torch.Tensor) -> None:
+        """Steering by groups of equal variant, from tables that could not be joined."""
+        variants = self.plain["steering_variant"][batch]
+        out.zero_()
+        for variant, name in enumerate(STEERING):
+            if name is not None:
+                places = (variants == variant).nonzero().view(-1)
+                rows = rows_of(self.tables[name], pairs[places])
+                out.index_copy_(0, places, rows.to(out.dtype))
 
 
 def _read(table: torch.Tensor, index: torch.Tensor, out: torch.Tensor) -> None:
     if table.dtype == out.dtype:
         torch.index_select(table, 0, index, out=out)
     else:
-        out.copy_(rows_of(table, index))
-
-
-def gather(
-    tables: Mapping[str, torch.Tensor],
-    negatives: Mapping[str, torch.Tensor],
-    pairs: torch.Tensor,
-    variants: NDArray[np.int64],
-    out: Mapping[str, torch.Tensor],
-    stack: Stack | None = None,
-) -> None:
-    """Fill the columns of `out` for the pair numbers `pairs` [B] and steering `variants` [B].
-
-    `stack` joins the steering tables, where they could be joined.
-
-    `pairs` is int64 on the tables' device and lies in [0, N_p): that, and that the tables refer
-    only to rows that exist, was checked before.
-    """
-    questions, sources = _ends(tables["pair_index"], pairs)
-    _read(tables["question_embs"], questions, out["question_emb"])
-    _read(tables["source_embs"], sources, out["target_source_emb"])
-    numbers = rows_of(negatives["hard_negatives"], pairs).to(torch.int64).view(-1)
-    _read(tables["source_embs"], numbers, out["negative_embs"].flatten(0, 1))
-    _read(negatives["negative_tiers"], pairs, out["negative_tiers"])
-    _read(tables["pair_cluster_id"], pairs, out["cluster_id"])
-    _read(tables["pair_relevance"], pairs, out["relevance"])
-    _read(tables["centroid_distances"], pairs, out["centroid_distance"])
-    drawn = out["steering_variant"].copy_(torch.from_numpy(variants))
-    if stack is None:
-        _steer(tables, pairs, variants, out["steering"])
-    else:
-        rows = stack.first.index_select(0, drawn).add_(pairs)
-        _read(stack.table, rows.mul_(drawn != 0), out["steering"])  # the zero variant's is row 0
-
-
-def wanted_rows(
-    tables: Mapping[str, torch.Tensor],
-    negatives: Mapping[str, torch.Tensor],
-    pairs: torch.Tensor,
-    variants: NDArray[np.int64],
-    stack: Stack | None,
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The wide tables and which of their rows `gather` will read for the same arguments."""
-    questions, sources = _ends(tables["pair_index"], pairs)
-    numbers = rows_of(negatives["hard_negatives"], pairs).to(torch.int64).view(-1)
-    wanted = [
-        (tables["question_embs"], questions),
-        (tables["source_embs"], torch.cat([sources, numbers])),
-    ]
-    if stack is not None:
-        wanted.append((stack.table, stack.first[torch.from_numpy(variants)] + pairs))
-    return wanted
-
-
-def _steer(
-    tables: Mapping[str, torch.Tensor],
-    pairs: torch.Tensor,
-    variants: NDArray[np.int64],
-    out: torch.Tensor,
-) -> None:
-    """Steering by groups of equal variant, from tables that could not be joined."""
-    for variant, name in enumerate(STEERING):
-        members = np.flatnonzero(variants == variant)
-        if members.size == 0:
-            continue
-        if members.size == len(variants):
-            if name is None:
-                out.zero_()
-            else:
-                _read(tables[name], pairs, out)
-            return
-        places = torch.from_numpy(members).to(pairs.device)
-        if name is None:
-            out.index_fill_(0, places, 0.0)
-        else:
-            rows = rows_of(tables[name], pairs.index_select(0, places))
-            out.index_copy_(0, places, rows.to(out.dtype))
+        out.copy_(table.index_select(0, index))

@@ -15,7 +15,8 @@ from .agreement import agree
 from .batch import Sample
 from .dataset import JASPERSteeringDataset
 from .errors import DeviceError, UsageError
-from .passes import Batch, ForeignPass, LocalPass, Pass
+from .layout import Batch, Layout
+from .passes import ForeignPass, LocalPass, Pass
 from .sampler import (
     OrderedSampler,
     PassCounter,
@@ -24,7 +25,7 @@ from .sampler import (
     RankSampler,
     ShuffledSampler,
 )
-from .slots import Layout, Slots
+from .slots import Slots
 from .warm import fits, read_through
 from .watcher import Adopt, Watcher, watch_negatives
 from .workers import WorkerPass, WorkerPool
@@ -32,8 +33,9 @@ from .workers import WorkerPass, WorkerPool
 _log = logging.getLogger("jasper_mmap")
 _LOCAL_SLOTS = 2
 """Without workers: the batch being made, and the one before it, which a loop still holds."""
-_PREFETCH = 2
-"""Batches under way for each worker, as in torch."""
+_PREFETCH, _PREFETCH_SMALL = 2, 4
+"""Batches under way for each worker: as in torch, and of batches below `_SMALL_BYTES`."""
+_SMALL_BYTES = 4 << 20
 
 
 class JASPERDataLoader(DataLoader[Sample]):
@@ -87,7 +89,8 @@ class JASPERDataLoader(DataLoader[Sample]):
         dataset = self.dataset_obj
         if not self.num_workers or not len(plan):
             if self._slots is None and dataset.device.type == "cpu":
-                self._slots = Slots(_layout(dataset, plan), _LOCAL_SLOTS, shared=False)
+                layout = _layout(dataset, plan.batch_size)
+                self._slots = Slots(layout, _LOCAL_SLOTS, shared=False)
             ahead = _PREFETCH if self._read_ahead else 0
             return LocalPass(plan, dataset, self._slots, ahead=ahead, pin=self.pin_memory)
         pool = self._pool
@@ -97,12 +100,13 @@ class JASPERDataLoader(DataLoader[Sample]):
             pool = WorkerPool(
                 dataset,
                 plan,
-                _layout(dataset, plan),
+                _layout(dataset, plan.batch_size),
                 num_workers=self.num_workers,
                 prefetch=prefetch,
                 base_seed=int(base_seed),
                 context=self.multiprocessing_context,
                 init=self.worker_init_fn,
+                in_order=self._in_order,
                 ahead=self.num_workers * prefetch if self._read_ahead else 0,
             )
         if self.persistent_workers:
@@ -110,11 +114,15 @@ class JASPERDataLoader(DataLoader[Sample]):
         return WorkerPass(
             plan,
             pool,
-            in_order=getattr(self, "in_order", True),  # torch >= 2.7
+            in_order=self._in_order,
             timeout_s=self.timeout,
             last=not self.persistent_workers,
             pin=self.pin_memory,
         )
+
+    @property
+    def _in_order(self) -> bool:
+        return getattr(self, "in_order", True)  # torch >= 2.7
 
     @property
     def slot_fallbacks(self) -> int:
@@ -126,7 +134,7 @@ class JASPERDataLoader(DataLoader[Sample]):
     def first_positions(self) -> list[int]:
         """Positions of the first batch of the next pass, without counting it; [] if none."""
         plan = self._passes.peek()
-        positions: list[int] = plan.positions(0, min(1, len(plan))).tolist()
+        positions: list[int] = plan.positions(range(min(1, len(plan)))).tolist()
         return positions
 
     def state_dict(self) -> dict[str, Any]:
@@ -144,9 +152,8 @@ class JASPERDataLoader(DataLoader[Sample]):
         self._last_pass = None
 
 
-def _layout(dataset: JASPERSteeringDataset, plan: Plan) -> Layout:
-    rows = min(plan.batch_size, len(dataset))
-    return Layout(rows, dataset.embedding_dim, dataset.n_neg)
+def _layout(dataset: JASPERSteeringDataset, batch_size: int) -> Layout:
+    return Layout(min(batch_size, len(dataset)), dataset.embedding_dim, dataset.n_neg)
 
 
 def create_loader(
@@ -172,6 +179,7 @@ def create_loader(
     Train is shuffled, val and test come in order; `drop_last=None` drops a partial last batch of
     train only. With `distributed` each rank of torch.distributed takes its part and `batch_size`
     is per rank. `persistent_workers=None` keeps workers from epoch to epoch where there are any.
+    `prefetch_factor=None` has 2 batches under way for each worker, 4 if they are below 4 MB.
     `pin_memory` is ignored without an accelerator and for a dataset that lies on one. `watch`
     adopts new hard negatives as long as the loader lives: at once with True or "now", from the
     next `set_epoch` on with "epoch"; see `watch_negatives`. `warm` reads a store that fits into
@@ -204,9 +212,10 @@ def create_loader(
         sampler = (ShuffledSampler if train else OrderedSampler)(dataset, passes)
     worker_options: dict[str, Any] = {}
     if num_workers:
+        small = _layout(dataset, batch_size).nbytes < _SMALL_BYTES
         worker_options = {
             "persistent_workers": True if persistent_workers is None else persistent_workers,
-            "prefetch_factor": prefetch_factor,
+            "prefetch_factor": prefetch_factor or (_PREFETCH_SMALL if small else _PREFETCH),
             "multiprocessing_context": multiprocessing_context,
         }
     loader = JASPERDataLoader(

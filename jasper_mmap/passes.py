@@ -1,54 +1,77 @@
-"""Iterating a plan in this process; and what any process does to make one batch of a plan."""
+"""Iterating a plan in this process; and what any process does to make the batches of a plan."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from .dataset import JASPERSteeringDataset
-from .reading import Drawn
+from .gather import Lookup
+from .layout import Batch, Target
 from .sampler import Plan
 from .slots import Slots
 from .warm import read_ahead
 
-Batch = dict[str, torch.Tensor]
+
+@dataclass(frozen=True)
+class _Block:
+    """Batches of a plan that were looked up together, under `state`."""
+
+    plan: Plan
+    batches: range
+    state: Any
+    found: Lookup
 
 
 class PlanReader:
-    """Reads the batches of plans; computes positions and variants for many batches at once.
+    """Makes the batches of plans, of which it is asked for every `step`-th; looks many up at once.
 
     With `ahead`, the kernel is told to fetch the rows of the batch that many batches later.
     """
 
-    def __init__(self, dataset: JASPERSteeringDataset, ahead: int = 0) -> None:
-        self._dataset = dataset
+    def __init__(self, dataset: JASPERSteeringDataset, *, step: int = 1, ahead: int = 0) -> None:
+        self._reader = dataset.reader
+        self._device = dataset.device
+        self._step = step
         self._ahead = ahead
-        self._plan: Plan | None = None
-        self._block = -1
-        self._positions: NDArray[np.int64] = np.empty(0, np.int64)
-        self._drawn = Drawn(-1, self._positions)
+        self._size = 1  # of the next block, so that the first batch waits for itself alone
+        self._blocks: deque[_Block] = deque(maxlen=2)
 
-    def read(self, plan: Plan, batch: int, out: Batch | None) -> Batch:
-        """Batch number `batch` of `plan`, in columns of its own or in those of `out`."""
+    def fill(self, plan: Plan, batch: int, target: Target) -> None:
+        """Make batch number `batch` of `plan`."""
         coming = batch + self._ahead
         if self._ahead and coming < len(plan):
-            positions = plan.positions(coming, coming + 1)
-            drawn = self._dataset.reader.draw(positions, plan.epoch)
-            for table, rows in self._dataset.reader.wanted_rows(positions, drawn):
+            block = self._block(plan, coming)
+            for table, rows in block.found.wanted(block.batches.index(coming)):
                 read_ahead(table, rows.numpy())
-        block, within = divmod(batch, plan.ahead)
-        if block != self._block or (plan is not self._plan and plan != self._plan):
-            first = block * plan.ahead
-            self._positions = plan.positions(first, min(first + plan.ahead, len(plan)))
-            self._drawn = self._dataset.reader.draw(self._positions, plan.epoch)
-            self._plan, self._block = plan, block
-        begin = within * plan.batch_size
-        here = slice(begin, begin + plan.batch_size)
-        drawn = Drawn(self._drawn.epoch, self._drawn.variants[here])
-        return self._dataset.reader.read(self._positions[here], out, drawn)
+        block = self._block(plan, batch)
+        block.found.fill(block.batches.index(batch), target)
+
+    def new(self, plan: Plan, batch: int) -> Batch:
+        """Batch number `batch` of `plan`, in columns of its own where the tables lie."""
+        columns = self._reader.new_batch(plan.rows(batch))
+        self.fill(plan, batch, Target(columns))
+        return columns
+
+    def _block(self, plan: Plan, batch: int) -> _Block:
+        words = self._reader.control.read()
+        # On a device what one stream has looked up another may not read yet.
+        stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
+        state = (words, stream)
+        for block in self._blocks:
+            if batch in block.batches and block.state == state and block.plan == plan:
+                return block
+        # Only a last, partial batch is of another size, and is looked up alone.
+        whole = plan.samples // plan.batch_size
+        batches = range(batch, max(whole, batch + 1), self._step)[: self._size]
+        found = self._reader.look_up(plan.positions(batches), plan.rows(batch), words)
+        self._size = min(2 * self._size, plan.ahead)
+        self._blocks.append(_Block(plan, batches, state, found))
+        return self._blocks[-1]
 
 
 class Pass(Iterator[Batch]):
@@ -87,19 +110,22 @@ class LocalPass(Pass):
         pin: bool = False,
     ) -> None:
         super().__init__(plan, pin=pin)
-        self._reader = PlanReader(dataset, ahead)
+        self._reader = PlanReader(dataset, ahead=ahead)
         self._slots = slots
 
     def _next(self) -> Batch:
         if self.count >= len(self.plan):
             raise StopIteration
-        if self._slots is None:
-            return self._reader.read(self.plan, self.count, None)
-        slot = self._slots.take()
+        slots = self._slots
+        if slots is None:
+            return self._reader.new(self.plan, self.count)
+        slot = slots.take()
         if slot is None:
-            slot = self._slots.take_grown()
-        batch = self._slots.lease(slot, self.plan.rows(self.count))
-        return self._reader.read(self.plan, self.count, batch)
+            slot = slots.take_grown()
+        rows = self.plan.rows(self.count)
+        batch = slots.lease(slot, rows)
+        self._reader.fill(self.plan, self.count, slots.extents.target(slot, rows))
+        return batch
 
 
 class ForeignPass(Pass):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from .errors import DeviceError, DeviceMemoryError
-from .stack import Stack
+from .stack import Stack, joinable
 
 _STAGING_BYTES = 32 << 20
 _HEADROOM_BYTES = 256 << 20
@@ -60,19 +60,21 @@ class Placement:
         staging.finish()
         return placed
 
-    def stack(self, tables: Sequence[torch.Tensor]) -> Stack | None:
+    def stack(self, tables: Mapping[str, torch.Tensor]) -> Stack | None:
         """Copies of the tables joined to one; None where dtypes or widths differ."""
-        width = tables[0].shape[1:]
-        if any(t.dtype != tables[0].dtype or t.shape[1:] != width for t in tables):
+        if not joinable(tables):
             return None
-        ends = list(accumulate((len(t) for t in tables), initial=1))
-        joined = torch.empty((ends[-1], *width), dtype=tables[0].dtype, device=self.device)
+        some = next(iter(tables.values()))
+        *begins, end = accumulate((len(t) for t in tables.values()), initial=1)
+        joined = torch.empty((end, *some.shape[1:]), dtype=some.dtype, device=self.device)
         joined[0] = 0
         staging = _Staging(self.device)
-        for table, begin, end in zip(tables, ends[:-1], ends[1:], strict=True):
-            staging.copy(table, joined[begin:end])
+        parts = {
+            name: staging.copy(table, joined[begin : begin + len(table)])
+            for (name, table), begin in zip(tables.items(), begins, strict=True)
+        }
         staging.finish()
-        return Stack(joined, torch.tensor([0, *ends[:-1]], device=self.device))
+        return Stack(joined, dict(zip(tables, begins, strict=True)), parts)
 
 
 def placement_for(device: str | torch.device) -> Placement:

@@ -18,7 +18,7 @@ from .dataset import JASPERSteeringDataset
 from .errors import JasperError, UsageError
 from .permutation import permute
 
-_BLOCK = 1 << 13
+_BLOCK = 1 << 12
 """Positions computed at a time: a call costs as much as a few thousand of them."""
 
 
@@ -60,11 +60,11 @@ class Plan:
         """How many samples `batch` holds."""
         return min(self.batch_size, self.samples - batch * self.batch_size)
 
-    def positions(self, first: int, last: int) -> NDArray[np.int64]:
-        """Positions in the split of the samples of batches [first, last), one after another."""
-        own = np.arange(
-            first * self.batch_size, min(last * self.batch_size, self.samples), dtype=np.int64
-        )
+    def positions(self, batches: range) -> NDArray[np.int64]:
+        """Positions in the split of the samples of these batches (ascending), one after another."""
+        begins = np.arange(batches.start, batches.stop, batches.step) * self.batch_size
+        own = (begins[:, None] + np.arange(self.batch_size)).ravel()
+        own = own[: np.searchsorted(own, self.samples)]
         if self.world > 1:
             # Of each run of world * size in the order this rank takes the rank-th part; the last
             # run is shorter.
@@ -241,7 +241,7 @@ def _positions(passes: PassCounter) -> Iterator[int]:
     plan = passes.peek()
     whole = -(-plan.samples // plan.batch_size)  # also what a loader drops of the last batch
     for first in range(0, whole, plan.ahead):
-        yield from plan.positions(first, min(first + plan.ahead, whole)).tolist()
+        yield from plan.positions(range(first, min(first + plan.ahead, whole))).tolist()
 
 
 class PlannedBatches(BatchSampler):
@@ -253,7 +253,7 @@ class PlannedBatches(BatchSampler):
     def __iter__(self) -> Iterator[list[int]]:
         plan = self.plan
         for first in range(0, len(plan), plan.ahead):
-            block = plan.positions(first, min(first + plan.ahead, len(plan)))
+            block = plan.positions(range(first, min(first + plan.ahead, len(plan))))
             for begin in range(0, len(block), plan.batch_size):
                 yield block[begin : begin + plan.batch_size].tolist()
 

@@ -140,6 +140,8 @@ class Column:
     name: str
     shape: tuple[str, ...]
     dtype: torch.dtype
+    artifact: str | None = None
+    """The table whose rows it holds, where that is one and the same for every row."""
     low: float | None = None
     high: float | None = None
 
@@ -147,17 +149,24 @@ class Column:
 COLUMNS: Final[dict[str, Column]] = {
     c.name: c
     for c in (
-        Column("question_emb", ("B", "D"), torch.float32),
-        Column("target_source_emb", ("B", "D"), torch.float32),
+        Column("question_emb", ("B", "D"), torch.float32, "question_embs"),
+        Column("target_source_emb", ("B", "D"), torch.float32, "source_embs"),
         Column("steering", ("B", "D"), torch.float32),
-        Column("negative_embs", ("B", "N", "D"), torch.float32),
-        Column("cluster_id", ("B",), torch.int64, low=0),
-        Column("relevance", ("B",), torch.float32, low=0.0, high=1.0),
-        Column("centroid_distance", ("B",), torch.float32, low=0.0, high=2.0),
+        Column("negative_embs", ("B", "N", "D"), torch.float32, "source_embs"),
+        Column("cluster_id", ("B",), torch.int64, "pair_cluster_id", low=0),
+        Column("relevance", ("B",), torch.float32, "pair_relevance", low=0.0, high=1.0),
+        Column("centroid_distance", ("B",), torch.float32, "centroid_distances", low=0.0, high=2.0),
         Column("steering_variant", ("B",), torch.int64, low=0, high=len(VARIANTS) - 1),
-        Column("negative_tiers", ("B", "N"), torch.int64, low=TIERS[0], high=TIERS[-1]),
+        Column("negative_tiers", ("B", "N"), torch.int64, "negative_tiers", TIERS[0], TIERS[-1]),
     )
 }
+# The columns of embeddings, and those of single numbers.
+WIDE: Final = tuple(c for c in COLUMNS.values() if "D" in c.shape)
+PLAIN: Final = tuple(c for c in COLUMNS.values() if "D" not in c.shape)
+# The tables that the embeddings of a batch come from.
+GATHERED: Final = tuple(
+    dict.fromkeys(name for name in (*(c.artifact for c in WIDE), *STEERING) if name)
+)
 
 
 def concrete(shape: tuple[str | int, ...], sizes: dict[str, int]) -> tuple[int | None, ...]:

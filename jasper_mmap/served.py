@@ -22,10 +22,10 @@ from .errors import MissingFileError, StoreChangedError
 from .manifest import read_manifest
 from .negatives import Pointer
 from .placement import Placement
-from .schema import ARTIFACTS, STEERING
+from .schema import ARTIFACTS, GATHERED
 from .shared import Descriptor
 from .stack import Stack, map_stacked
-from .store import Ragged, Store, Table, Validation, worth_huge_pages
+from .store import Ragged, Store, Table, Validation, table_tensor, worth_huge_pages
 
 
 class Generation:
@@ -93,22 +93,18 @@ class Served:
         if self.stack is None:
             return self.placement.place(plain)
         # The parts of the stack stand for the tables it joins: no second mapping, no second copy.
-        rows = self.store.manifest.sizes["N_p"]
-        joined = {name: self.stack.part(i, rows) for i, name in enumerate(STEERING) if name}
-        rest = {name: table for name, table in plain.items() if name not in joined}
-        return self.placement.place(rest) | joined
+        rest = {name: table for name, table in plain.items() if name not in self.stack.parts}
+        return {**self.placement.place(rest), **self.stack.parts}
 
     @cached_property
     def stack(self) -> Stack | None:
-        """The steering tables joined to one, where that can be done."""
-        artifacts = self.store.manifest.artifacts
-        names = [name for name in STEERING if name]
-        tables = [self.store.tables[name] for name in names]
-        plain = [t for t in tables if isinstance(t, torch.Tensor)]
+        """The tables of embeddings joined to one, where that can be done."""
+        store = self.store
+        tables = {name: table_tensor(store.tables[name]) for name in GATHERED}
         if self.placement.copied:
-            return self.placement.stack(plain)
-        paths = [self.path / artifacts[name].file for name in names]
-        stack = map_stacked(paths, plain, huge=worth_huge_pages(self.store.manifest))
+            return self.placement.stack(tables)
+        paths = {name: self.path / store.manifest.artifacts[name].file for name in GATHERED}
+        stack = map_stacked(paths, tables, huge=worth_huge_pages(store.manifest))
         if read_manifest(self.path).store_id != self.store.store_id:
             raise changed(self.path)
         return stack

@@ -16,55 +16,45 @@ import os
 from typing import Any, Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from .schema import COLUMNS
+from .layout import Batch, Layout, Target
 from .shared import Descriptor, anonymous_memory
 
-_ALIGNMENT: Final = 64
 _HUGE: Final = 2 << 20
 
 
-class Layout:
-    """Where the columns of a batch of up to `rows` rows lie in a slot of `nbytes` bytes."""
-
-    def __init__(self, rows: int, embedding_dim: int, n_neg: int) -> None:
-        sizes = {"B": rows, "D": embedding_dim, "N": n_neg}
-        offset = 0
-        self._columns: list[tuple[str, bool, tuple[int, ...], tuple[int, ...], int]] = []
-        for column in COLUMNS.values():
-            shape = [sizes[letter] for letter in column.shape]
-            strides = torch.empty(shape, device="meta").stride()
-            floating = column.dtype == torch.float32
-            start = offset // column.dtype.itemsize
-            self._columns.append((column.name, floating, tuple(shape[1:]), strides, start))
-            offset += torch.Size(shape).numel() * column.dtype.itemsize
-            offset += -offset % _ALIGNMENT
-        self.nbytes = offset + -offset % mmap.PAGESIZE
-
-    def views(self, buffer: Any, rows: int) -> dict[str, torch.Tensor]:
-        """Fresh tensors over `buffer` (of `nbytes`), whose storages hold it."""
-        floats = torch.frombuffer(buffer, dtype=torch.float32)
-        integers = torch.frombuffer(buffer, dtype=torch.int64)
-        return {
-            name: (floats if floating else integers).as_strided((rows, *tail), strides, start)
-            for name, floating, tail, strides, start in self._columns
-        }
-
-
 class Extents:
-    """Memory of equal slots in mapped extents, each as large as all before it together.
+    """Memory of `count` slots and more, in mapped extents each as large as all before it together.
 
     The owner and its workers map the same extents of one anonymous file, each on first use;
     without `shared` it is the owner's private memory.
     """
 
-    def __init__(self, slot_bytes: int, first: int, shared: Descriptor | None) -> None:
-        self._slot_bytes = slot_bytes
-        self._first = first
+    def __init__(self, layout: Layout, count: int, shared: Descriptor | None) -> None:
+        self._layout = layout
+        self._slot_bytes = layout.nbytes + -layout.nbytes % mmap.PAGESIZE
+        self._first = count
         self._shared = shared
         self._maps: list[mmap.mmap] = []
+        self._targets: dict[tuple[int, int], Target] = {}
+
+    def bytes_of(self, slot: int) -> NDArray[np.uint8]:
+        """The bytes of `slot` in this process."""
+        mapping, offset = self.locate(slot)
+        return np.frombuffer(mapping, np.uint8, self._layout.nbytes, offset)
+
+    def target(self, slot: int, rows: int) -> Target:
+        """Where to write a batch of `rows` rows into `slot`.
+
+        Nobody else sees these tensors, so they need not be fresh as those of a lease must.
+        """
+        target = self._targets.get((slot, rows))
+        if target is None:
+            target = self._layout.target(self.bytes_of(slot), rows)
+            if slot < self._first:
+                self._targets[slot, rows] = target
+        return target
 
     def locate(self, slot: int) -> tuple[mmap.mmap, int]:
         """The mapping in which `slot` lies, and its offset there in bytes."""
@@ -112,7 +102,7 @@ class Slots:
         self.count = count
         self.fallbacks = 0
         self.memory = anonymous_memory("jasper-slots", 0) if shared else None
-        self._extents = Extents(layout.nbytes, count, self.memory)
+        self.extents = Extents(layout, count, self.memory)
         # Appending to and popping from a list is atomic: a lease may end in any thread, or while
         # this one is in the middle of taking a slot (garbage collection), where a lock would hang.
         self._free = list(range(count))[::-1]
@@ -140,24 +130,14 @@ class Slots:
         if slot < self.count:
             self._free.append(slot)
             return
-        mapping, offset = self._extents.locate(slot)
+        mapping, offset = self.extents.locate(slot)
         advice = mmap.MADV_DONTNEED if self.memory is None else mmap.MADV_REMOVE
         mapping.madvise(advice, offset, self.layout.nbytes)
         self._free_grown.append(slot)
 
-    def lease(self, slot: int, rows: int) -> dict[str, torch.Tensor]:
-        """The first `rows` rows of `slot` as a batch that gives it back when it dies."""
-        mapping, offset = self._extents.locate(slot)
+    def lease(self, slot: int, rows: int) -> Batch:
+        """`slot` as a batch of `rows` rows that gives it back when it dies."""
+        mapping, offset = self.extents.locate(slot)
         lease = _Lease(self.layout.nbytes, np.uint8, mapping, offset)
         lease.owner, lease.slot = self, slot
-        return self.layout.views(lease, rows)
-
-    def bytes_of(self, slot: int) -> NDArray[np.uint8]:
-        """The bytes of `slot`, while the caller holds it."""
-        return slot_bytes(self._extents, self.layout, slot)
-
-
-def slot_bytes(extents: Extents, layout: Layout, slot: int) -> NDArray[np.uint8]:
-    """The bytes of `slot` in this process."""
-    mapping, offset = extents.locate(slot)
-    return np.frombuffer(mapping, np.uint8, layout.nbytes, offset)
+        return self.layout.batch(lease, rows)

@@ -1,8 +1,8 @@
-"""The three steering tables as one, so that a batch reads its steering in a single pass.
+"""All tables of embeddings as one, so that a batch reads all of its embeddings in a single pass.
 
-Row 0 is zeros, the zero variant's; each table's rows begin somewhere behind it. Mapped files cannot
-simply be joined, but they can be mapped at chosen addresses of one reserved range, at distances
-that are whole rows; the rows between are addresses that nothing reads.
+Row 0 is zeros; each table's rows begin somewhere behind it. Mapped files cannot simply be joined,
+but they can be mapped at chosen addresses of one reserved range, at distances that are whole rows;
+the rows between are addresses that nothing reads.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import struct
 import sys
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -31,46 +31,55 @@ _HUGE: Final = 2 << 20
 
 @dataclass(frozen=True)
 class Stack:
-    """`table` [rows,D], in which the i-th joined table begins at row `first[i]`; row 0 is zeros."""
+    """`table` [rows,D], in which a joined table begins at row `first[name]`; row 0 is zeros."""
 
     table: torch.Tensor
-    first: torch.Tensor
-    """int64, on the table's device; `first[0]` is 0, the row of zeros."""
+    first: Mapping[str, int]
+    parts: Mapping[str, torch.Tensor]
+    """The joined tables themselves; mapped ones have each a storage of its own, for saving or
+    pickling a tensor takes the whole storage."""
 
-    def part(self, number: int, rows: int) -> torch.Tensor:
-        """The joined table of that number (from 1), `rows` rows."""
-        begin = int(self.first[number])
-        return self.table[begin : begin + rows]
+
+def joinable(tables: Mapping[str, torch.Tensor]) -> bool:
+    """Whether tables are of one dtype and one width."""
+    return len({(t.dtype, t.shape[1:]) for t in tables.values()}) == 1
 
 
 def map_stacked(
-    paths: Sequence[Path], like: Sequence[torch.Tensor], *, huge: bool = False
+    paths: Mapping[str, Path], like: Mapping[str, torch.Tensor], *, huge: bool = False
 ) -> Stack | None:
     """Join the single tensors of safetensors files, `like` of which are mapped already.
 
     None where it cannot be done: different dtypes or widths, data that does not begin where this
     package's writer lets it begin, a system other than Linux, or one that refuses the mapping.
     """
-    dtype, width = like[0].dtype, like[0].shape[1:]
     if (
         not sys.platform.startswith("linux")
-        or any(t.dtype != dtype or t.shape[1:] != width or t.numel() == 0 for t in like)
-        or any(_data_begin(path) != ALIGNMENT for path in paths)
+        or not joinable(like)
+        or any(t.numel() == 0 for t in like.values())
+        or any(_data_begin(path) != ALIGNMENT for path in paths.values())
         or ALIGNMENT % mmap.PAGESIZE
     ):
         return None
     # Whole rows apart, and each where its file's 2 MB blocks are 2 MB blocks of memory.
-    row_bytes = like[0][0].nbytes
+    some = next(iter(like.values()))
+    row_bytes = some[0].nbytes
     step = math.lcm(_HUGE, row_bytes)
-    offsets = list(accumulate((-(-t.nbytes // step) * step for t in like), initial=step))
-    region = _Region.reserve(offsets[-1])
+    lengths = [-(-t.nbytes // step) * step for t in like.values()]
+    *offsets, end = accumulate(lengths, initial=step)
+    region = _Region.reserve(end)
     if region is None or not all(
-        region.map_data(path, tensor.nbytes, offset, huge)
-        for path, tensor, offset in zip(paths, like, offsets, strict=False)
+        region.map_data(paths[name], like[name].nbytes, offset, huge)
+        for name, offset in zip(like, offsets, strict=True)
     ):
         return None
-    table = torch.frombuffer(region.buffer(), dtype=dtype).view(-1, *width)
-    return Stack(table, torch.tensor([0, *(o // row_bytes for o in offsets[:-1])]))
+    begins = dict(zip(like, offsets, strict=True))
+    table = torch.frombuffer(region.buffer(0, end), dtype=some.dtype).view(-1, *some.shape[1:])
+    parts = {
+        name: torch.frombuffer(region.buffer(begins[name], t.nbytes), dtype=t.dtype).view_as(t)
+        for name, t in like.items()
+    }
+    return Stack(table, {name: begin // row_bytes for name, begin in begins.items()}, parts)
 
 
 def _data_begin(path: Path) -> int:
@@ -86,7 +95,6 @@ class _Region:
     """
 
     def __init__(self, address: int, length: int) -> None:
-        self._length = length
         self._begin = -(-address // _HUGE) * _HUGE + ALIGNMENT
         self._unmap = weakref.finalize(self, _LIBC.munmap, address, length + 2 * _HUGE)
         self._unmap.atexit = False
@@ -110,9 +118,9 @@ class _Region:
             _LIBC.madvise(address, length, mmap.MADV_HUGEPAGE)
         return True
 
-    def buffer(self) -> ctypes.Array[ctypes.c_char]:
-        """The whole range as a buffer that keeps it mapped."""
-        buffer = (ctypes.c_char * self._length).from_address(self._begin)
+    def buffer(self, offset: int, length: int) -> ctypes.Array[ctypes.c_char]:
+        """A part of the range, as a buffer that keeps all of it mapped."""
+        buffer = (ctypes.c_char * length).from_address(self._begin + offset)
         buffer.region = self  # type: ignore[attr-defined]
         return buffer
 

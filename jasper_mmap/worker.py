@@ -1,10 +1,9 @@
 """A worker process: fills slots with batches, on request.
 
-Two pipes connect all workers with the trainer. Requests (which batch of which pass, into which
-slot) go into one that every worker reads from, so whoever is free takes the next; replies (which
-request, how many rows) come back through the other. Both are records of a few integers, shorter
-than PIPE_BUF, which the kernel passes on whole. Positions, tensors and descriptors never cross; an
-exception crosses in the slot that its batch would have filled.
+Each worker reads its requests (which batch of which pass, into which slot) from a pipe of its own;
+the replies of all come back through one. Both are records of a few integers, shorter than PIPE_BUF,
+which the kernel passes on whole. Positions, tensors and descriptors never cross; an exception
+crosses in the slot that its batch would have filled.
 
 A worker ends when told to, or when the request pipe closes because the trainer died.
 """
@@ -17,6 +16,7 @@ import random
 import select
 import signal
 import struct
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
@@ -28,15 +28,17 @@ from torch._utils import ExceptionWrapper
 from torch.utils.data import _utils
 
 from .dataset import JASPERSteeringDataset
-from .passes import Batch, PlanReader
+from .layout import Layout
+from .passes import PlanReader
 from .sampler import Plan
 from .shared import Descriptor
-from .slots import Extents, Layout, slot_bytes
+from .slots import Extents
 
 REQUEST: Final = struct.Struct("<6q")  # ticket, slot, batch, epoch, pass number, start
-REPLY: Final = struct.Struct("<3q")  # ticket, rows, bytes of a pickled exception in the slot
+REPLY: Final = struct.Struct("<2q")  # ticket, bytes of a pickled exception in the slot
 STOP: Final = REQUEST.pack(-1, 0, 0, 0, 0, 0)
 _PARENT_CHECK_S: Final = 5.0
+_TOGETHER_S: Final = 0.001
 
 WorkerInit = Callable[[int], None]
 
@@ -51,44 +53,59 @@ class Job:
     layout: Layout
     slots: int
     memory: Descriptor
-    requests: Descriptor
+    requests: tuple[Descriptor, ...]
+    """Of each worker."""
     replies: Descriptor
     foreign: tuple[Descriptor, ...]
     """The trainer's ends of the pipes, which a forked worker has to let go of."""
     base_seed: int
     num_workers: int
     init: WorkerInit | None
+    together: int
+    """So many replies may wait for each other, for a moment, while there is more to do."""
+    step: int
     ahead: int
-    """For `PlanReader`."""
+    """Both for `PlanReader`."""
 
 
 def work(worker: int, job: Job) -> None:
     for descriptor in job.foreign:
         descriptor.close()
+    requests = job.requests[worker].fd
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the trainer gets it too, and ends us
     failure = _set_up(worker, job)
     filler = _Filler(job)
     parent = os.getppid()
     waiting = select.poll()
-    waiting.register(job.requests.fd, select.POLLIN)
+    waiting.register(requests, select.POLLIN)
+    done, since = b"", 0.0
     while True:
         try:
-            record = os.read(job.requests.fd, REQUEST.size)
-        except BlockingIOError:  # nothing there, or another worker was faster
+            record = os.read(requests, REQUEST.size)
+        except BlockingIOError:
+            if done:
+                os.write(job.replies.fd, done)
+                done = b""
             if not waiting.poll(_PARENT_CHECK_S * 1000) and os.getppid() != parent:
                 return
             continue
         if record in (b"", STOP):
             return
         ticket, slot, batch, *which = REQUEST.unpack(record)
-        rows, size = 0, 0
+        size = 0
         try:
             if failure is not None:
                 failure.reraise()  # type: ignore[no-untyped-call]
-            rows = filler.fill(slot, batch, which)
+            filler.fill(slot, batch, which)
         except Exception:  # noqa: BLE001  # whatever it is, the trainer is to raise it
-            size = _put_exception(failure or _failure(worker), filler.bytes_of(slot))
-        os.write(job.replies.fd, REPLY.pack(ticket, rows, size))
+            size = _put_exception(failure or _failure(worker), filler.extents.bytes_of(slot))
+        # Waking the trainer for each small batch would cost it and us as much as making one.
+        now = time.monotonic()
+        since = since if done else now
+        done += REPLY.pack(ticket, size)
+        if len(done) >= job.together * REPLY.size or now - since > _TOGETHER_S:
+            os.write(job.replies.fd, done)
+            done = b""
 
 
 class _Filler:
@@ -96,29 +113,17 @@ class _Filler:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._extents = Extents(job.layout.nbytes, job.slots, job.memory)
-        self._reader = PlanReader(job.dataset, job.ahead)
+        self.extents = Extents(job.layout, job.slots, job.memory)
+        self._reader = PlanReader(job.dataset, step=job.step, ahead=job.ahead)
         self._plan = job.plan
         self._which: list[int] = []
-        # Nobody else sees a worker's views, so they need not be fresh as the trainer's must.
-        self._views: dict[tuple[int, int], Batch] = {}
 
-    def bytes_of(self, slot: int) -> NDArray[np.uint8]:
-        return slot_bytes(self._extents, self._job.layout, slot)
-
-    def fill(self, slot: int, batch: int, which: list[int]) -> int:
-        """Put `batch` of the pass `which` (epoch, pass number, start) into `slot`; its rows."""
+    def fill(self, slot: int, batch: int, which: list[int]) -> None:
+        """Put `batch` of the pass `which` (epoch, pass number, start) into `slot`."""
         if which != self._which:
             epoch, pass_number, start = self._which = which
             self._plan = replace(self._job.plan, epoch=epoch, pass_number=pass_number, start=start)
-        rows = self._plan.rows(batch)
-        views = self._views.get((slot, rows))
-        if views is None:
-            views = self._job.layout.views(self.bytes_of(slot), rows)
-            if slot < self._job.slots:
-                self._views[slot, rows] = views
-        self._reader.read(self._plan, batch, views)
-        return rows
+        self._reader.fill(self._plan, batch, self.extents.target(slot, self._plan.rows(batch)))
 
 
 def _set_up(worker: int, job: Job) -> ExceptionWrapper | None:

@@ -16,10 +16,11 @@ import weakref
 from typing import Any, Final
 
 from .dataset import JASPERSteeringDataset
-from .passes import Batch, Pass
+from .layout import Batch, Layout
+from .passes import Pass
 from .sampler import Plan
 from .shared import Descriptor
-from .slots import Layout, Slots
+from .slots import Slots
 from .worker import REPLY, REQUEST, STOP, Job, WorkerInit, work
 
 _JOIN_S: Final = 5.0
@@ -39,19 +40,22 @@ class WorkerPool:
         base_seed: int,
         context: Any = None,
         init: WorkerInit | None = None,
+        in_order: bool = True,
         ahead: int = 0,
     ) -> None:
         self.num_workers = num_workers
         self.outstanding_max = num_workers * prefetch
         # One more than can be under way: the batch that the trainer works on.
         self.slots = Slots(layout, self.outstanding_max + 1, shared=True)
-        self._asked: dict[int, tuple[weakref.ref[WorkerPass], int, int]] = {}
+        self._asked: dict[int, tuple[weakref.ref[WorkerPass], int, int, int]] = {}
         self._ticket = 0
-        request_read, request_write = map(Descriptor, os.pipe())
-        reply_read, reply_write = map(Descriptor, os.pipe())
-        self._requests, self._replies = request_write, reply_read
-        os.set_blocking(request_read.fd, False)
-        os.set_blocking(reply_read.fd, False)
+        self._in_order = in_order
+        self._load = [0] * num_workers
+        pipes = [tuple(map(Descriptor, os.pipe())) for _ in range(num_workers)]
+        requests, self._requests = zip(*pipes, strict=True)
+        self._replies, reply_write = map(Descriptor, os.pipe())
+        for end in (*requests, self._replies):
+            os.set_blocking(end.fd, False)
         assert self.slots.memory is not None
         job = Job(
             dataset=dataset,
@@ -59,12 +63,14 @@ class WorkerPool:
             layout=layout,
             slots=self.slots.count,
             memory=self.slots.memory,
-            requests=request_read,
+            requests=requests,
             replies=reply_write,
-            foreign=(request_write, reply_read),
+            foreign=(*self._requests, self._replies),
             base_seed=base_seed,
             num_workers=num_workers,
             init=init,
+            together=max(1, prefetch // 2),
+            step=num_workers if in_order else 1,
             ahead=ahead,
         )
         start = context or multiprocessing.get_context()
@@ -77,8 +83,8 @@ class WorkerPool:
             )
             process.start()
             self._processes.append(process)
-        request_read.close()
-        reply_write.close()
+        for end in (*requests, reply_write):
+            end.close()
         self._poll = select.poll()
         self._poll.register(self._replies.fd, select.POLLIN)
         for process in self._processes:
@@ -97,13 +103,21 @@ class WorkerPool:
         return not self.close.alive
 
     def request(self, owner: WorkerPass, batch: int, slot: int) -> None:
-        """Have some worker fill `slot` with `batch` of the owner's plan."""
+        """Have a worker fill `slot` with `batch` of the owner's plan.
+
+        In order they take turns, so that each knows which batches will be its own; otherwise it is
+        the one with the least to do, lest a slow one come to hold all that may be under way.
+        """
+        worker = batch % self.num_workers
+        if not self._in_order:
+            worker = self._load.index(min(self._load))
+        self._load[worker] += 1
         self._ticket += 1
-        self._asked[self._ticket] = (weakref.ref(owner), batch, slot)
+        self._asked[self._ticket] = (weakref.ref(owner), worker, batch, slot)
         plan = owner.plan
         record = REQUEST.pack(self._ticket, slot, batch, plan.epoch, plan.pass_number, plan.start)
         try:
-            os.write(self._requests.fd, record)
+            os.write(self._requests[worker].fd, record)
         except BrokenPipeError:
             self._report_dead()
             raise
@@ -113,21 +127,27 @@ class WorkerPool:
 
         Raises RuntimeError naming a worker that died.
         """
-        if not self._poll.poll(None if timeout_s is None else timeout_s * 1000):
-            return False
-        replies = b""
-        with contextlib.suppress(BlockingIOError):
-            replies = os.read(self._replies.fd, 64 * REPLY.size)
+        replies = self._read_replies()
+        if not replies:
+            if not self._poll.poll(None if timeout_s is None else timeout_s * 1000):
+                return False
+            replies = self._read_replies()
         if not replies:  # then it is a worker that made the poll return
             self._report_dead()
-        for ticket, rows, size in REPLY.iter_unpack(replies):
-            reference, batch, slot = self._asked.pop(ticket)
+        for ticket, size in REPLY.iter_unpack(replies):
+            reference, worker, batch, slot = self._asked.pop(ticket)
+            self._load[worker] -= 1
             owner = reference()
             if owner is None:  # the consumer stopped early
                 self.slots.give_back(slot)
             else:
-                owner.arrived(batch, slot, rows, size)
+                owner.arrived(batch, slot, size)
         return True
+
+    def _read_replies(self) -> bytes:
+        with contextlib.suppress(BlockingIOError):
+            return os.read(self._replies.fd, 64 * REPLY.size)
+        return b""
 
     def _report_dead(self) -> None:
         for worker, process in enumerate(self._processes):
@@ -140,12 +160,15 @@ class WorkerPool:
                 )
 
 
-def _close(owner: int, processes: list[Any], requests: Descriptor, replies: Descriptor) -> None:
+def _close(
+    owner: int, processes: list[Any], requests: tuple[Descriptor, ...], replies: Descriptor
+) -> None:
     if os.getpid() != owner:
         return  # a forked copy of the pool: the workers are not its children
-    with contextlib.suppress(OSError):
-        os.write(requests.fd, STOP * len(processes))
-    requests.close()
+    for end in requests:
+        with contextlib.suppress(OSError):
+            os.write(end.fd, STOP)
+        end.close()
     deadline = time.monotonic() + _JOIN_S
     for process in processes:
         process.join(max(0.0, deadline - time.monotonic()))
@@ -175,13 +198,13 @@ class WorkerPass(Pass):
         self._timeout_s = timeout_s or None
         self._requested = 0
         self._under_way = 0
-        self._ready: dict[int, tuple[int, int, int]] = {}
+        self._ready: dict[int, tuple[int, int]] = {}
         self._request_more()  # workers begin before the first batch is asked for
 
-    def arrived(self, batch: int, slot: int, rows: int, error_bytes: int) -> None:
+    def arrived(self, batch: int, slot: int, error_bytes: int) -> None:
         """A reply: `slot` holds `batch`, or a pickled exception."""
         self._under_way -= 1
-        self._ready[batch] = (slot, rows, error_bytes)
+        self._ready[batch] = (slot, error_bytes)
 
     def _request_more(self) -> None:
         pool = self._pool
@@ -205,15 +228,14 @@ class WorkerPass(Pass):
         while (batch := self._next_ready()) is None:
             if not self._pool.receive(self._timeout_s):
                 raise RuntimeError(f"DataLoader timed out after {self._timeout_s:g} seconds")
-        slot, rows, error_bytes = self._ready.pop(batch)
+        slot, error_bytes = self._ready.pop(batch)
         slots = self._pool.slots
         if error_bytes:
-            data = slots.bytes_of(slot)[:error_bytes].tobytes()
+            data = slots.extents.bytes_of(slot)[:error_bytes].tobytes()
             slots.give_back(slot)
             self.count += 1  # the next call goes on behind it
             pickle.loads(data).reraise()  # noqa: S301  # our own worker wrote it
-        self._request_more()
-        return slots.lease(slot, rows)
+        return slots.lease(slot, self.plan.rows(batch))
 
     def _next_ready(self) -> int | None:
         if self._in_order:
@@ -221,5 +243,5 @@ class WorkerPass(Pass):
         return next(iter(self._ready), None)
 
     def __del__(self) -> None:
-        for slot, _, _ in self._ready.values():
+        for slot, _ in self._ready.values():
             self._pool.slots.give_back(slot)

@@ -30,7 +30,7 @@ LAYERS = (
     ("jasper_mmap", "first_batch loader workers worker passes sampler watcher"),
     (
         "jasper_mmap",
-        "dataset batch reading gather slots agreement adoption overwritten publish warm",
+        "dataset batch reading gather slots layout agreement adoption overwritten publish warm",
     ),
     ("jasper_mmap", "retention incoming served placement stack validate"),
     ("jasper_mmap", "store audit checks lint negatives manifest locks"),

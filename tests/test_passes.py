@@ -1,6 +1,7 @@
 """The package's own iterators behave as DataLoader's: errors, deaths, early stops, order."""
 
 import gc
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -146,6 +147,33 @@ def test_in_order_false_serves_every_batch_once(demo_store: Path) -> None:
     loader.in_order = False
     got = [batch["question_emb"].sum().item() for batch in loader]
     assert sorted(got) == sorted(batch["question_emb"].sum().item() for batch in want)
+
+
+def test_a_slow_worker_holds_up_only_its_own_batches(demo_store: Path) -> None:
+    """With in_order=False the others serve all but what it was asked for at first."""
+    go_on = multiprocessing.Event()
+    loader = create_loader(demo_store, "train", 8, num_workers=2, prefetch_factor=2)
+    loader.in_order, loader.timeout = False, 60
+    loader.worker_init_fn = lambda worker: go_on.wait() if worker == 0 else None
+    batches = iter(loader)
+    for _ in range(len(loader) - 2):
+        next(batches)
+    go_on.set()
+    assert len(list(batches)) == 2
+
+
+def test_small_batches_are_prefetched_deeper(
+    demo_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless the caller says how deep; DataLoader's attribute tells it."""
+
+    def prefetched(asked: int | None) -> int | None:
+        loader = create_loader(demo_store, "train", 8, num_workers=1, prefetch_factor=asked)
+        return loader.prefetch_factor
+
+    assert (prefetched(None), prefetched(3)) == (4, 3)
+    monkeypatch.setattr("jasper_mmap.loader._SMALL_BYTES", 1)
+    assert (prefetched(None), prefetched(3)) == (2, 3)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -7,12 +7,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from jasper_mmap import JASPERSteeringDataset, create_loader
-from jasper_mmap.schema import COLUMNS
-from jasper_mmap.slots import Layout, Slots
+from jasper_mmap.layout import Layout, empty_plain
+from jasper_mmap.schema import COLUMNS, WIDE
+from jasper_mmap.slots import Slots
 
 
 def new_slots(count: int = 2, *, shared: bool = False, rows: int = 5) -> Slots:
@@ -40,6 +42,24 @@ def test_columns_have_the_shapes_of_the_schema_and_begin_on_64_bytes() -> None:
         spans.append((tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes))
     spans.sort()
     assert all(end <= begin for (_, end), (begin, _) in pairwise(spans))
+
+
+def test_columns_adjoin_where_they_fill_64_bytes() -> None:
+    """Then one tensor covers all embeddings of a batch, and one all plain columns."""
+    for rows, dim, adjoin in ((5, 3, False), (5, 16, True), (16, 3, True), (1, 768, True)):
+        layout = Layout(rows, dim, 2)
+        target = layout.target(np.zeros(layout.nbytes, np.uint8), rows)
+        assert (target.wide is not None) == adjoin
+        if target.wide is not None:
+            target.wide.copy_(torch.arange(5 * rows)[:, None])
+            wide = [target.columns[c.name].flatten(0, -2)[:, 0] for c in WIDE]
+            assert torch.cat(wide).tolist() == list(range(5 * rows))
+        packed, plain = empty_plain(3, rows, 2, torch.device("cpu"))
+        for number, column in enumerate(plain.values()):
+            column.copy_(torch.arange(column.numel()).view(column.shape) + number)
+        assert target.plain is not None
+        target.plain.copy_(packed[1])
+        assert all(torch.equal(target.columns[name], plain[name][1]) for name in plain)
 
 
 def test_a_partial_batch_has_its_own_number_of_rows() -> None:
@@ -125,6 +145,21 @@ def test_what_a_user_does_to_a_tensor_reaches_no_later_batch() -> None:
     assert later["question_emb"].grad is None
     assert later["steering"].ndim == 2
     assert not later["relevance"].is_shared()
+
+
+def test_columns_are_independent_of_each_other(tmp_path: Path) -> None:
+    """Autograd sees no change of one in a change of another, and a saved one is saved alone."""
+    batch = taken(new_slots())
+    weight = torch.ones(3, requires_grad=True)
+    loss = (batch["question_emb"] * weight).sum()
+    for name, column in batch.items():
+        if name != "question_emb":
+            column.zero_()
+    loss.backward()
+    torch.save(batch["relevance"], tmp_path / "relevance.pt")
+    torch.save(torch.zeros(5), tmp_path / "alone.pt")
+    sizes = {path.stat().st_size for path in tmp_path.iterdir()}
+    assert max(sizes) - min(sizes) < 64
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from converters import convert
 from jasper_mmap import JASPERSteeringDataset, create_loader
 from jasper_mmap.errors import MissingFileError, StoreChangedError
-from jasper_mmap.schema import STORED
+from jasper_mmap.schema import ARTIFACTS, STORED
 from jasper_mmap.store import Store, table_tensor
 from tests.damage import edit_manifest
 from tools.demo_data import make_builder_folder
@@ -185,6 +185,15 @@ def test_file_larger_than_memory_opens_and_serves(store: Path) -> None:
         assert not dataset[0]["target_source_emb"].any()
         assert dataset.memory_usage_mb > 60 * 1024
     assert size > mmap.PAGESIZE * (store / "source_embs.safetensors").stat().st_blocks
+
+
+def test_a_table_has_a_storage_of_its_own(demo_store: Path) -> None:
+    """To save or pickle one takes it alone, although batches read many of them as one."""
+    with JASPERSteeringDataset(demo_store, "train") as dataset:
+        for name in ARTIFACTS:
+            table = getattr(dataset, name)
+            if isinstance(table, torch.Tensor):
+                assert table.untyped_storage().nbytes() == table.nbytes, name
 
 
 class Nothing(Dataset[torch.Tensor]):

@@ -93,6 +93,17 @@ def test_synthetic_batches_from_fresh_workers_equal_the_oracle(
     del loader
 
 
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_many_small_batches_of_several_passes_equal_the_oracle(
+    demo_store: Path, oracle_named: NamedOracle, workers: int
+) -> None:
+    """What a worker looked up ahead in one pass does not turn up in the next."""
+    loader = loader_of(demo_store, "train", 2, workers)
+    for _ in range(3):
+        assert_pass_equals_oracle(loader, oracle_named("demo"), "train")
+    del loader
+
+
 # The order of a pass
 
 

@@ -18,7 +18,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 
 from jasper_mmap import JASPERSteeringDataset
 from jasper_mmap.bench import SPLIT, consuming, endless, open_ours
-from jasper_mmap.passes import Batch
+from jasper_mmap.layout import Batch
 from jasper_mmap.schema import ARTIFACTS, STEERING
 from jasper_mmap.turns import Running
 from tools.bench_data import Inputs

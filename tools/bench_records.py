@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jasper_mmap.passes import Batch
+from jasper_mmap.layout import Batch
 from jasper_mmap.schema import STEERING
 from tools.bench_contenders import plain_tables
 
