@@ -1,6 +1,6 @@
 """Pair numbers -> batches: every column read by rows straight into its place. Pure.
 
-In two steps. `look_up` does for many batches at once what is small: the plain columns, and the
+In two steps. `Lookup.load` does for many batches at once what is small: the plain columns, and the
 numbers of the rows of embeddings. `Lookup.fill` then makes one batch, which is little more than a
 single `torch.index_select` of all its embeddings.
 
@@ -10,14 +10,13 @@ Shape letters as in `schema`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from .layout import Target, empty_plain
-from .schema import GATHERED, PLAIN, STEERING, WIDE, Column
+from .schema import PLAIN, STEERING, WIDE, Column
 from .stack import Stack
 
 # torch has no index_select for these: read as the signed dtype of that width, then masked.
@@ -36,62 +35,77 @@ def rows_of(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return table.index_select(0, index)
 
 
-def look_up(
-    tables: Mapping[str, torch.Tensor],
-    pairs: torch.Tensor,
-    variants: NDArray[np.int64],
-    batch_size: int,
-    stack: Stack | None,
-) -> Lookup:
-    """Look up the batches of the pair numbers `pairs`, each of `batch_size`, and steering
-    `variants` (as many).
-
-    `tables` are those of the store and of one generation; `stack` joins those of embeddings, where
-    they could be joined. `pairs` is int64 on the tables' device and lies in [0, N_p): that, and
-    that the tables refer only to rows that exist, was checked before.
-    """
-    drawn = torch.from_numpy(variants).to(pairs.device)
-    questions, sources = rows_of(tables["pair_index"], pairs).to(torch.int64).unbind(1)
-    numbers = rows_of(tables["hard_negatives"], pairs).to(torch.int64)
-    steering = pairs
-    if stack is not None:
-        questions = questions + stack.first["question_embs"]
-        sources = sources + stack.first["source_embs"]
-        numbers = numbers + stack.first["source_embs"]
-        begin = [0 if name is None else stack.first[name] for name in STEERING]
-        # Row 0 holds the zeros of the zero variant.
-        steering = (pairs + torch.tensor(begin, device=pairs.device)[drawn]) * (drawn != 0)
-    batches = len(pairs) // batch_size
-    parts = (questions, sources, steering, numbers)
-    rows = torch.cat([part.reshape(batches, -1) for part in parts], dim=1)
-    packed, plain = empty_plain(batches, batch_size, numbers.shape[1], pairs.device)
-    for column in PLAIN:
-        values = rows_of(tables[column.artifact], pairs) if column.artifact else drawn
-        plain[column.name].copy_(values.view(plain[column.name].shape))
-    # Not the generation's tables: they would be held as long as the answer is.
-    gathered = {name: tables[name] for name in GATHERED}
-    return Lookup(gathered, stack, rows.unbind(), packed.unbind(), plain)
-
-
-@dataclass(frozen=True)
 class Lookup:
-    """Batches that need only be filled.
+    """Room for `batches` batches of `batch_size` rows that need only be filled.
 
-    `rows` has for each batch the row numbers of its embeddings, column after column as in `WIDE`:
-    of the stack, or of each column's own table. `plain` has the other columns [batches,B,...],
-    `packed` for each batch the bytes of all of them.
+    It is used again and again: fresh memory would be faulted in, page by page, each time.
+    `tables` are a store's, `stack` joins those of embeddings, where they could be joined.
     """
 
-    tables: Mapping[str, torch.Tensor]
-    stack: Stack | None
-    rows: tuple[torch.Tensor, ...]
-    packed: tuple[torch.Tensor, ...]
-    plain: Mapping[str, torch.Tensor]
+    def __init__(
+        self,
+        tables: Mapping[str, torch.Tensor],
+        stack: Stack | None,
+        *,
+        batches: int,
+        batch_size: int,
+        n_neg: int,
+    ) -> None:
+        self.shape = (batches, batch_size)
+        self._tables = tables
+        self._stack = stack
+        device = tables["pair_index"].device
+        # Row numbers in the stack, or in each column's own table; column after column as in WIDE.
+        self._counts = [batch_size * (n_neg if "N" in c.shape else 1) for c in WIDE]
+        numbers = torch.empty((batches, sum(self._counts)), dtype=torch.int64, device=device)
+        self._parts = torch.split(numbers, self._counts, dim=1)
+        self._rows = numbers.unbind()
+        packed, self._plain = empty_plain(batches, batch_size, n_neg, device)
+        self._packed = packed.unbind()
+        self._negatives = torch.empty(
+            (batches * batch_size, n_neg), dtype=torch.int64, device=device
+        )
+
+    def load(
+        self,
+        negatives: Mapping[str, torch.Tensor],
+        pairs: torch.Tensor,
+        variants: NDArray[np.int64],
+    ) -> None:
+        """Look up the batches of the pair numbers `pairs` and steering `variants` (as many).
+
+        `negatives` are the tables of one generation. `pairs` is int64 on the tables' device and
+        lies in [0, N_p): that, and that the tables refer only to rows that exist, was checked
+        before.
+        """
+        tables, stack = self._tables, self._stack
+        drawn = torch.from_numpy(variants).to(pairs.device)
+        questions, sources = rows_of(tables["pair_index"], pairs).to(torch.int64).unbind(1)
+        _read(negatives["hard_negatives"], pairs, self._negatives)
+        steering = pairs
+        if stack is not None:
+            begins = [0 if name is None else stack.first[name] for name in STEERING]
+            # Row 0 holds the zeros of the zero variant.
+            steering = (pairs + torch.tensor(begins, device=pairs.device)[drawn]) * (drawn != 0)
+        columns = (questions, sources, steering, self._negatives)
+        for column, numbers, part in zip(WIDE, columns, self._parts, strict=True):
+            begin = stack.first[column.artifact] if stack and column.artifact else 0
+            torch.add(numbers.reshape(part.shape), begin, out=part)
+        for column in PLAIN:
+            place = self._plain[column.name]
+            if column.artifact is None:
+                values = drawn
+            elif column.artifact in negatives:
+                values = self._negatives
+                _read(negatives[column.artifact], pairs, values)
+            else:
+                values = rows_of(tables[column.artifact], pairs)
+            place.copy_(values.view(place.shape))
 
     def fill(self, batch: int, target: Target) -> None:
-        """Write batch number `batch` of these."""
-        if self.stack is not None and target.wide is not None:
-            _read(self.stack.table, self.rows[batch], target.wide)
+        """Write batch number `batch` of those that were loaded."""
+        if self._stack is not None and target.wide is not None:
+            _read(self._stack.table, self._rows[batch], target.wide)
         else:
             for column, table, rows in self._wanted(batch):
                 out = target.columns[column.name].flatten(0, -2)
@@ -100,9 +114,9 @@ class Lookup:
                 else:
                     _read(table, rows, out)
         if target.plain is not None:
-            target.plain.copy_(self.packed[batch])
+            target.plain.copy_(self._packed[batch])
         else:
-            for name, values in self.plain.items():
+            for name, values in self._plain.items():
                 target.columns[name].copy_(values[batch])
 
     def wanted(self, batch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -113,22 +127,21 @@ class Lookup:
                 yield table, rows
 
     def _wanted(self, batch: int) -> Iterator[tuple[Column, torch.Tensor | None, torch.Tensor]]:
-        tiers = self.plain["negative_tiers"][batch]
-        counts = [tiers.numel() if "N" in c.shape else len(tiers) for c in WIDE]
-        for column, rows in zip(WIDE, torch.split(self.rows[batch], counts), strict=True):
-            if self.stack is not None:
-                yield column, self.stack.table, rows
+        numbers = torch.split(self._rows[batch], self._counts)
+        for column, rows in zip(WIDE, numbers, strict=True):
+            if self._stack is not None:
+                yield column, self._stack.table, rows
             else:
-                yield column, self.tables[column.artifact] if column.artifact else None, rows
+                yield column, self._tables[column.artifact] if column.artifact else None, rows
 
     def _steer(self, batch: int, pairs: torch.Tensor, out: torch.Tensor) -> None:
         """Steering by groups of equal variant, from tables that could not be joined."""
-        variants = self.plain["steering_variant"][batch]
+        variants = self._plain["steering_variant"][batch]
         out.zero_()
         for variant, name in enumerate(STEERING):
             if name is not None:
                 places = (variants == variant).nonzero().view(-1)
-                rows = rows_of(self.tables[name], pairs[places])
+                rows = rows_of(self._tables[name], pairs[places])
                 out.index_copy_(0, places, rows.to(out.dtype))
 
 
@@ -136,4 +149,4 @@ def _read(table: torch.Tensor, index: torch.Tensor, out: torch.Tensor) -> None:
     if table.dtype == out.dtype:
         torch.index_select(table, 0, index, out=out)
     else:
-        out.copy_(table.index_select(0, index))
+        out.copy_(rows_of(table, index))

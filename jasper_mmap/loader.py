@@ -33,9 +33,9 @@ from .workers import WorkerPass, WorkerPool
 _log = logging.getLogger("jasper_mmap")
 _LOCAL_SLOTS = 2
 """Without workers: the batch being made, and the one before it, which a loop still holds."""
-_PREFETCH, _PREFETCH_SMALL = 2, 4
-"""Batches under way for each worker: as in torch, and of batches below `_SMALL_BYTES`."""
-_SMALL_BYTES = 4 << 20
+_PREFETCH, _PREFETCH_MAX = 2, 8
+"""Batches under way for each worker, as in torch; of small ones more, up to so many bytes."""
+_PREFETCH_BYTES = 12 << 20
 
 
 class JASPERDataLoader(DataLoader[Sample]):
@@ -153,7 +153,8 @@ class JASPERDataLoader(DataLoader[Sample]):
 
 
 def _layout(dataset: JASPERSteeringDataset, batch_size: int) -> Layout:
-    return Layout(min(batch_size, len(dataset)), dataset.embedding_dim, dataset.n_neg)
+    rows = max(1, min(batch_size, len(dataset)))  # val and test may be empty
+    return Layout(rows, dataset.embedding_dim, dataset.n_neg)
 
 
 def create_loader(
@@ -179,7 +180,7 @@ def create_loader(
     Train is shuffled, val and test come in order; `drop_last=None` drops a partial last batch of
     train only. With `distributed` each rank of torch.distributed takes its part and `batch_size`
     is per rank. `persistent_workers=None` keeps workers from epoch to epoch where there are any.
-    `prefetch_factor=None` has 2 batches under way for each worker, 4 if they are below 4 MB.
+    `prefetch_factor=None` has 2 batches under way for each worker; of small ones 12 MB, at most 8.
     `pin_memory` is ignored without an accelerator and for a dataset that lies on one. `watch`
     adopts new hard negatives as long as the loader lives: at once with True or "now", from the
     next `set_epoch` on with "epoch"; see `watch_negatives`. `warm` reads a store that fits into
@@ -212,10 +213,10 @@ def create_loader(
         sampler = (ShuffledSampler if train else OrderedSampler)(dataset, passes)
     worker_options: dict[str, Any] = {}
     if num_workers:
-        small = _layout(dataset, batch_size).nbytes < _SMALL_BYTES
+        fitting = _PREFETCH_BYTES // _layout(dataset, batch_size).nbytes
         worker_options = {
             "persistent_workers": True if persistent_workers is None else persistent_workers,
-            "prefetch_factor": prefetch_factor or (_PREFETCH_SMALL if small else _PREFETCH),
+            "prefetch_factor": prefetch_factor or min(max(_PREFETCH, fitting), _PREFETCH_MAX),
             "multiprocessing_context": multiprocessing_context,
         }
     loader = JASPERDataLoader(

@@ -24,7 +24,7 @@ class _Block:
     plan: Plan
     batches: range
     state: Any
-    found: Lookup
+    lookup: Lookup
 
 
 class PlanReader:
@@ -46,10 +46,10 @@ class PlanReader:
         coming = batch + self._ahead
         if self._ahead and coming < len(plan):
             block = self._block(plan, coming)
-            for table, rows in block.found.wanted(block.batches.index(coming)):
+            for table, rows in block.lookup.wanted(block.batches.index(coming)):
                 read_ahead(table, rows.numpy())
         block = self._block(plan, batch)
-        block.found.fill(block.batches.index(batch), target)
+        block.lookup.fill(block.batches.index(batch), target)
 
     def new(self, plan: Plan, batch: int) -> Batch:
         """Batch number `batch` of `plan`, in columns of its own where the tables lie."""
@@ -68,10 +68,18 @@ class PlanReader:
         # Only a last, partial batch is of another size, and is looked up alone.
         whole = plan.samples // plan.batch_size
         batches = range(batch, max(whole, batch + 1), self._step)[: self._size]
-        found = self._reader.look_up(plan.positions(batches), plan.rows(batch), words)
         self._size = min(2 * self._size, plan.ahead)
-        self._blocks.append(_Block(plan, batches, state, found))
+        lookup = self._room(len(batches), plan.rows(batch))
+        self._reader.load(lookup, plan.positions(batches), words)
+        self._blocks.append(_Block(plan, batches, state, lookup))
         return self._blocks[-1]
+
+    def _room(self, batches: int, batch_size: int) -> Lookup:
+        if len(self._blocks) == self._blocks.maxlen:
+            oldest = self._blocks.popleft().lookup
+            if oldest.shape == (batches, batch_size):
+                return oldest
+        return self._reader.new_lookup(batches, batch_size)
 
 
 class Pass(Iterator[Batch]):

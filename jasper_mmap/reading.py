@@ -14,7 +14,7 @@ from .adoption import Adoption
 from .control import NO_VARIANT, Control, Words
 from .curriculum import steering_probabilities
 from .errors import DeviceError
-from .gather import Lookup, look_up, rows_of
+from .gather import Lookup, rows_of
 from .layout import Batch, Target, empty_batch
 from .served import Served
 from .steering import draw_variants
@@ -39,7 +39,9 @@ class SplitReader:
         """The batch of `positions` [B], in columns of its own."""
         batch = self.new_batch(len(positions))
         if len(positions):
-            self.look_up(positions, len(positions), self.control.read()).fill(0, Target(batch))
+            lookup = self.new_lookup(1, len(positions))
+            self.load(lookup, positions, self.control.read())
+            lookup.fill(0, Target(batch))
         return batch
 
     def new_batch(self, size: int) -> Batch:
@@ -48,8 +50,14 @@ class SplitReader:
         device = self.served.placement.device
         return empty_batch(size, config.embedding_dim, config.n_neg, device)
 
-    def look_up(self, positions: NDArray[np.int64], batch_size: int, words: Words) -> Lookup:
-        """The batches of `positions`, each of `batch_size`, under these control words."""
+    def new_lookup(self, batches: int, batch_size: int) -> Lookup:
+        """Room for `load`."""
+        tables, stack = self.served.tables, self.served.stack
+        n_neg = self.served.config.n_neg
+        return Lookup(tables, stack, batches=batches, batch_size=batch_size, n_neg=n_neg)
+
+    def load(self, lookup: Lookup, positions: NDArray[np.int64], words: Words) -> None:
+        """Look up the batches of `positions` under these control words."""
         served = self.served
         device = served.placement.device
         if device.type != "cpu" and get_worker_info() is not None:
@@ -60,14 +68,12 @@ class SplitReader:
         generation = self.adoption.current(words.generation)
         index = torch.from_numpy(positions).to(device)
         pairs = rows_of(served.tables[f"{self.split}_idx"], index).to(torch.int64)
-        tables = {**served.tables, **generation.tables}
-        found = look_up(tables, pairs, self._variants(positions, words), batch_size, served.stack)
+        lookup.load(generation.tables, pairs, self._variants(positions, words))
         if device.type == "cuda":
             # When another generation is adopted, this one's memory must not be used anew while
             # the trainer's stream still reads from it.
             for table in generation.tables.values():
                 table.record_stream(torch.cuda.current_stream(device))
-        return found
 
     def _variants(self, positions: NDArray[np.int64], words: Words) -> NDArray[np.int64]:
         if words.forced != NO_VARIANT:

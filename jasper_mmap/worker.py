@@ -10,6 +10,7 @@ A worker ends when told to, or when the request pipe closes because the trainer 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import random
@@ -62,13 +63,18 @@ class Job:
     num_workers: int
     init: WorkerInit | None
     together: int
-    """So many replies may wait for each other, for a moment, while there is more to do."""
+    """So many replies may wait for each other."""
     step: int
     ahead: int
     """Both for `PlanReader`."""
 
 
 def work(worker: int, job: Job) -> None:
+    with contextlib.suppress(BrokenPipeError):  # the trainer died
+        _serve(worker, job)
+
+
+def _serve(worker: int, job: Job) -> None:
     for descriptor in job.foreign:
         descriptor.close()
     requests = job.requests[worker].fd
@@ -78,14 +84,12 @@ def work(worker: int, job: Job) -> None:
     parent = os.getppid()
     waiting = select.poll()
     waiting.register(requests, select.POLLIN)
-    done, since = b"", 0.0
+    replies = _Replies(job)
     while True:
         try:
             record = os.read(requests, REQUEST.size)
         except BlockingIOError:
-            if done:
-                os.write(job.replies.fd, done)
-                done = b""
+            replies.send()
             if not waiting.poll(_PARENT_CHECK_S * 1000) and os.getppid() != parent:
                 return
             continue
@@ -99,13 +103,31 @@ def work(worker: int, job: Job) -> None:
             filler.fill(slot, batch, which)
         except Exception:  # noqa: BLE001  # whatever it is, the trainer is to raise it
             size = _put_exception(failure or _failure(worker), filler.extents.bytes_of(slot))
-        # Waking the trainer for each small batch would cost it and us as much as making one.
+        replies.add(ticket, size)
+
+
+class _Replies:
+    """On their way to the trainer, which a reply wakes: that takes as long as a small batch, so
+    they wait for each other, for a moment, while there is more to do."""
+
+    def __init__(self, job: Job) -> None:
+        self._fd = job.replies.fd
+        self._full = job.together * REPLY.size
+        self._waiting = b""
+        self._since = 0.0
+
+    def add(self, ticket: int, error_bytes: int) -> None:
         now = time.monotonic()
-        since = since if done else now
-        done += REPLY.pack(ticket, size)
-        if len(done) >= job.together * REPLY.size or now - since > _TOGETHER_S:
-            os.write(job.replies.fd, done)
-            done = b""
+        if not self._waiting:
+            self._since = now
+        self._waiting += REPLY.pack(ticket, error_bytes)
+        if len(self._waiting) >= self._full or now - self._since > _TOGETHER_S:
+            self.send()
+
+    def send(self) -> None:
+        if self._waiting:
+            os.write(self._fd, self._waiting)
+            self._waiting = b""
 
 
 class _Filler:

@@ -15,6 +15,7 @@ from torch.utils.data import default_collate, get_worker_info
 
 from jasper_mmap import JASPERSteeringDataset, create_loader, set_epoch
 from jasper_mmap.batch import Sample
+from jasper_mmap.layout import Layout
 
 CONTEXTS = ("fork", "spawn", "forkserver")
 
@@ -171,9 +172,11 @@ def test_small_batches_are_prefetched_deeper(
         loader = create_loader(demo_store, "train", 8, num_workers=1, prefetch_factor=asked)
         return loader.prefetch_factor
 
-    assert (prefetched(None), prefetched(3)) == (4, 3)
-    monkeypatch.setattr("jasper_mmap.loader._SMALL_BYTES", 1)
-    assert (prefetched(None), prefetched(3)) == (2, 3)
+    assert (prefetched(None), prefetched(3)) == (8, 3)
+    slot = Layout(8, 32, 12).nbytes
+    for count, want in ((5, 5), (1, 2)):
+        monkeypatch.setattr("jasper_mmap.loader._PREFETCH_BYTES", count * slot)
+        assert (prefetched(None), prefetched(3)) == (want, 3)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -217,29 +220,38 @@ TRAINER = """
         batches = iter(loader)
         next(batches)
         print(*loader._pool.pids, flush=True)
-        time.sleep(60)
+        if sys.argv[3] == "idle":
+            time.sleep(60)
+        while True:
+            for batch in loader:
+                pass
 """
 
 
+@pytest.mark.parametrize("doing", ["idle", "busy"])
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_workers_end_when_the_trainer_is_killed(
-    demo_store: Path, tmp_path: Path, context: str
+    demo_store: Path, tmp_path: Path, context: str, doing: str
 ) -> None:
-    """They notice the closed pipe; no process ever had shared memory with a name."""
+    """They notice the closed pipe and say nothing; no process ever had memory with a name."""
     script = tmp_path / "trainer.py"
     script.write_text(textwrap.dedent(TRAINER))
     trainer = subprocess.Popen(
-        [sys.executable, str(script), str(demo_store), context],
+        [sys.executable, str(script), str(demo_store), context, doing],
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
     )
     assert trainer.stdout is not None
-    with trainer, trainer.stdout:
+    assert trainer.stderr is not None
+    with trainer:
         pids = trainer.stdout.readline().split()
         named = [_named_memory(pid) for pid in [trainer.pid, *pids]]
         trainer.kill()
+        said = trainer.stderr.read()  # until the last worker is gone
     assert len(pids) == 2
+    assert said == ""
     patience_s = time.monotonic() + 20
     while any(_runs(pid) for pid in pids):
         assert time.monotonic() < patience_s, f"workers {pids} outlived the trainer"

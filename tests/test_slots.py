@@ -166,7 +166,8 @@ def test_columns_are_independent_of_each_other(tmp_path: Path) -> None:
 def test_a_batch_that_is_held_is_never_overwritten(demo_store: Path, workers: int) -> None:
     """Batches kept and dropped at random still hold what they held when they came."""
     dice = random.Random(5)
-    loader = create_loader(demo_store, "train", 16, num_workers=workers)
+    prefetch = 2 if workers else None
+    loader = create_loader(demo_store, "train", 16, num_workers=workers, prefetch_factor=prefetch)
     oracle = JASPERSteeringDataset(demo_store, "train")
     held: list[tuple[dict[str, torch.Tensor], list[int], int]] = []
     for epoch in range(8):
