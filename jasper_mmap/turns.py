@@ -27,7 +27,7 @@ _TURN_TIMEOUT_S: Final = 120.0
 _END_TIMEOUT_S: Final = 10.0
 _ABORT_TIMEOUT_S: Final = 2.0
 _IDLE_S: Final = 0.05
-_IDLE_PATIENCE_S: Final = 10.0
+_IDLE_PATIENCE_S: Final = 3.0
 _PROC: Final = Path("/proc")
 
 
@@ -79,6 +79,7 @@ class Turns:
         there.close()
         try:
             self.started = Started(*self._receive(_START_TIMEOUT_S))
+            settle(self.pid)
         except BaseException:
             self.close(_ABORT_TIMEOUT_S)
             raise
@@ -88,10 +89,13 @@ class Turns:
         return int(self._process.pid or 0)
 
     def run(self, seconds: float) -> float:
-        """Let it run for about `seconds`; the samples per second it made."""
-        settle(self.pid)
+        """Let it run for about `seconds`; the samples per second it made.
+
+        Returns when its workers have prefetched all they may, or the next one's turn would suffer.
+        """
         self._connection.send(seconds)
         rate: float = self._receive(seconds + _TURN_TIMEOUT_S)
+        settle(self.pid)
         return rate
 
     def _receive(self, timeout_s: float) -> Any:

@@ -1,8 +1,8 @@
 """A worker process: fills slots with batches, on request.
 
 Each worker reads its requests (which batch of which pass, into which slot) from a pipe of its own;
-the replies of all come back through one. Both are records of a few integers, shorter than PIPE_BUF,
-which the kernel passes on whole. Positions, tensors and descriptors never cross; an exception
+the replies of all come back through one. Both are records of a few integers, at most `MANY` at a
+time: shorter than PIPE_BUF, which the kernel passes on whole. Positions, tensors and descriptors never cross; an exception
 crosses in the slot that its batch would have filled.
 
 A worker ends when told to, or when the request pipe closes because the trainer died.
@@ -38,6 +38,7 @@ from .slots import Extents
 REQUEST: Final = struct.Struct("<6q")  # ticket, slot, batch, epoch, pass number, start
 REPLY: Final = struct.Struct("<2q")  # ticket, bytes of a pickled exception in the slot
 STOP: Final = REQUEST.pack(-1, 0, 0, 0, 0, 0)
+MANY: Final = 64
 _PARENT_CHECK_S: Final = 5.0
 _TOGETHER_S: Final = 0.001
 
@@ -87,23 +88,23 @@ def _serve(worker: int, job: Job) -> None:
     replies = _Replies(job)
     while True:
         try:
-            record = os.read(requests, REQUEST.size)
+            records = os.read(requests, MANY * REQUEST.size)
         except BlockingIOError:
             replies.send()
             if not waiting.poll(_PARENT_CHECK_S * 1000) and os.getppid() != parent:
                 return
             continue
-        if record in (b"", STOP):
+        if records.endswith(STOP) or not records:
             return
-        ticket, slot, batch, *which = REQUEST.unpack(record)
-        size = 0
-        try:
-            if failure is not None:
-                failure.reraise()  # type: ignore[no-untyped-call]
-            filler.fill(slot, batch, which)
-        except Exception:  # noqa: BLE001  # whatever it is, the trainer is to raise it
-            size = _put_exception(failure or _failure(worker), filler.extents.bytes_of(slot))
-        replies.add(ticket, size)
+        for ticket, slot, batch, *which in REQUEST.iter_unpack(records):
+            size = 0
+            try:
+                if failure is not None:
+                    failure.reraise()  # type: ignore[no-untyped-call]
+                filler.fill(slot, batch, which)
+            except Exception:  # noqa: BLE001  # whatever it is, the trainer is to raise it
+                size = _put_exception(failure or _failure(worker), filler.extents.bytes_of(slot))
+            replies.add(ticket, size)
 
 
 class _Replies:

@@ -21,7 +21,7 @@ from .passes import Pass
 from .sampler import Plan
 from .shared import Descriptor
 from .slots import Slots
-from .worker import REPLY, REQUEST, STOP, Job, WorkerInit, work
+from .worker import MANY, REPLY, REQUEST, STOP, Job, WorkerInit, work
 
 _JOIN_S: Final = 5.0
 
@@ -51,6 +51,10 @@ class WorkerPool:
         self._ticket = 0
         self._in_order = in_order
         self._load = [0] * num_workers
+        self._unsent = [b""] * num_workers
+        together = min(max(1, prefetch // 2), MANY)
+        # Requests go out in groups as large as replies come in.
+        self.group = num_workers * together if together > 1 else 1
         pipes = [tuple(map(Descriptor, os.pipe())) for _ in range(num_workers)]
         requests, self._requests = zip(*pipes, strict=True)
         self._replies, reply_write = map(Descriptor, os.pipe())
@@ -69,7 +73,7 @@ class WorkerPool:
             base_seed=base_seed,
             num_workers=num_workers,
             init=init,
-            together=max(1, prefetch // 2),
+            together=together,
             step=num_workers if in_order else 1,
             ahead=ahead,
         )
@@ -103,7 +107,7 @@ class WorkerPool:
         return not self.close.alive
 
     def request(self, owner: WorkerPass, batch: int, slot: int) -> None:
-        """Have a worker fill `slot` with `batch` of the owner's plan.
+        """Have a worker fill `slot` with `batch` of the owner's plan, once they are sent.
 
         In order they take turns, so that each knows which batches will be its own; otherwise it is
         the one with the least to do, lest a slow one come to hold all that may be under way.
@@ -116,8 +120,16 @@ class WorkerPool:
         self._asked[self._ticket] = (weakref.ref(owner), worker, batch, slot)
         plan = owner.plan
         record = REQUEST.pack(self._ticket, slot, batch, plan.epoch, plan.pass_number, plan.start)
+        self._unsent[worker] += record
+
+    def send(self) -> None:
+        """Let the workers have what was requested."""
         try:
-            os.write(self._requests[worker].fd, record)
+            for worker, records in enumerate(self._unsent):
+                self._unsent[worker] = b""
+                for begin in range(0, len(records), MANY * REQUEST.size):
+                    piece = records[begin : begin + MANY * REQUEST.size]
+                    os.write(self._requests[worker].fd, piece)
         except BrokenPipeError:
             self._report_dead()
             raise
@@ -146,7 +158,7 @@ class WorkerPool:
 
     def _read_replies(self) -> bytes:
         with contextlib.suppress(BlockingIOError):
-            return os.read(self._replies.fd, 64 * REPLY.size)
+            return os.read(self._replies.fd, MANY * REPLY.size)
         return b""
 
     def _report_dead(self) -> None:
@@ -208,16 +220,20 @@ class WorkerPass(Pass):
 
     def _request_more(self) -> None:
         pool = self._pool
-        total = len(self.plan)
-        while self._requested < total and self._under_way + len(self._ready) < pool.outstanding_max:
+        outstanding = self._under_way + len(self._ready)
+        wanted = min(pool.outstanding_max - outstanding, len(self.plan) - self._requested)
+        if wanted < min(pool.group, len(self.plan) - self._requested):
+            return
+        for _ in range(wanted):
             slot = pool.slots.take()
             if slot is None:
                 if self._under_way + len(self._ready) >= pool.num_workers:
-                    return  # enough under way until a slot is free again
+                    break  # enough under way until a slot is free again
                 slot = pool.slots.take_grown()
             pool.request(self, self._requested, slot)
             self._requested += 1
             self._under_way += 1
+        pool.send()
 
     def _next(self) -> Batch:
         if self.count >= len(self.plan):

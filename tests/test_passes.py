@@ -3,6 +3,7 @@
 import gc
 import multiprocessing
 import os
+import select
 import subprocess
 import sys
 import textwrap
@@ -16,6 +17,7 @@ from torch.utils.data import default_collate, get_worker_info
 from jasper_mmap import JASPERSteeringDataset, create_loader, set_epoch
 from jasper_mmap.batch import Sample
 from jasper_mmap.layout import Layout
+from jasper_mmap.worker import REQUEST
 
 CONTEXTS = ("fork", "spawn", "forkserver")
 
@@ -161,6 +163,14 @@ def test_a_slow_worker_holds_up_only_its_own_batches(demo_store: Path) -> None:
         next(batches)
     go_on.set()
     assert len(list(batches)) == 2
+
+
+def test_prefetching_may_be_deeper_than_a_pipe_takes_at_once(demo_store: Path) -> None:
+    """Hundreds of requests at a time arrive whole."""
+    want = expected(demo_store, 1)
+    loader = create_loader(demo_store, "train", 1, num_workers=1, prefetch_factor=len(want))
+    assert len(want) * REQUEST.size > select.PIPE_BUF
+    assert all(columns_equal(b, w) for b, w in zip(loader, want, strict=True))
 
 
 def test_small_batches_are_prefetched_deeper(
