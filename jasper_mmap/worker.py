@@ -2,8 +2,8 @@
 
 Each worker reads its requests (which batch of which pass, into which slot) from a pipe of its own;
 the replies of all come back through one. Both are records of a few integers, at most `MANY` at a
-time: shorter than PIPE_BUF, which the kernel passes on whole. Positions, tensors and descriptors never cross; an exception
-crosses in the slot that its batch would have filled.
+time: shorter than PIPE_BUF, which the kernel passes on whole. Positions, tensors and descriptors
+never cross; an exception crosses in the slot that its batch would have filled.
 
 A worker ends when told to, or when the request pipe closes because the trainer died.
 """
