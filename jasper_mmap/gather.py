@@ -10,6 +10,7 @@ Shape letters as in `schema`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Final
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ _SIGNED = {
     torch.uint32: (torch.int32, 0xFFFFFFFF),
     torch.uint64: (torch.int64, -1),  # checked to be below 2**63 when it was converted
 }
+_PIECE_BYTES: Final = 1 << 21
 
 
 def rows_of(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -148,5 +150,9 @@ class Lookup:
 def _read(table: torch.Tensor, index: torch.Tensor, out: torch.Tensor) -> None:
     if table.dtype == out.dtype:
         torch.index_select(table, 0, index, out=out)
-    else:
-        out.copy_(rows_of(table, index))
+        return
+    # The rows of a large batch as a whole would be faulted in anew each time.
+    piece = max(1, _PIECE_BYTES // (table.stride(0) * table.element_size()))
+    for begin in range(0, len(index), piece):
+        end = begin + piece
+        out[begin:end].copy_(rows_of(table, index[begin:end]))

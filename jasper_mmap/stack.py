@@ -114,8 +114,8 @@ class _Region:
                 return False
             if _map(address, length, flags, file.fileno(), ALIGNMENT) is None:
                 return False
-        if huge:
-            _LIBC.madvise(address, length, mmap.MADV_HUGEPAGE)
+        # Around a row of a store that memory cannot hold, the kernel is not to read megabytes.
+        _LIBC.madvise(address, length, mmap.MADV_HUGEPAGE if huge else mmap.MADV_RANDOM)
         return True
 
     def buffer(self, offset: int, length: int) -> ctypes.Array[ctypes.c_char]:

@@ -99,6 +99,22 @@ def test_rows_are_fetched_ahead(tmp_path: Path) -> None:
         assert resident(path) < 1 / 2
 
 
+@pytest.mark.parametrize(("fitting", "flag"), [(True, "hg"), (False, "rr")])
+def test_the_kernel_is_told_how_rows_are_read(
+    real_store: Path, monkeypatch: pytest.MonkeyPatch, fitting: bool, flag: str
+) -> None:
+    """In large pages where memory holds the store, else row by row with nothing around them."""
+    if fitting and not Path("/sys/kernel/mm/transparent_hugepage").exists():
+        pytest.skip("this kernel has no large pages")
+    monkeypatch.setattr("jasper_mmap.served.worth_huge_pages", lambda manifest: fitting)
+    monkeypatch.setattr("jasper_mmap.store.worth_huge_pages", lambda manifest: False)
+    with JASPERSteeringDataset(real_store, "train") as dataset:
+        begin = dataset.source_embs.data_ptr()
+        _, _, mapping = Path("/proc/self/smaps").read_text().partition(f"\n{begin:x}-")
+    flags = mapping.partition("VmFlags: ")[2].partition("\n")[0].split()
+    assert {"hg", "rr"} & set(flags) == {flag}
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_store_larger_than_memory_is_served_right(
     cold_store: Path, oracle: Oracle, workers: int, monkeypatch: pytest.MonkeyPatch

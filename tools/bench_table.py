@@ -51,7 +51,7 @@ def main() -> None:
     print(
         f"\n{machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}; medians of"
         f" {windows['count']} windows of {windows['seconds']:g} s;"
-        f" {'quiet' if answer['quiet'] else 'NOT QUIET, so not to be published'}."
+        f" {'quiet' if answer['quiet'] else 'not quiet, so compare ratios'}."
     )
 
 
