@@ -238,6 +238,11 @@ def best(cells: Sequence[Cell]) -> Cell:
     return min((c for c in cells if c.rate >= limit), key=lambda cell: cell.workers)
 
 
+def ratio_text(ratio: float) -> str:
+    """Two digits that count, so that slow loaders can be told apart."""
+    return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.3f}"
+
+
 def floor_spread(cells: Iterable[Cell]) -> float:
     """By what factor the floor itself varied in the run, at the batch size where it did most.
 

@@ -23,6 +23,7 @@ from .bench import (
     floor_spread,
     measure,
     open_ours,
+    ratio_text,
     warm_up,
 )
 from .console import debug_option
@@ -61,7 +62,7 @@ def table_of(cells: Iterable[Cell]) -> Table:
             f"{cell.rate:,.0f}",
             f"{min(cell.windows):,.0f} to {max(cell.windows):,.0f}",
             f"{cell.floor:,.0f}",
-            f"{cell.ratio:.2f}" if cell.ratio >= 0.1 else f"{cell.ratio:.3f}",
+            ratio_text(cell.ratio),
             f"{cell.open_s * 1e3:,.0f}",
             f"{cell.first_batch_s * 1e3:,.0f}",
             f"{cell.parent_rss_mb:,.0f}",

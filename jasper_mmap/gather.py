@@ -64,48 +64,60 @@ class Lookup:
         self._rows = numbers.unbind()
         packed, self._plain = empty_plain(batches, batch_size, n_neg, device)
         self._packed = packed.unbind()
-        self._negatives = torch.empty(
-            (batches * batch_size, n_neg), dtype=torch.int64, device=device
-        )
+        begins = [stack.first[name] if stack and name else 0 for name in STEERING]
+        self._steering = torch.tensor(begins, device=device)
+        self._room = {
+            name: torch.empty_like(column).flatten(0, 1) for name, column in self._plain.items()
+        }
 
     def load(
         self,
         negatives: Mapping[str, torch.Tensor],
         pairs: torch.Tensor,
         variants: NDArray[np.int64],
+        plain: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         """Look up the batches of the pair numbers `pairs` and steering `variants` (as many).
 
         `negatives` are the tables of one generation. `pairs` is int64 on the tables' device and
         lies in [0, N_p): that, and that the tables refer only to rows that exist, was checked
-        before.
+        before. The plain columns of a single batch may go straight to their places `plain`.
         """
-        tables, stack = self._tables, self._stack
+        tables, stack = {**self._tables, **negatives}, self._stack
+        room = self._room if plain is None else plain
         drawn = torch.from_numpy(variants).to(pairs.device)
         questions, sources = rows_of(tables["pair_index"], pairs).to(torch.int64).unbind(1)
-        _read(negatives["hard_negatives"], pairs, self._negatives)
+        numbers = room["negative_tiers"]  # of the same form, until those are read
+        _read(tables["hard_negatives"], pairs, numbers)
         steering = pairs
         if stack is not None:
-            begins = [0 if name is None else stack.first[name] for name in STEERING]
             # Row 0 holds the zeros of the zero variant.
-            steering = (pairs + torch.tensor(begins, device=pairs.device)[drawn]) * (drawn != 0)
-        columns = (questions, sources, steering, self._negatives)
-        for column, numbers, part in zip(WIDE, columns, self._parts, strict=True):
+            steering = self._steering.index_select(0, drawn).add_(pairs).mul_(drawn != 0)
+        columns = (questions, sources, steering, numbers)
+        for column, rows, part in zip(WIDE, columns, self._parts, strict=True):
             begin = stack.first[column.artifact] if stack and column.artifact else 0
-            torch.add(numbers.reshape(part.shape), begin, out=part)
+            torch.add(rows.reshape(part.shape), begin, out=part)
         for column in PLAIN:
-            place = self._plain[column.name]
+            values = room[column.name]
             if column.artifact is None:
-                values = drawn
-            elif column.artifact in negatives:
-                values = self._negatives
-                _read(negatives[column.artifact], pairs, values)
+                values.copy_(drawn)
             else:
-                values = rows_of(tables[column.artifact], pairs)
-            place.copy_(values.view(place.shape))
+                _read(tables[column.artifact], pairs, values)
+            if plain is None:
+                place = self._plain[column.name]
+                place.copy_(values.view(place.shape))
 
     def fill(self, batch: int, target: Target) -> None:
         """Write batch number `batch` of those that were loaded."""
+        self.fill_wide(batch, target)
+        if target.plain is not None:
+            target.plain.copy_(self._packed[batch])
+        else:
+            for name, values in self._plain.items():
+                target.columns[name].copy_(values[batch])
+
+    def fill_wide(self, batch: int, target: Target) -> None:
+        """Write the embeddings of batch number `batch`."""
         if self._stack is not None and target.wide is not None:
             _read(self._stack.table, self._rows[batch], target.wide)
         else:
@@ -115,11 +127,6 @@ class Lookup:
                     self._steer(batch, rows, out)
                 else:
                     _read(table, rows, out)
-        if target.plain is not None:
-            target.plain.copy_(self._packed[batch])
-        else:
-            for name, values in self._plain.items():
-                target.columns[name].copy_(values[batch])
 
     def wanted(self, batch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """The tables of embeddings and the numbers of those of their rows that `fill` will read,

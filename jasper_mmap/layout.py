@@ -9,6 +9,7 @@ Shape letters as in `schema`.
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -78,19 +79,21 @@ def _placed(columns: Iterable[Column], sizes: Mapping[str, int]) -> list[_Place]
     begin = 0
     for column in columns:
         shape = tuple(sizes[letter] for letter in column.shape)
-        dtype = np.dtype(np.float32 if column.dtype.is_floating_point else np.int64)
+        dtype = torch.empty(0, dtype=column.dtype).numpy().dtype
         places.append(_Place(column.name, shape, dtype, begin))
         begin = places[-1].end
     return places
 
 
 class Layout:
-    """A buffer of `nbytes` for any batch of up to `rows` rows; each column begins on 64 bytes."""
+    """A buffer of `nbytes`, whole pages, for any batch of up to `rows` rows; each column begins on
+    64 bytes."""
 
     def __init__(self, rows: int, embedding_dim: int, n_neg: int) -> None:
         self._sizes = {"D": embedding_dim, "N": n_neg}
         self._known: dict[int, list[_Place]] = {}
-        self.nbytes = self._places(rows)[-1].end
+        end = self._places(rows)[-1].end
+        self.nbytes = end + -end % mmap.PAGESIZE
 
     def _places(self, rows: int) -> list[_Place]:
         known = self._known.get(rows)

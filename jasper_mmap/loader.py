@@ -106,7 +106,7 @@ class JASPERDataLoader(DataLoader[Sample]):
                 base_seed=int(base_seed),
                 context=self.multiprocessing_context,
                 init=self.worker_init_fn,
-                in_order=self._in_order,
+                in_order=getattr(self, "in_order", True),  # torch >= 2.7
                 ahead=self.num_workers * prefetch if self._read_ahead else 0,
             )
         if self.persistent_workers:
@@ -114,15 +114,10 @@ class JASPERDataLoader(DataLoader[Sample]):
         return WorkerPass(
             plan,
             pool,
-            in_order=self._in_order,
             timeout_s=self.timeout,
             last=not self.persistent_workers,
             pin=self.pin_memory,
         )
-
-    @property
-    def _in_order(self) -> bool:
-        return getattr(self, "in_order", True)  # torch >= 2.7
 
     @property
     def slot_fallbacks(self) -> int:
@@ -226,8 +221,8 @@ def create_loader(
         passes=passes,
         drop_last=drop,
         num_workers=num_workers,
-        # Without an accelerator torch would warn at every iteration.
         read_ahead=warm and not _warmed(dataset),
+        # Without an accelerator torch would warn at every iteration.
         pin_memory=pin_memory and torch.cuda.is_available() and dataset.device.type == "cpu",
         **worker_options,
     )

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import mmap
 import warnings
+from typing import Final
 
 import torch
 
 # Linux's value; the mmap module has no name for it before Python 3.13. Without it a private
 # writable mapping larger than memory + swap is refused under the default overcommit rule.
 MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if hasattr(mmap, "MAP_PRIVATE") else 0)
+
+HUGE_PAGE: Final = 2 << 20
 
 
 def map_private(fd: int, size: int, *, huge: bool = False) -> mmap.mmap:

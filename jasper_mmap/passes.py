@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -15,6 +15,9 @@ from .layout import Batch, Target
 from .sampler import Plan
 from .slots import Slots
 from .warm import read_ahead
+
+_BLOCKS: Final = 2
+"""With read-ahead: the one that a batch is made from, and the one that a coming batch is in."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class PlanReader:
         self._step = step
         self._ahead = ahead
         self._size = 1  # of the next block, so that the first batch waits for itself alone
-        self._blocks: deque[_Block] = deque(maxlen=2)
+        self._blocks: deque[_Block] = deque()
 
     def fill(self, plan: Plan, batch: int, target: Target) -> None:
         """Make batch number `batch` of `plan`."""
@@ -69,17 +72,11 @@ class PlanReader:
         whole = plan.samples // plan.batch_size
         batches = range(batch, max(whole, batch + 1), self._step)[: self._size]
         self._size = min(2 * self._size, plan.ahead)
-        lookup = self._room(len(batches), plan.rows(batch))
-        self._reader.load(lookup, plan.positions(batches), words)
+        if len(self._blocks) == _BLOCKS:
+            self._reader.spare(self._blocks.popleft().lookup)
+        lookup = self._reader.look_up(plan.positions(batches), plan.rows(batch), words)
         self._blocks.append(_Block(plan, batches, state, lookup))
         return self._blocks[-1]
-
-    def _room(self, batches: int, batch_size: int) -> Lookup:
-        if len(self._blocks) == self._blocks.maxlen:
-            oldest = self._blocks.popleft().lookup
-            if oldest.shape == (batches, batch_size):
-                return oldest
-        return self._reader.new_lookup(batches, batch_size)
 
 
 class Pass(Iterator[Batch]):

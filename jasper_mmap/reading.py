@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -20,6 +20,27 @@ from .served import Served
 from .steering import draw_variants
 
 
+class _Spares:
+    """Lookups to use again, by any thread: appending to and popping from a list is atomic."""
+
+    def __init__(self) -> None:
+        self._kept: list[Lookup] = []
+
+    def take(self, batches: int, batch_size: int) -> Lookup | None:
+        """One of that shape, if it comes first; others go."""
+        try:
+            lookup = self._kept.pop()
+        except IndexError:
+            return None
+        return lookup if lookup.shape == (batches, batch_size) else None
+
+    def keep(self, lookup: Lookup) -> None:
+        self._kept.append(lookup)
+
+    def __reduce__(self) -> tuple[type[_Spares], tuple[()]]:
+        return _Spares, ()
+
+
 @dataclass(frozen=True)
 class SplitReader:
     """Reads batches of one split, as the control words say at that moment."""
@@ -29,6 +50,7 @@ class SplitReader:
     control: Control
     split: str
     seed: int
+    _spares: _Spares = field(default_factory=_Spares, repr=False, compare=False)
 
     @cached_property
     def n(self) -> int:
@@ -39,9 +61,9 @@ class SplitReader:
         """The batch of `positions` [B], in columns of its own."""
         batch = self.new_batch(len(positions))
         if len(positions):
-            lookup = self.new_lookup(1, len(positions))
-            self.load(lookup, positions, self.control.read())
-            lookup.fill(0, Target(batch))
+            lookup = self.look_up(positions, len(positions), self.control.read(), batch)
+            lookup.fill_wide(0, Target(batch))
+            self.spare(lookup)
         return batch
 
     def new_batch(self, size: int) -> Batch:
@@ -50,14 +72,20 @@ class SplitReader:
         device = self.served.placement.device
         return empty_batch(size, config.embedding_dim, config.n_neg, device)
 
-    def new_lookup(self, batches: int, batch_size: int) -> Lookup:
-        """Room for `load`."""
-        tables, stack = self.served.tables, self.served.stack
-        n_neg = self.served.config.n_neg
-        return Lookup(tables, stack, batches=batches, batch_size=batch_size, n_neg=n_neg)
+    def spare(self, lookup: Lookup) -> None:
+        """Take back what is no longer needed. On a device a fill may still be under way."""
+        if self.served.placement.device.type == "cpu":
+            self._spares.keep(lookup)
 
-    def load(self, lookup: Lookup, positions: NDArray[np.int64], words: Words) -> None:
-        """Look up the batches of `positions` under these control words."""
+    def look_up(
+        self,
+        positions: NDArray[np.int64],
+        batch_size: int,
+        words: Words,
+        plain: Batch | None = None,
+    ) -> Lookup:
+        """The batches of `positions`, each of `batch_size`, under these control words; `plain` as
+        in `Lookup.load`."""
         served = self.served
         device = served.placement.device
         if device.type != "cpu" and get_worker_info() is not None:
@@ -68,12 +96,21 @@ class SplitReader:
         generation = self.adoption.current(words.generation)
         index = torch.from_numpy(positions).to(device)
         pairs = rows_of(served.tables[f"{self.split}_idx"], index).to(torch.int64)
-        lookup.load(generation.tables, pairs, self._variants(positions, words))
+        batches = len(positions) // batch_size
+        lookup = self._spares.take(batches, batch_size) or Lookup(
+            served.tables,
+            served.stack,
+            batches=batches,
+            batch_size=batch_size,
+            n_neg=served.config.n_neg,
+        )
+        lookup.load(generation.tables, pairs, self._variants(positions, words), plain)
         if device.type == "cuda":
             # When another generation is adopted, this one's memory must not be used anew while
             # the trainer's stream still reads from it.
             for table in generation.tables.values():
                 table.record_stream(torch.cuda.current_stream(device))
+        return lookup
 
     def _variants(self, positions: NDArray[np.int64], words: Words) -> NDArray[np.int64]:
         if words.forced != NO_VARIANT:

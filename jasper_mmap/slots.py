@@ -1,7 +1,7 @@
-"""Reusable batch buffers: a batch is gathered straight into a slot and served as views of it.
+"""Reusable batch buffers: a batch is gathered straight into a slot and served from there.
 
 All slots lie in one piece of memory, private or shared with workers; the free list stays in the
-process that owns them. A batch leases its slot: the storages that its tensors view hold the lease,
+process that owns them. A batch leases its slot: the storages of its tensors hold the lease,
 and when the last of them dies, wherever that is, the slot is free again. Freed slots are handed out
 most recently freed first, so that a few of them stay in the processor's cache.
 
@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import mmap
 import os
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .layout import Batch, Layout, Target
+from .mapping import HUGE_PAGE
 from .shared import Descriptor, anonymous_memory
-
-_HUGE: Final = 2 << 20
 
 
 class Extents:
@@ -33,7 +32,6 @@ class Extents:
 
     def __init__(self, layout: Layout, count: int, shared: Descriptor | None) -> None:
         self._layout = layout
-        self._slot_bytes = layout.nbytes + -layout.nbytes % mmap.PAGESIZE
         self._first = count
         self._shared = shared
         self._maps: list[mmap.mmap] = []
@@ -63,11 +61,11 @@ class Extents:
             begin, size, extent = begin + size, begin + size, extent + 1
         while len(self._maps) <= extent:
             self._map_next()
-        return self._maps[extent], (slot - begin) * self._slot_bytes
+        return self._maps[extent], (slot - begin) * self._layout.nbytes
 
     def _map_next(self) -> None:
         slots = self._first << max(0, len(self._maps) - 1)
-        length = slots * self._slot_bytes
+        length = slots * self._layout.nbytes
         if self._shared is None:
             mapping = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         else:
@@ -75,7 +73,7 @@ class Extents:
             if os.fstat(self._shared.fd).st_size < offset + length:
                 os.truncate(self._shared.fd, offset + length)
             mapping = mmap.mmap(self._shared.fd, length, offset=offset)
-        if length >= _HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
+        if length >= HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
             mapping.madvise(mmap.MADV_HUGEPAGE)
         self._maps.append(mapping)
 

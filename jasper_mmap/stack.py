@@ -22,11 +22,10 @@ from typing import Final
 
 import torch
 
-from .mapping import MAP_NORESERVE
+from .mapping import HUGE_PAGE, MAP_NORESERVE
 from .tensorfile import ALIGNMENT
 
 _MAP_FIXED: Final = 0x10
-_HUGE: Final = 2 << 20
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def map_stacked(
     # Whole rows apart, and each where its file's 2 MB blocks are 2 MB blocks of memory.
     some = next(iter(like.values()))
     row_bytes = some[0].nbytes
-    step = math.lcm(_HUGE, row_bytes)
+    step = math.lcm(HUGE_PAGE, row_bytes)
     lengths = [-(-t.nbytes // step) * step for t in like.values()]
     *offsets, end = accumulate(lengths, initial=step)
     region = _Region.reserve(end)
@@ -95,14 +94,14 @@ class _Region:
     """
 
     def __init__(self, address: int, length: int) -> None:
-        self._begin = -(-address // _HUGE) * _HUGE + ALIGNMENT
-        self._unmap = weakref.finalize(self, _LIBC.munmap, address, length + 2 * _HUGE)
+        self._begin = -(-address // HUGE_PAGE) * HUGE_PAGE + ALIGNMENT
+        self._unmap = weakref.finalize(self, _LIBC.munmap, address, length + 2 * HUGE_PAGE)
         self._unmap.atexit = False
 
     @classmethod
     def reserve(cls, length: int) -> _Region | None:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
-        address = _map(None, length + 2 * _HUGE, flags, -1, 0)
+        address = _map(None, length + 2 * HUGE_PAGE, flags, -1, 0)
         return None if address is None else cls(address, length)
 
     def map_data(self, path: Path, length: int, offset: int, huge: bool) -> bool:

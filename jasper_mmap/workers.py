@@ -49,7 +49,7 @@ class WorkerPool:
         self.slots = Slots(layout, self.outstanding_max + 1, shared=True)
         self._asked: dict[int, tuple[weakref.ref[WorkerPass], int, int, int]] = {}
         self._ticket = 0
-        self._in_order = in_order
+        self.in_order = in_order
         self._load = [0] * num_workers
         self._unsent = [b""] * num_workers
         together = min(max(1, prefetch // 2), MANY)
@@ -113,7 +113,7 @@ class WorkerPool:
         the one with the least to do, lest a slow one come to hold all that may be under way.
         """
         worker = batch % self.num_workers
-        if not self._in_order:
+        if not self.in_order:
             worker = self._load.index(min(self._load))
         self._load[worker] += 1
         self._ticket += 1
@@ -198,7 +198,6 @@ class WorkerPass(Pass):
         plan: Plan,
         pool: WorkerPool,
         *,
-        in_order: bool = True,
         timeout_s: float = 0.0,
         last: bool = False,
         pin: bool = False,
@@ -206,7 +205,6 @@ class WorkerPass(Pass):
         super().__init__(plan, pin=pin)
         self._last = last
         self._pool = pool
-        self._in_order = in_order
         self._timeout_s = timeout_s or None
         self._requested = 0
         self._under_way = 0
@@ -254,7 +252,7 @@ class WorkerPass(Pass):
         return slots.lease(slot, self.plan.rows(batch))
 
     def _next_ready(self) -> int | None:
-        if self._in_order:
+        if self._pool.in_order:
             return self.count if self.count in self._ready else None
         return next(iter(self._ready), None)
 

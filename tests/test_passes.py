@@ -165,12 +165,22 @@ def test_a_slow_worker_holds_up_only_its_own_batches(demo_store: Path) -> None:
     assert len(list(batches)) == 2
 
 
-def test_prefetching_may_be_deeper_than_a_pipe_takes_at_once(demo_store: Path) -> None:
-    """Hundreds of requests at a time arrive whole."""
+def test_prefetching_may_be_deeper_than_a_pipe_takes_at_once(
+    demo_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hundreds of requests at a time go out in pieces that a pipe passes on whole."""
+    write, written = os.write, []
+
+    def noted(fd: int, data: bytes) -> int:
+        written.append(len(data))
+        return write(fd, data)
+
+    monkeypatch.setattr("jasper_mmap.workers.os.write", noted)
     want = expected(demo_store, 1)
     loader = create_loader(demo_store, "train", 1, num_workers=1, prefetch_factor=len(want))
     assert len(want) * REQUEST.size > select.PIPE_BUF
     assert all(columns_equal(b, w) for b, w in zip(loader, want, strict=True))
+    assert max(written) <= select.PIPE_BUF
 
 
 def test_small_batches_are_prefetched_deeper(

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
-from jasper_mmap.bench import Cell
+from jasper_mmap.bench import Cell, ratio_text
 
 COLOURS = (
     "#1b6ca8", "#e07b39", "#5f9e6e", "#b5494e", "#857aab",
@@ -45,7 +45,7 @@ def plot(cells: Sequence[Cell], names: dict[str, str], title: str) -> str:
                 f'<rect x="{left:.1f}" y="{base - high:.1f}" width="{BAR - 3}"'
                 f' height="{high:.1f}" fill="{colour}"/>'
             )
-            label = f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.3f}"
+            label = ratio_text(ratio)
             at = f'transform="rotate(-90 {left + 12:.1f} {base - high - 4:.1f})" fill="#333"'
             text(left + 12, base - high - 4, label, 10, at)
         middle = 'text-anchor="middle" fill="#222"'

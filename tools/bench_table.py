@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from jasper_mmap.bench import ratio_text
+
 
 def markdown(answer: dict[str, Any]) -> str:
     """One row a contender and number of workers, one column a batch size, the fastest in bold."""
@@ -29,8 +31,7 @@ def markdown(answer: dict[str, Any]) -> str:
 
 
 def _figure(cell: dict[str, Any], cells: list[dict[str, Any]]) -> str:
-    ratio = f"{cell['ratio']:.2f}" if cell["ratio"] >= 0.1 else f"{cell['ratio']:.3f}"
-    figure = f"{cell['samples_per_s']:,.0f} ({ratio})"
+    figure = f"{cell['samples_per_s']:,.0f} ({ratio_text(cell['ratio'])})"
     rivals = [
         c["samples_per_s"]
         for c in cells
