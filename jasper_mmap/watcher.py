@@ -230,6 +230,8 @@ class _Look:
                 self._reported = key
                 self.report(error)
         except Exception as error:  # noqa: BLE001 - a spoilt file must not end the watch
+            if _stamp(self._pointer) != stamp:
+                return  # replaced since the stamp was taken, which one was read is not known
             self._spoilt = (stamp, path, file)
             if self._reported != stamp:
                 self._reported = stamp

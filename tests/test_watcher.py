@@ -13,7 +13,7 @@ import torch
 
 from jasper_mmap import JASPERSteeringDataset, rollback_negatives, set_epoch, watch_negatives
 from jasper_mmap.errors import JasperError
-from jasper_mmap.negatives import FOLDER, POINTER, file_name
+from jasper_mmap.negatives import FOLDER, POINTER, Pointer, file_name, read_pointer
 from jasper_mmap.placement import Placement
 from tests.oracle import Oracle
 from tests.publishing import (
@@ -161,6 +161,30 @@ def test_spoilt_generation_is_reported_once_and_never_adopted(
         assert dataset.generation == generation_served(dataset, oracle) == 1
         number = publish_numbered(store, oracle)
         until(lambda: dataset.generation == number)
+
+
+def test_pointer_replaced_in_the_midst_of_a_look_is_reported_once(
+    store: Path, oracle: Oracle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error is told for the pointer that it was found in, not for the one before it too."""
+    aside = own_copy(store, tmp_path / "aside")
+    spoil_by_another_store(file_of(aside, publish_numbered(aside, oracle)))
+    pointer = aside / FOLDER / POINTER
+    errors: list[Exception] = []
+
+    def read_late(path: Path) -> Pointer:
+        if pointer.exists():
+            pointer.replace(store / FOLDER / POINTER)
+        return read_pointer(path)
+
+    monkeypatch.setattr("jasper_mmap.watcher.read_pointer", read_late)
+    with (
+        JASPERSteeringDataset(store, "train") as dataset,
+        watch_negatives(dataset, QUICK_S, on_error=errors.append),
+    ):
+        until(lambda: errors)
+        time.sleep(10 * QUICK_S)
+    assert len(errors) == 1
 
 
 def test_repaired_generation_is_adopted(store: Path, oracle: Oracle) -> None:
