@@ -88,9 +88,11 @@ def test_stop_joins_the_thread_and_may_be_called_from_it(store: Path, oracle: Or
         assert not watcher.running
         publish_numbered(store, oracle)
         assert dataset.generation == 1
+        dataset.reload_negatives()
         watcher = watch_negatives(dataset, QUICK_S, on_reload=lambda _: watcher.stop())
+        publish_numbered(store, oracle)
         until(lambda: not watcher.running)
-        assert dataset.generation == 2
+        assert dataset.generation == 3
 
 
 def test_forgotten_watch_hangs_nothing(store: Path) -> None:
