@@ -8,7 +8,6 @@ the floor, each in a process of its own, and its ratio is that of the medians.
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -258,4 +257,4 @@ def floor_spread(cells: Iterable[Cell]) -> float:
 def warm_up(folder: Path) -> None:
     """Bring all files of `folder` into the page cache, in blocks as large as the kernel has."""
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.stat().st_size]
-    read_through(paths, f"bench-{os.getpid()}")
+    read_through(paths)

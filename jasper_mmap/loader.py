@@ -238,7 +238,7 @@ def _warmed(dataset: JASPERSteeringDataset) -> bool:
     if not fits(files):
         _log.info("%s does not fit into memory: rows are fetched ahead", files[0].parent)
         return False
-    read_through(files, dataset.store_id)
+    read_through(files)
     return True
 
 

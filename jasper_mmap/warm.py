@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import fcntl
 import mmap
 import os
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
@@ -31,17 +31,22 @@ def fits(paths: Sequence[Path]) -> bool:
     return need <= _SHARE_OF_MEMORY * free_bytes(torch.device("cpu"))
 
 
-def read_through(paths: Sequence[Path], key: str) -> None:
+def read_through(paths: Sequence[Path]) -> None:
     """Bring the files into the page cache, with a progress bar on a terminal.
 
-    Processes of a node that call it with the same `key` take turns, so the disk is read once: for
-    the later ones everything is there already.
+    Processes of a node that call it with the same first file take turns, so the disk is read once:
+    for the later ones everything is there already.
     """
-    lock = Path(tempfile.gettempdir()) / f"jasper-warm-{os.getuid()}-{key}.lock"
     console = Console(file=sys.stderr)
     columns = (TextColumn("warming"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     hidden = not console.is_terminal
-    with FileLock(lock), Progress(*columns, console=console, disable=hidden) as progress:
+    with storage_errors(paths[0], "read"):
+        turn = paths[0].open("rb")
+    with turn, Progress(*columns, console=console, disable=hidden) as progress:
+        # The file itself is locked, for the store may be on a mount where none can be made. A
+        # network file system that locks only what is open for writing lets all go at once.
+        with contextlib.suppress(OSError):
+            fcntl.flock(turn, fcntl.LOCK_EX)
         task = progress.add_task("", total=sum(path.stat().st_size for path in paths))
         for path in paths:
             for count in _pieces_read(path):

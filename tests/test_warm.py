@@ -1,10 +1,13 @@
 """Cold stores: read through before the first batch, or fetched ahead of the batches."""
 
 import ctypes
+import errno
+import fcntl
 import mmap
 import os
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +18,7 @@ from numpy.typing import NDArray
 from jasper_mmap import JASPERSteeringDataset, create_loader, loader
 from jasper_mmap.mapping import map_private, tensor_at
 from jasper_mmap.schema import WIDE
-from jasper_mmap.warm import fits, read_ahead
+from jasper_mmap.warm import fits, read_ahead, read_through
 from tests.oracle import Oracle
 from tests.serving import NamedOracle, assert_pass_equals_oracle
 from tools.bench_data import drop_from_memory
@@ -70,6 +73,34 @@ def test_a_kernel_that_cannot_populate_reads_instead(
     monkeypatch.setattr("jasper_mmap.warm._MADV_POPULATE_READ", 9999)
     made = create_loader(cold_store, "train", 32, warm=True)
     assert {resident(path) for path in made.dataset_obj.files} == {1.0}
+
+
+def test_processes_of_a_node_take_turns(cold_store: Path) -> None:
+    """The one that comes later waits for the first, and writes nothing beside the store."""
+    paths = sorted(cold_store.rglob("*.safetensors"))
+    with paths[0].open("rb") as held, ThreadPoolExecutor() as pool:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        later = pool.submit(read_through, paths)
+        time.sleep(0.3)
+        assert not later.done()
+        assert resident(paths[-1]) < 1
+        fcntl.flock(held, fcntl.LOCK_UN)
+        later.result(10)
+    assert {resident(path) for path in paths} == {1.0}
+
+
+def test_a_file_that_cannot_be_locked_is_read_nevertheless(
+    cold_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on NFS, which locks only what is open for writing."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EBADF, "")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    paths = sorted(cold_store.rglob("*.safetensors"))
+    read_through(paths)
+    assert {resident(path) for path in paths} == {1.0}
 
 
 def test_what_fits_is_what_memory_has_free(
