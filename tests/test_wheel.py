@@ -28,7 +28,11 @@ reveal_type(convert("builder").generation)
 """
 
 
-def run(*command: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
+# Or pip would take the checkout for installed.
+HERE = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
+def run(*command: str | Path, cwd: Path | None = None, env: dict[str, str] = HERE) -> str:
     """Run a command, fail with what it said unless it exits 0, and return its stdout."""
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
@@ -60,8 +64,7 @@ def elsewhere(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def with_dependencies() -> dict[str, str]:
     """Return variables that lend an environment the packages of this one, to be found last."""
-    variables = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    return {**variables, "PYTHONPATH": sysconfig.get_path("purelib")}
+    return {**HERE, "PYTHONPATH": sysconfig.get_path("purelib")}
 
 
 def test_wheel_holds_only_the_two_packages(wheel: Path) -> None:
