@@ -8,13 +8,13 @@ leaves the folder, and the next one goes on from the journal.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jasper_mmap import atomic
 from jasper_mmap.atomic import storage_errors
-from jasper_mmap.errors import JasperError
+from jasper_mmap.errors import JasperError, MissingFileError
 from jasper_mmap.locks import exclusive
 from jasper_mmap.manifest import STAGING, Entry
 from jasper_mmap.negatives import FOLDER as NEGATIVES_FOLDER
@@ -23,6 +23,7 @@ JOURNAL = "journal.json"
 _LOCK = ".lock"
 _LOCK_TIMEOUT_S = 0.2
 """Just enough to outlast a conversion that is removing the folder at this moment."""
+_RETRIES = 10
 
 
 @dataclass(frozen=True)
@@ -116,16 +117,15 @@ def staging(store: Path) -> Iterator[Staging]:
     fails, what was made here is removed; when it is interrupted, it stays for the next run.
     """
     folder = store / STAGING
-    missing: list[Path] = []
-    busy = "another conversion of this folder is under way; wait until it ends, or end it"
+    with storage_errors(folder):
+        # Innermost first, to be removed in this order.
+        missing = [path for path in (folder, store, *store.parents) if not path.exists()]
     try:
-        with storage_errors(folder):
-            # Innermost first, to be removed in this order.
-            missing = [path for path in (folder, store, *store.parents) if not path.exists()]
-            folder.mkdir(parents=True, exist_ok=True)
-        with exclusive(folder / _LOCK, _LOCK_TIMEOUT_S, busy):
+        with ExitStack() as held:
+            _lock(folder, held)
             atomic.sweep(folder)
-            current = Staging(store, fresh=folder in missing)
+            fresh = all(path.name.startswith(_LOCK) for path in folder.iterdir())
+            current = Staging(store, fresh=fresh)
             try:
                 yield current
             except Exception:
@@ -138,3 +138,18 @@ def staging(store: Path) -> Iterator[Staging]:
         for path in {folder: None, **dict.fromkeys(missing)}:
             with suppress(OSError):
                 path.rmdir()
+
+
+def _lock(folder: Path, held: ExitStack) -> None:
+    """Make the folder and lock it. A conversion that ends may remove it between the two."""
+    busy = "another conversion of this folder is under way; wait until it ends, or end it"
+    for last in (*[False] * _RETRIES, True):
+        try:
+            with storage_errors(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(exclusive(folder / _LOCK, _LOCK_TIMEOUT_S, busy))
+        except MissingFileError:
+            if last:
+                raise
+        else:
+            return

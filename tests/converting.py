@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,8 @@ def contents(folder: Path) -> dict[str, Any]:
     }
 
 
-def in_child(work: Callable[[], object], kill_after_s: float | None = None) -> int:
-    """Run `work` in a forked process, killed after a while if asked; its exit status."""
+def started(work: Callable[[], object]) -> ForkProcess:
+    """Return a forked process that runs `work`; its exit status is 1 if that raises."""
 
     def run() -> None:
         torch.set_num_threads(1)  # the threads of the parent's pool are not there after a fork
@@ -91,6 +92,12 @@ def in_child(work: Callable[[], object], kill_after_s: float | None = None) -> i
 
     child = FORK.Process(target=run)
     child.start()
+    return child
+
+
+def in_child(work: Callable[[], object], kill_after_s: float | None = None) -> int:
+    """Run `work` in a forked process, killed after a while if asked; its exit status."""
+    child = started(work)
     if kill_after_s is not None:
         time.sleep(kill_after_s)
         assert child.pid is not None

@@ -21,7 +21,7 @@ from jasper_mmap.manifest import STAGING, read_manifest
 from jasper_mmap.negatives import FOLDER
 from jasper_mmap.schema import ARTIFACTS
 from jasper_mmap.store import Store
-from tests.converting import FORK, KILLED, SMALL, change, edit, in_child, state
+from tests.converting import KILLED, SMALL, change, edit, in_child, started, state
 from tools.demo_data import make_builder_folder, remine_negatives
 
 
@@ -189,9 +189,7 @@ def test_many_conversions_at_once(folder: Path, tmp_path: Path) -> None:
             except BusyError:
                 time.sleep(0.01)
 
-    children = [FORK.Process(target=in_child, args=(work,)) for _ in range(3)]
-    for child in children:
-        child.start()
+    children = [started(work) for _ in range(3)]
     for child in children:
         child.join(60)
         assert child.exitcode == 0
@@ -210,8 +208,7 @@ def test_a_reader_gets_one_whole_version_or_a_clear_error(folder: Path, tmp_path
         convert(folder, store)
 
     build(0)
-    writer = FORK.Process(target=in_child, args=(lambda: [build(v % 16) for v in range(40)],))
-    writer.start()
+    writer = started(lambda: [build(v % 16) for v in range(40)])
     seen, refused = set(), 0
     while writer.is_alive():
         try:
