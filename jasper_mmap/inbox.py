@@ -142,7 +142,11 @@ class Inbox:
         self._move(pair, FAILED, mark, reason=str(error))
 
     def _move(self, pair: _Pair, folder: str, mark: str, reason: str | None = None) -> None:
-        pair.settled = pair.stamps
+        """Put the pair away, unless it was written anew meanwhile: that is for the next look."""
+        pair.settled = before = pair.stamps
+        self._resting_s(pair)
+        if pair.stamps != before:
+            return
         try:
             for path in pair.paths:
                 target = path.parent / folder / f"{mark}-{path.name}"

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -65,14 +66,27 @@ def test_commands_publish_show_and_roll_back(store: Path, new: Tables, tmp_path:
 # The inbox
 
 
-@pytest.fixture
-def inbox(store: Path) -> Inbox:
-    """Return an inbox of that store that needs no patience."""
+def _inbox(
+    store: Path,
+    *,
+    settle_s: float = 0.1,
+    patience_s: float = 0.3,
+    then: Callable[[], object] = lambda: None,
+) -> Inbox:
+    """Return an inbox of that store that needs little patience; `then` follows a publishing."""
 
     def publish(*paths: Path, note: str) -> int:
-        return publish_negatives(store, *paths, note=note)
+        number = publish_negatives(store, *paths, note=note)
+        then()
+        return number
 
-    return Inbox(inbox_pattern(store, None), publish, settle_s=0.1, patience_s=0.3)
+    return Inbox(inbox_pattern(store, None), publish, settle_s=settle_s, patience_s=patience_s)
+
+
+@pytest.fixture
+def inbox(store: Path) -> Inbox:
+    """Return such an inbox."""
+    return _inbox(store)
 
 
 def _look_for(inbox: Inbox, seconds: float) -> None:
@@ -80,6 +94,14 @@ def _look_for(inbox: Inbox, seconds: float) -> None:
     while time.monotonic() < end:
         inbox.look()
         time.sleep(0.02)
+
+
+def _look_until(inbox: Inbox, done: Callable[[], object]) -> None:
+    def looked() -> object:
+        inbox.look()
+        return done()
+
+    until(looked)
 
 
 def test_inbox_publishes_complete_pairs_and_files_them(
@@ -92,18 +114,16 @@ def test_inbox_publishes_complete_pairs_and_files_them(
     _look_for(inbox, 0.3)
     assert in_force(store)["generation"] == 1
     (store / "late").rename(second)
-    _look_for(inbox, 0.3)
-    assert in_force(store)["generation"] == 2
+    _look_until(inbox, lambda: in_force(store)["generation"] == 2)
     assert "step1-hard_negatives.pt" in in_force(store)["note"]
     done = sorted(path.name for path in (folder / "done").iterdir())
     assert done == [f"000002-step1-{name}.pt" for name in NAMES]
     assert not list(folder.glob("*.pt"))
 
 
-def test_inbox_waits_for_files_that_are_still_being_written(
-    store: Path, oracle: Oracle, inbox: Inbox
-) -> None:
+def test_inbox_waits_for_files_that_are_still_being_written(store: Path, oracle: Oracle) -> None:
     """A file that grows, or does not load yet, is not published and not thrown away."""
+    inbox = _inbox(store, patience_s=600)
     first, _ = saved(numbered(oracle, 2), store / "inbox")
     whole = first.read_bytes()
     first.write_bytes(b"")
@@ -115,20 +135,34 @@ def test_inbox_waits_for_files_that_are_still_being_written(
     _look_for(inbox, 0.2)
     assert first.exists()
     first.write_bytes(whole)
-    _look_for(inbox, 0.3)
-    assert in_force(store)["generation"] == 2
+    _look_until(inbox, lambda: in_force(store)["generation"] == 2)
 
 
-def test_inbox_leaves_files_that_do_not_rest(store: Path, oracle: Oracle, inbox: Inbox) -> None:
+def test_inbox_leaves_files_that_do_not_rest(store: Path, oracle: Oracle) -> None:
     """A miner may write the same files several times before it is done."""
+    inbox = _inbox(store, settle_s=1)
     for number in range(2, 8):
         saved(numbered(oracle, number), store / "inbox")
         inbox.look()
         time.sleep(0.02)
         inbox.look()
         assert in_force(store)["generation"] == 1
-    _look_for(inbox, 0.3)
-    assert in_force(store)["generation"] == 2
+    _look_until(inbox, lambda: in_force(store)["generation"] == 2)
+    with JASPERSteeringDataset(store, "train") as dataset:
+        assert torch.equal(dataset.hard_negatives, numbered(oracle, 7)[0])
+
+
+def test_inbox_publishes_what_was_written_while_it_published(store: Path, oracle: Oracle) -> None:
+    """A miner may use the same names again at any time: the newer pair becomes a generation too."""
+    coming = [numbered(oracle, 7)]
+    folder = store / "inbox"
+    inbox = _inbox(store, then=lambda: coming and saved(coming.pop(), folder))
+    saved(numbered(oracle, 2), folder)
+    _look_until(inbox, lambda: len(list((folder / "done").glob("*.pt"))) == 2)
+    assert in_force(store)["generation"] == 3
+    assert sorted(path.name for path in (folder / "done").iterdir()) == [
+        f"000003-{name}.pt" for name in NAMES
+    ]
     with JASPERSteeringDataset(store, "train") as dataset:
         assert torch.equal(dataset.hard_negatives, numbered(oracle, 7)[0])
 
@@ -142,7 +176,7 @@ def test_inbox_files_what_is_wrong_with_the_reason(
     first, _ = saved(with_value(new, 0, 5, 6, -3), folder)
     if damage == "file":
         os.truncate(first, 100)
-    _look_for(inbox, 0.6)
+    _look_until(inbox, lambda: len(list(folder.glob("failed/*"))) == 4)
     failed = {
         path.name.partition("Z-")[2] or path.name: path for path in (folder / "failed").iterdir()
     }
@@ -151,8 +185,7 @@ def test_inbox_files_what_is_wrong_with_the_reason(
     assert all(("-3 in row 5, column 6" if damage == "value" else "damaged") in r for r in reasons)
     assert reasons
     saved(new, folder)
-    _look_for(inbox, 0.3)
-    assert in_force(store)["generation"] == 2
+    _look_until(inbox, lambda: in_force(store)["generation"] == 2)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
