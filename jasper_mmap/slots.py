@@ -11,6 +11,7 @@ back to the system when it is freed.
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import os
 from typing import Any
@@ -34,7 +35,7 @@ class Extents:
         self._layout = layout
         self._first = count
         self._shared = shared
-        self._maps: list[mmap.mmap] = []
+        self._maps: dict[int, mmap.mmap] = {}
         self._targets: dict[tuple[int, int], Target] = {}
 
     def bytes_of(self, slot: int) -> NDArray[np.uint8]:
@@ -56,26 +57,27 @@ class Extents:
 
     def locate(self, slot: int) -> tuple[mmap.mmap, int]:
         """The mapping in which `slot` lies, and its offset there in bytes."""
-        begin, size, extent = 0, self._first, 0
-        while slot >= begin + size:
-            begin, size, extent = begin + size, begin + size, extent + 1
-        while len(self._maps) <= extent:
-            self._map_next()
-        return self._maps[extent], (slot - begin) * self._layout.nbytes
+        extent = (slot // self._first).bit_length()
+        begin = self._first << extent - 1 if extent else 0
+        mapping = self._maps.get(extent)
+        if mapping is None:
+            mapping = self._map(extent, begin, max(begin, self._first))
+        return mapping, (slot - begin) * self._layout.nbytes
 
-    def _map_next(self) -> None:
-        slots = self._first << max(0, len(self._maps) - 1)
-        length = slots * self._layout.nbytes
+    def _map(self, extent: int, begin: int, count: int) -> mmap.mmap:
+        """Slots `begin` to `begin + count`. Several threads and processes may do so at once."""
+        length = count * self._layout.nbytes
         if self._shared is None:
             mapping = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         else:
-            offset = sum(len(m) for m in self._maps)
-            if os.fstat(self._shared.fd).st_size < offset + length:
-                os.truncate(self._shared.fd, offset + length)
+            # The byte behind an extent makes the file that long; truncating it to that length could
+            # make it shorter, where a later extent has come first.
+            offset = begin * self._layout.nbytes + extent * mmap.PAGESIZE
+            os.pwrite(self._shared.fd, b"\0", offset + length)
             mapping = mmap.mmap(self._shared.fd, length, offset=offset)
         if length >= HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
             mapping.madvise(mmap.MADV_HUGEPAGE)
-        self._maps.append(mapping)
+        return self._maps.setdefault(extent, mapping)
 
 
 class _Lease(np.ndarray[Any, Any]):
@@ -105,7 +107,7 @@ class Slots:
         # this one is in the middle of taking a slot (garbage collection), where a lock would hang.
         self._free = list(range(count))[::-1]
         self._free_grown: list[int] = []
-        self._total = count
+        self._unused = itertools.count(count)
 
     def take(self) -> int | None:
         """A free regular slot, if there is one."""
@@ -120,8 +122,7 @@ class Slots:
         try:
             return self._free_grown.pop()
         except IndexError:
-            slot, self._total = self._total, self._total + 1
-            return slot
+            return next(self._unused)
 
     def give_back(self, slot: int) -> None:
         """Make `slot` free again."""
