@@ -9,6 +9,7 @@ it even when it has been removed from the disk since.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -23,8 +24,17 @@ from .served import Generation, Served
 
 _log = logging.getLogger("jasper_mmap")
 
-# One for all, made at import: it is held for a moment, and never by a worker.
+# One for all, made at import: it is held for a moment, and never by a worker. A process forked in
+# that moment by another thread begins with a free one.
 _switching = threading.Lock()
+
+
+def _renew() -> None:
+    global _switching
+    _switching = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew)
 
 
 class Adoption:
@@ -74,9 +84,11 @@ class Adoption:
             except JasperError as error:
                 raise _gone(error, number) from None
             with _switching:
-                self._generation = found
-                self._announce(found)
-            return found
+                self._open()
+                if self._generation is None:  # not adopted by another thread meanwhile
+                    self._generation = found
+                    self._announce(found)
+                return self._generation
         while True:
             words = self._control.read()
             try:
@@ -100,6 +112,7 @@ class Adoption:
         One that is not newer than what is served is let go of, unless `older` allows it.
         """
         with _switching:
+            self._open()
             self._must_own()
             newer = generation.number > self.number
             if not newer and not (older and generation.number != self.number):
@@ -142,7 +155,8 @@ class Adoption:
         return self.number
 
     def close(self) -> None:
-        self._served = self._generation = self._held = None
+        with _switching:
+            self._served = self._generation = self._held = None
 
     def _announce(self, generation: Generation) -> None:
         self._control.set_generation(generation.number, generation.file.fd)

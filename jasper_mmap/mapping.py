@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import warnings
+from collections.abc import Iterator
 from typing import Final
 
 import torch
@@ -49,8 +50,14 @@ def tensor_at(
     count = torch.Size(shape).numel()
     if count == 0 or mapping is None:
         return torch.empty(shape, dtype=dtype)
-    with warnings.catch_warnings():
-        # Said of the read-only fallback above.
-        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+    with _silent() if memoryview(mapping).readonly else contextlib.nullcontext():
         flat = torch.frombuffer(mapping, dtype=dtype, count=count, offset=offset)
     return flat.view(shape)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """For the read-only fallback alone: what it changes is not made for several threads."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        yield

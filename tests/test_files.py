@@ -2,9 +2,11 @@
 
 import errno
 import json
+import mmap
 import os
 import stat
 import struct
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -156,6 +158,37 @@ def test_missing_file_and_folder_in_its_place_are_errors_of_ours(tmp_path: Path)
             read(tmp_path / "none.pt")
         with pytest.raises(JasperError, match=r"folder\.pt"):
             read(tmp_path / "folder.pt")
+
+
+def test_mapping_leaves_the_filters_of_warnings_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A watch maps files in its thread, and these filters are all threads'."""
+
+    def refuse() -> None:
+        raise AssertionError
+
+    save_file({"a": torch.arange(4)}, tmp_path / "a")
+    with monkeypatch.context() as patch:
+        patch.setattr(warnings, "catch_warnings", refuse)
+        found = map_tensors(tmp_path / "a").tensors["a"]
+    assert found.tolist() == [0, 1, 2, 3]
+
+
+def test_mapping_where_only_a_read_only_one_is_granted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under strict accounting of memory: torch's warning of it is not passed on."""
+    mapped = mmap.mmap
+
+    def granted(fd: int, size: int, *, flags: int, prot: int) -> mmap.mmap:
+        if prot & mmap.PROT_WRITE:
+            raise OSError(errno.ENOMEM, "refused")
+        return mapped(fd, size, flags=flags, prot=prot)
+
+    save_file({"a": torch.arange(4)}, tmp_path / "a")
+    monkeypatch.setattr(mmap, "mmap", granted)
+    assert map_tensors(tmp_path / "a").tensors["a"].tolist() == [0, 1, 2, 3]
 
 
 def test_chunks_are_all_rows_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
