@@ -131,6 +131,8 @@ class WorkerPool:
                     piece = records[begin : begin + MANY * REQUEST.size]
                     os.write(self._requests[worker].fd, piece)
         except BrokenPipeError:
+            # It lives on for a moment, as far as a fork server has told.
+            self._processes[worker].join(_JOIN_S)
             self._report_dead()
             raise
 

@@ -18,6 +18,7 @@ from jasper_mmap import JASPERSteeringDataset, create_loader, set_epoch
 from jasper_mmap.batch import Sample
 from jasper_mmap.layout import Layout
 from jasper_mmap.worker import REQUEST
+from jasper_mmap.workers import WorkerPool
 
 CONTEXTS = ("fork", "spawn", "forkserver")
 
@@ -128,6 +129,25 @@ def test_a_dead_worker_is_noticed_and_named(demo_store: Path) -> None:
         list(batches)
     set_epoch(loader, 0)
     assert len(list(loader)) == len(loader)
+
+
+@pytest.mark.parametrize("context", ["fork", "forkserver"])
+def test_a_request_to_a_dead_worker_names_it(demo_store: Path, context: str) -> None:
+    """Also where the server that forked it has not told of its death yet."""
+    loader = create_loader(demo_store, "train", 8, num_workers=1, multiprocessing_context=context)
+    batches = iter(loader)
+    next(batches)
+    pool = loader._pool
+    assert pool is not None
+
+    def send_for_ever(pool: WorkerPool) -> None:
+        while True:
+            pool._unsent[0] = REQUEST.pack(0, 0, 0, 0, 0, 0)
+            pool.send()
+
+    os.kill(pool.pids[0], 9)
+    with pytest.raises(RuntimeError, match=rf"worker 0 \(pid {pool.pids[0]}\) exited"):
+        send_for_ever(pool)
 
 
 def test_a_slow_worker_runs_into_the_timeout(demo_store: Path) -> None:
