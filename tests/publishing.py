@@ -104,7 +104,7 @@ class Witness:
         return number
 
 
-def until(done: Callable[[], object], patience_s: float = 10.0) -> None:
+def until(done: Callable[[], object], patience_s: float = 30.0) -> None:
     """Wait until `done()` is true; fail after `patience_s`."""
     end = time.monotonic() + patience_s
     while not done():

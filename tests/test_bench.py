@@ -33,6 +33,7 @@ from jasper_mmap.cli import command
 from jasper_mmap.schema import COLUMNS
 from jasper_mmap.turns import ContenderError, Running, Turns, in_own_process, tree
 from tests.oracle import Oracle
+from tests.publishing import until
 from tools.bench import ALL, main
 from tools.bench_contenders import Contender
 from tools.bench_data import Inputs, inputs_of
@@ -229,7 +230,7 @@ def test_closing_ends_the_process_and_its_workers(demo_store: Path) -> None:
     with Turns(partial(ALL["stock"].open, demo_store, 2, 8)) as turns:
         started = tree(turns.pid)
         assert len(started) >= 3
-    assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
+    until(lambda: not [pid for pid in started if Path(f"/proc/{pid}").exists()])
 
 
 def test_interrupt_ends_all_processes(demo_store: Path, tmp_path: Path) -> None:
@@ -253,10 +254,7 @@ def test_interrupt_ends_all_processes(demo_store: Path, tmp_path: Path) -> None:
     run.send_signal(signal.SIGINT)
     with run:
         assert run.wait(60) == 130
-    deadline = time.monotonic() + 10
-    while left := [pid for pid in started if Path(f"/proc/{pid}").exists()]:
-        assert time.monotonic() < deadline, left
-        time.sleep(0.05)
+    until(lambda: not [pid for pid in started if Path(f"/proc/{pid}").exists()])
 
 
 def test_plot_has_a_bar_a_cell() -> None:

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -115,8 +116,8 @@ def as_nobody(work: Callable[[], object]) -> Callable[[], None]:
 @pytest.fixture
 def public(folder: Path) -> Iterator[Path]:
     """Return a folder that others may read: pytest's own are closed to them."""
-    root = Path("/tmp") / f"jasper-faults-{os.getpid()}"
-    root.mkdir(mode=0o755)
+    root = Path(tempfile.mkdtemp(prefix="jasper-faults-"))
+    root.chmod(0o755)
     shutil.copytree(folder, root / "built")
     yield root
     shutil.rmtree(root)

@@ -126,7 +126,7 @@ def test_lock_held_by_another_is_an_error_that_says_by_whom(store: Path, oracle:
     held = PROCESSES.Event()
     holder = PROCESSES.Process(target=_hold_lock, args=(store, held))
     holder.start()
-    held.wait(30)
+    assert held.wait(60)
     started = time.monotonic()
     with pytest.raises(BusyError, match=f"{holder.pid}@{socket.gethostname()}") as caught:
         publish_numbered(store, oracle, lock_timeout_s=0.2)

@@ -87,12 +87,12 @@ def test_several_ranks_reloading_at_once_make_one_generation(built: Path, new: T
     context = multiprocessing.get_context("forkserver")
     start, answers = context.Barrier(4), context.Queue()
     ranks = [context.Process(target=_reload, args=(built, start, answers)) for _ in range(4)]
-    for rank in ranks:
-        rank.start()
     saved(new, built)
     for rank in ranks:
+        rank.start()
+    assert [answers.get(timeout=60) for _ in ranks] == [2] * 4
+    for rank in ranks:
         rank.join()
-    assert [answers.get() for _ in ranks] == [2] * 4
     assert generations_left(built) == [1, 2]
 
 

