@@ -72,6 +72,7 @@ class Limits:
 def take_in(store: Store, hard_negatives: Given, negative_tiers: Given) -> Incoming:
     """Read and check both tables; raises a `JasperError` naming file, row, column and value."""
     tables, where, stamps = {}, {}, {}
+    frozen: list[tuple[Path, Stamp]] = []
     for artifact, given in zip(NEGATIVES, (hard_negatives, negative_tiers), strict=True):
         name = artifact.name
         if not isinstance(given, str | Path):
@@ -80,8 +81,11 @@ def take_in(store: Store, hard_negatives: Given, negative_tiers: Given) -> Incom
         path = Path(given).absolute()
         tables[name], stamp = _frozen(path, name, store.path / negatives.FOLDER)
         where[name] = str(path)
+        frozen.append((path, stamp))
         if path == store.path / artifact.source:
             stamps[name] = stamp.to_dict()
+    for path, stamp in frozen:
+        _unchanged(path, stamp)  # or the first would be of the pair before
     pair_index = table_tensor(store.tables["pair_index"])
     lint = examine(tables, where, pair_index, store_sizes(store))
     source = stamps if len(stamps) == len(tables) else {}
@@ -127,12 +131,14 @@ def _frozen(path: Path, name: str, folder: Path) -> tuple[torch.Tensor, Stamp]:
         with storage_errors(path, "read"), path.open("rb") as file:
             shutil.copyfileobj(file, copy, CHUNK_BYTES)
         copy.flush()
-        if Stamp.of(path) != before:
-            raise FormatError(
-                f"{path}: changed while being read; publish it when the miner is done."
-            )
+        _unchanged(path, before)
         # The mapping keeps the copy alive when its descriptor is closed.
         return _read(path, name, Path(f"/dev/fd/{copy.fileno()}")), before
+
+
+def _unchanged(path: Path, since: Stamp) -> None:
+    if Stamp.of(path) != since:
+        raise FormatError(f"{path}: changed while being read; publish it when the miner is done.")
 
 
 def _read(path: Path, name: str, at: Path) -> torch.Tensor:

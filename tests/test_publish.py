@@ -144,6 +144,50 @@ def test_bad_negatives_are_refused_before_anything_is_written(
     assert contents(store) == before
 
 
+@pytest.mark.parametrize(("read", "written"), [(1, (0,)), (2, (1,)), (2, (0,)), (2, (0, 1))])
+def test_file_written_anew_while_both_are_read_is_refused(
+    read: int,
+    written: tuple[int, ...],
+    store: Path,
+    oracle: Oracle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`written` of the two, once `read` of them were: what came of it would be of two pairs."""
+    paths = saved(numbered(oracle, 2), tmp_path / "mined")
+    later = saved(numbered(oracle, 3), tmp_path / "later")
+    copy, copies = shutil.copyfileobj, 0
+
+    def copy_and_write(*arguments: Any) -> None:
+        nonlocal copies
+        copy(*arguments)
+        copies += 1
+        if copies == read:
+            for number in written:
+                later[number].replace(paths[number])
+
+    monkeypatch.setattr(shutil, "copyfileobj", copy_and_write)
+    with pytest.raises(FormatError, match="changed while being read"):
+        publish_negatives(store, *paths)
+    assert in_force(store)["generation"] == 1
+
+
+def test_file_cut_while_it_is_read_is_not_called_damaged(
+    store: Path, oracle: Oracle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its writer has begun anew."""
+    paths = saved(numbered(oracle, 2), tmp_path / "mined")
+    copy = shutil.copyfileobj
+
+    def cut_and_copy(*arguments: Any) -> None:
+        os.truncate(paths[0], 100)
+        copy(*arguments)
+
+    monkeypatch.setattr(shutil, "copyfileobj", cut_and_copy)
+    with pytest.raises(FormatError, match="changed while being read"):
+        publish_negatives(store, *paths)
+
+
 def test_damaged_file_is_refused(store: Path, new: Tables, tmp_path: Path) -> None:
     """A `.pt` file cut short is no generation."""
     paths = saved(new, tmp_path / "mined")
