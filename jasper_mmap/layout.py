@@ -85,6 +85,17 @@ def _placed(columns: Iterable[Column], sizes: Mapping[str, int]) -> list[_Place]
     return places
 
 
+def _record(places: list[_Place]) -> np.dtype[np.void]:
+    """The columns as fields of one record."""
+    return np.dtype(
+        {
+            "names": [place.name for place in places],
+            "formats": [(place.dtype, place.shape) for place in places],
+            "offsets": [place.begin for place in places],
+        }
+    )
+
+
 class Layout:
     """A buffer of `nbytes`, whole pages, for any batch of up to `rows` rows; each column begins on
     64 bytes."""
@@ -92,6 +103,7 @@ class Layout:
     def __init__(self, rows: int, embedding_dim: int, n_neg: int) -> None:
         self._sizes = {"D": embedding_dim, "N": n_neg}
         self._known: dict[int, list[_Place]] = {}
+        self._records: dict[int, np.dtype[np.void]] = {}
         end = self._places(rows)[-1].end
         self.nbytes = end + -end % mmap.PAGESIZE
 
@@ -107,10 +119,12 @@ class Layout:
         They are not views of one tensor: autograd counts the changes of each by itself, and to
         save or send one does not take the others along.
         """
-        return {
-            name: torch.from_numpy(np.ndarray(shape, dtype, buffer, begin))
-            for name, shape, dtype, begin in self._places(rows)
-        }
+        record = self._records.get(rows)
+        if record is None:
+            record = self._records[rows] = _record(self._places(rows))
+        # Fields of a record are made in less than half the time of arrays at an offset.
+        whole = np.ndarray((), record, buffer)
+        return {name: torch.from_numpy(whole[name]) for name in COLUMNS}
 
     def target(self, buffer: Any, rows: int) -> Target:
         """Where to write a batch of `rows` rows over `buffer`."""
