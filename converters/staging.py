@@ -23,7 +23,7 @@ JOURNAL = "journal.json"
 _LOCK = ".lock"
 _LOCK_TIMEOUT_S = 0.2
 """Just enough to outlast a conversion that is removing the folder at this moment."""
-_RETRIES = 10
+_ATTEMPTS = 10
 
 
 @dataclass(frozen=True)
@@ -143,13 +143,13 @@ def staging(store: Path) -> Iterator[Staging]:
 def _lock(folder: Path, held: ExitStack) -> None:
     """Make the folder and lock it. A conversion that ends may remove it between the two."""
     busy = "another conversion of this folder is under way; wait until it ends, or end it"
-    for last in (*[False] * _RETRIES, True):
+    for left in reversed(range(_ATTEMPTS)):
         try:
             with storage_errors(folder):
                 folder.mkdir(parents=True, exist_ok=True)
             held.enter_context(exclusive(folder / _LOCK, _LOCK_TIMEOUT_S, busy))
         except MissingFileError:
-            if last:
+            if not left:
                 raise
         else:
             return

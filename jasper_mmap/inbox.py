@@ -106,9 +106,8 @@ class Inbox:
 
     def _resting_s(self, pair: _Pair) -> float | None:
         """Seconds for which both files were seen unchanged; None where one is missing."""
-        try:
-            stamps = (Stamp.of(pair.paths[0]), Stamp.of(pair.paths[1]))
-        except JasperError:
+        stamps = _stamps(pair.paths)
+        if stamps is None:
             self._tell_once(pair, f"waiting for {pair.paths[1].name} beside {pair.paths[0]}")
             pair.stamps = None
             return None
@@ -143,9 +142,8 @@ class Inbox:
 
     def _move(self, pair: _Pair, folder: str, mark: str, reason: str | None = None) -> None:
         """Put the pair away, unless it was written anew meanwhile: that is for the next look."""
-        pair.settled = before = pair.stamps
-        self._resting_s(pair)
-        if pair.stamps != before:
+        pair.settled = pair.stamps
+        if _stamps(pair.paths) != pair.stamps:
             return
         try:
             for path in pair.paths:
@@ -160,6 +158,14 @@ class Inbox:
         if message not in pair.told:
             pair.told.add(message)
             _log.warning("%s", message)
+
+
+def _stamps(paths: tuple[Path, Path]) -> tuple[Stamp, Stamp] | None:
+    """As both files are now; None where one is missing."""
+    try:
+        return Stamp.of(paths[0]), Stamp.of(paths[1])
+    except JasperError:
+        return None
 
 
 def _partner(path: Path) -> Path:

@@ -102,15 +102,16 @@ class Layout:
 
     def __init__(self, rows: int, embedding_dim: int, n_neg: int) -> None:
         self._sizes = {"D": embedding_dim, "N": n_neg}
-        self._known: dict[int, list[_Place]] = {}
-        self._records: dict[int, np.dtype[np.void]] = {}
-        end = self._places(rows)[-1].end
+        self._known: dict[int, tuple[list[_Place], np.dtype[np.void]]] = {}
+        end = self._form(rows)[0][-1].end
         self.nbytes = end + -end % mmap.PAGESIZE
 
-    def _places(self, rows: int) -> list[_Place]:
+    def _form(self, rows: int) -> tuple[list[_Place], np.dtype[np.void]]:
+        """The places of a batch of `rows` rows, and the record that they are."""
         known = self._known.get(rows)
         if known is None:
-            known = self._known[rows] = _placed(COLUMNS.values(), self._sizes | {"B": rows})
+            places = _placed(COLUMNS.values(), self._sizes | {"B": rows})
+            known = self._known[rows] = places, _record(places)
         return known
 
     def batch(self, buffer: Any, rows: int) -> Batch:
@@ -119,16 +120,13 @@ class Layout:
         They are not views of one tensor: autograd counts the changes of each by itself, and to
         save or send one does not take the others along.
         """
-        record = self._records.get(rows)
-        if record is None:
-            record = self._records[rows] = _record(self._places(rows))
         # Fields of a record are made in less than half the time of arrays at an offset.
-        whole = np.ndarray((), record, buffer)
+        whole = np.ndarray((), self._form(rows)[1], buffer)
         return {name: torch.from_numpy(whole[name]) for name in COLUMNS}
 
     def target(self, buffer: Any, rows: int) -> Target:
         """Where to write a batch of `rows` rows over `buffer`."""
-        places = self._places(rows)
+        places, _ = self._form(rows)
         wide, plain = places[: len(WIDE)], places[len(WIDE) :]
         width = self._sizes["D"]
         count = sum(math.prod(place.shape[:-1]) for place in wide)

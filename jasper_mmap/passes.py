@@ -17,7 +17,8 @@ from .slots import Slots
 from .warm import read_ahead
 
 _BLOCKS: Final = 2
-"""With read-ahead: the one that a batch is made from, and the one that a coming batch is in."""
+"""The one that a batch is made from, and the one that a coming batch is in, to be read ahead; or
+those of two passes that take turns."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from .errors import JasperError, UsageError
 from .permutation import permute
 
 _BLOCK = 1 << 14
-"""Positions computed at a time: between batches, caches cold, a call costs as much as thousands."""
+"""Positions computed at a time: with cold caches a call costs as much as thousands of them."""
 
 
 @dataclass(frozen=True, kw_only=True)

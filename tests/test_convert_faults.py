@@ -22,6 +22,7 @@ from jasper_mmap.errors import (
     MissingFileError,
     UnsafeFileError,
 )
+from jasper_mmap.manifest import STAGING
 from jasper_mmap.store import Store
 from tests.converting import SMALL, contents, edit
 from tools.demo_data import make_builder_folder
@@ -163,6 +164,18 @@ def test_bad_input_is_named_and_leaves_the_disk_as_it_was(
         assert contents(tmp_path) == before
     Store(tmp_path / "store", validate="full")
     assert not Path("/tmp/jasper-was-run").exists()
+
+
+def test_bad_input_leaves_no_folder_that_another_conversion_had_made(
+    folder: Path, tmp_path: Path
+) -> None:
+    """One that another made, and left empty, when this one began."""
+    store = tmp_path / "store"
+    (store / STAGING).mkdir(parents=True)
+    put("steering_residual", 3, torch.nan)(folder)
+    with pytest.raises(ContentError):
+        convert(folder, store)
+    assert not (store / STAGING).exists()
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(folder: Path, tmp_path: Path) -> None:

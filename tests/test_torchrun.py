@@ -29,6 +29,11 @@ for epoch in range(epochs):
     tiers = {tuple(b["negative_tiers"].flatten().tolist()[:4]) for b in loader}
     seen.append((number, loader.dataset_obj.generation))
     time.sleep(0.2 + 0.1 * dist.get_rank())
+    patience = time.monotonic() + 10
+    while adopt == "epoch" and dist.get_rank() == 0 and time.monotonic() < patience:
+        if loader.dataset_obj.adoption.nominee.number > number:
+            break  # there is something to switch to, however slow the publisher's disk
+        time.sleep(0.05)
 told = [None] * dist.get_world_size()
 dist.all_gather_object(told, seen)
 if dist.get_rank() == 0:
@@ -79,7 +84,7 @@ def test_ranks_agree_in_every_epoch_while_a_publisher_runs(
     assert all(begin == end for begin, end in seen[0])
     numbers = [begin for begin, _ in seen[0]]
     assert numbers == sorted(numbers)
-    assert len(set(numbers)) > 1
+    assert len(set(numbers)) > EPOCHS / 2
 
 
 @pytest.mark.skipif(not LONG, reason="three starts of torchrun take long: set JASPER_SOAK_S=30")

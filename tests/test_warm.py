@@ -6,6 +6,7 @@ import fcntl
 import mmap
 import os
 import shutil
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -75,8 +76,12 @@ def test_a_kernel_that_cannot_populate_reads_instead(
     assert min(resident(path) for path in made.dataset_obj.files) > 0.9
 
 
-def test_processes_of_a_node_take_turns(cold_store: Path) -> None:
-    """The one that comes later waits for the first, and writes nothing beside the store."""
+def test_processes_of_a_node_take_turns(
+    cold_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that comes later waits for the first; nothing is written for that, anywhere."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = sorted(tmp_path.rglob("*"))
     paths = sorted(cold_store.rglob("*.safetensors"))
     with paths[0].open("rb") as held, ThreadPoolExecutor() as pool:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -86,6 +91,7 @@ def test_processes_of_a_node_take_turns(cold_store: Path) -> None:
         assert resident(paths[-1]) < 1
         fcntl.flock(held, fcntl.LOCK_UN)
         later.result(60)
+    assert sorted(tmp_path.rglob("*")) == before
     assert min(resident(path) for path in paths) > 0.9
 
 
