@@ -57,6 +57,7 @@ def stock_loader(store: Path) -> Any:
     )
 
 
+@pytest.mark.xdist_group("soak")
 @pytest.mark.parametrize("kind", [*CONTEXTS, "stock"])
 def test_every_batch_is_of_one_generation_and_numbers_rise(
     kind: str,

@@ -67,6 +67,7 @@ def assert_sound(store: Path, oracle: Oracle, first: int = 1) -> int:
     return pointer.generation
 
 
+@pytest.mark.xdist_group("soak")
 def test_killed_publishers_leave_a_complete_generation_in_force(
     store: Path, folder_named: Named, oracle: Oracle
 ) -> None:

@@ -11,6 +11,7 @@ from tests.oracle import Oracle
 from tests.publishing import DATA, IMPORTING, LONG, own_copy, publish_numbered, publishing
 from tests.serving import Named, NamedOracle
 
+pytestmark = pytest.mark.xdist_group("torchrun")  # each test starts ranks with workers
 RANKS, EPOCHS = (4, 20) if LONG else (2, 6)
 
 TRAIN = """
