@@ -81,9 +81,11 @@ class Lookup:
 
         `negatives` are the tables of one generation. `pairs` is int64 on the tables' device and
         lies in [0, N_p): that, and that the tables refer only to rows that exist, was checked
-        before. The plain columns of a single batch may go straight to their places `plain`.
+        before. The plain columns of a single batch may go straight to their places `plain`; then
+        only `fill_wide` has something to write.
         """
         tables, stack = {**self._tables, **negatives}, self._stack
+        self._variants = variants.reshape(self.shape)
         room = self._room if plain is None else plain
         drawn = torch.from_numpy(variants).to(pairs.device)
         questions, sources = rows_of(tables["pair_index"], pairs).to(torch.int64).unbind(1)
@@ -97,6 +99,7 @@ class Lookup:
         for column, rows, part in zip(WIDE, columns, self._parts, strict=True):
             begin = stack.first[column.artifact] if stack and column.artifact else 0
             torch.add(rows.reshape(part.shape), begin, out=part)
+        self._packs_plain = plain is None
         for column in PLAIN:
             values = room[column.name]
             if column.artifact is None:
@@ -109,6 +112,7 @@ class Lookup:
 
     def fill(self, batch: int, target: Target) -> None:
         """Write batch number `batch` of those that were loaded."""
+        assert self._packs_plain, "the plain columns went straight to their places"
         self.fill_wide(batch, target)
         if target.plain is not None:
             target.plain.copy_(self._packed[batch])
@@ -145,11 +149,11 @@ class Lookup:
 
     def _steer(self, batch: int, pairs: torch.Tensor, out: torch.Tensor) -> None:
         """Steering by groups of equal variant, from tables that could not be joined."""
-        variants = self._plain["steering_variant"][batch]
+        variants = self._variants[batch]
         out.zero_()
         for variant, name in enumerate(STEERING):
             if name is not None:
-                places = (variants == variant).nonzero().view(-1)
+                places = torch.from_numpy(np.flatnonzero(variants == variant)).to(pairs.device)
                 rows = rows_of(self._tables[name], pairs[places])
                 out.index_copy_(0, places, rows.to(out.dtype))
 
