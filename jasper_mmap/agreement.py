@@ -15,14 +15,15 @@ from .negatives import Pointer, read_pointer
 _log = logging.getLogger("jasper_mmap")
 
 
-def agree(adoption: Adoption) -> None:
-    """Bring every rank to the generation that rank 0 names: the newest it may adopt.
+def agree(adoption: Adoption, split: str) -> None:
+    """Bring every rank to the generation that rank 0 names: the newest that an epoch of `split`
+    may adopt.
 
     Every rank must call it. Where a rank cannot adopt it (spoilt, or not on its disk), all stay
     where they are and say so; if they are not on the same one then, all raise `JasperError`.
     """
     if not (dist.is_available() and dist.is_initialized()):
-        adoption.release()
+        adoption.release(split)
         return
     named: list[Any] = [_description(adoption) if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(named, src=0)
@@ -37,7 +38,7 @@ def agree(adoption: Adoption) -> None:
     failures = [f"rank {rank}: {why}" for rank, (_, why) in enumerate(told) if why is not None]
     if not failures:
         adoption.adopt(generation, older=True)
-        adoption.hold(None)
+        adoption.release(split, adopting=False)
         return
     message = f"generation {pointer.generation} was not adopted by any rank: {failures[0]}"
     if len({number for number, _ in told}) > 1:

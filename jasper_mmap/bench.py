@@ -19,9 +19,10 @@ import numpy as np
 import torch
 
 from .dataset import JASPERSteeringDataset
+from .epochs import set_epoch
 from .errors import UsageError
 from .layout import Batch
-from .loader import create_loader, set_epoch
+from .loader import create_loader
 from .machine import MB, cores
 from .turns import ContenderError, Running, Turns, memory
 from .warm import read_through

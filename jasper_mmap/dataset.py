@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import logging
-import operator
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Dataset
 
+from . import arguments
 from .adoption import Adoption
 from .batch import Rows, Sample
-from .control import NO_VARIANT, Control, Words
+from .control import NO_VARIANT, Control
 from .curriculum import steering_probabilities
-from .errors import ClosedError, IndexRangeError, UsageError
+from .errors import IndexRangeError, UsageError
 from .negatives import FOLDER, file_name
 from .placement import Placement, placement_for
 from .reading import SplitReader
@@ -43,8 +42,8 @@ class JASPERSteeringDataset(Dataset[Sample]):
         dataset_dir: a folder that `jasper-convert` made; kept as an absolute path.
         split: "train", "val" or "test".
         epoch: sets the curriculum and the draw of steering variants; see `set_epoch`.
-        device: "cpu" serves from the mapped files; a CUDA device gets one copy of every table,
-            and every tensor of a batch lies there.
+        device: "cpu" (or None) serves from the mapped files; a CUDA device gets one copy of every
+            table, and every tensor of a batch lies there.
         seed: with it, batches are a function of the store, the epoch and the positions alone.
         validate: "auto" trusts what the converter checked as long as sizes and times of the files
             say that nothing changed; "full" recomputes every checksum and check.
@@ -53,47 +52,59 @@ class JASPERSteeringDataset(Dataset[Sample]):
         MissingFileError, ConfigError, FormatError, ContentError, StoreChangedError: the store is
             not there, not sound, or being converted.
         DeviceError, DeviceMemoryError: the device is not there or too small.
+        UnknownSplitError, UsageError: an argument cannot be.
     """
+
+    dataset_dir: Path
+    """The store's folder."""
+    split: str
+    seed: int
 
     def __init__(
         self,
         dataset_dir: str | Path,
         split: str,
         epoch: int = 0,
-        device: str | torch.device = "cpu",
+        device: str | torch.device | None = "cpu",
         *,
         seed: int = 42,
         validate: Validation = "auto",
     ) -> None:
-        placement = placement_for(device)
-        self._begin(Served(dataset_dir, placement, validate=validate), split, epoch, seed)
-
-    @classmethod
-    def _over(cls, served: Served, split: str, epoch: int, seed: int) -> Self:
-        self = cls.__new__(cls)
-        self._begin(served, split, epoch, seed)
-        return self
-
-    def _begin(self, served: Served, split: str, epoch: int, seed: int) -> None:
-        if split not in SPLITS:
-            raise UsageError(f"split must be one of {', '.join(SPLITS)}, not {split!r}")
-        self.split = split
-        self.seed = operator.index(seed)
-        self._served: Served | None = served
+        arguments.split_name(split)
+        served = Served(dataset_dir, placement_for(device), validate=validate)
         generation = served.open()
-        self._control = Control(Words(_checked_epoch(epoch), NO_VARIANT, generation.number))
-        self.adoption = Adoption(served, self._control, generation)
-        reader = SplitReader(served, self.adoption, self._control, split, self.seed)
-        self._reader: SplitReader | None = reader
+        control = Control(1)
+        adoption = Adoption(served, control, generation)
+        self._begin(adoption, control, 0, split, epoch, seed)
+
+    def _begin(
+        self, adoption: Adoption, control: Control, number: int, split: str, epoch: int, seed: int
+    ) -> None:
+        self.dataset_dir = adoption.path
+        self.split = split
+        self.seed = arguments.integer(
+            "seed", seed, low=-(2**63), high=2**64 - 1
+        )  # as torch takes it
+        self.collective = False
+        """One of several ranks', which switch generations together (see `agreement`)."""
         self.epoch_calls = 0
-        self._length = reader.n
+        self._words = control.split(number)
+        self._words.set_epoch(arguments.integer("epoch", epoch))
+        self._words.set_forced(NO_VARIANT)
+        served = adoption.served
+        self._reader = SplitReader(served, adoption, self._words, split, self.seed)
+        self._store_id = served.store.store_id
+        self._about = (
+            f"pairs={self._reader.n}, D={served.config.embedding_dim}, N={served.config.n_neg},"
+            f" device={served.placement.device}"
+        )
         _log.info(
             "opened %s split=%s pairs=%d generation=%d device=%s memory=%.1f MB",
-            served.path,
+            self.dataset_dir,
             split,
-            self._length,
-            generation.number,
-            served.placement.device,
+            len(self),
+            self.generation,
+            self.device,
             self.memory_usage_mb,
         )
 
@@ -101,36 +112,50 @@ class JASPERSteeringDataset(Dataset[Sample]):
     def create_combined_splits(
         dataset_dir: str | Path,
         epoch: int = 0,
-        device: str | torch.device = "cpu",
+        device: str | torch.device | None = "cpu",
         *,
         seed: int = 42,
         validate: Validation = "auto",
         placement: Placement | None = None,
     ) -> dict[str, JASPERSteeringDataset]:
-        """The three splits over one set of mappings (on a device: over one copy)."""
+        """The three splits over one set of mappings (on a device: over one copy).
+
+        They serve one generation: what is adopted through one of them, all three serve. Epoch,
+        seed and forced steering are each one's own, and so is `close()`.
+        """
         served = Served(dataset_dir, placement or placement_for(device), validate=validate)
-        return {s: JASPERSteeringDataset._over(served, s, epoch, seed) for s in SPLITS}
+        generation = served.open()
+        control = Control(len(SPLITS))
+        adoption = Adoption(served, control, generation)
+        splits = {s: JASPERSteeringDataset.__new__(JASPERSteeringDataset) for s in SPLITS}
+        for number, (split, dataset) in enumerate(splits.items()):
+            dataset._begin(adoption, control, number, split, epoch, seed)
+        return splits
+
+    def __repr__(self) -> str:
+        state = ", closed" if self.closed else ""
+        return (
+            f"{type(self).__name__}({str(self.dataset_dir)!r}, {self.split!r}, {self._about},"
+            f" epoch={self.current_epoch}, generation={self.generation}{state})"
+        )
 
     def __len__(self) -> int:
-        return self._length
+        return self._reader.n
 
     def __getitem__(self, index: int) -> Sample:
-        try:
-            position = operator.index(index)
-        except TypeError:
-            raise UsageError(f"a position is a whole number, not {index!r}") from None
+        position = arguments.integer("a position", index, low=-(2**63))
         columns = self._read_checked(np.array([position], dtype=np.int64))
         return Sample((name, column[0]) for name, column in columns.items())
 
     def __getitems__(self, indices: Sequence[int] | ArrayLike | torch.Tensor) -> Rows:
-        positions = _as_positions(indices)
+        positions = arguments.positions(indices)
         return Rows(self._read_checked(positions), len(positions))
 
     def _read_checked(self, positions: NDArray[np.int64]) -> dict[str, torch.Tensor]:
-        if len(positions) and (positions.min() < 0 or positions.max() >= self._length):
-            wrong = positions[(positions < 0) | (positions >= self._length)][0]
+        if len(positions) and (positions.min() < 0 or positions.max() >= len(self)):
+            wrong = positions[(positions < 0) | (positions >= len(self))][0]
             raise IndexRangeError(
-                f"Index {wrong} out of range: split '{self.split}' has {self._length} pairs,"
+                f"Index {wrong} out of range: split '{self.split}' has {len(self)} pairs,"
                 " numbered from 0."
             )
         return self.reader.read(positions)
@@ -139,7 +164,12 @@ class JASPERSteeringDataset(Dataset[Sample]):
     def reader(self) -> SplitReader:
         """Reads batches of positions that are known to lie in the split."""
         self._open()
-        return cast(SplitReader, self._reader)
+        return self._reader
+
+    @property
+    def adoption(self) -> Adoption:
+        """Says which generation is served; shared by the splits of `create_combined_splits`."""
+        return self._reader.adoption
 
     def reload_negatives(self) -> int:
         """Look for a newer generation now and serve it, in every worker too; the one in force.
@@ -151,10 +181,14 @@ class JASPERSteeringDataset(Dataset[Sample]):
         return self.adoption.reload()
 
     def set_epoch(self, epoch: int) -> None:
-        """Move to `epoch` (>= 0) in this process and in every worker of this dataset."""
-        self._control.set_epoch(_checked_epoch(epoch))
-        if not self.adoption.collective:
-            self.adoption.release()
+        """Move to `epoch` (>= 0) in this process and in every worker of this dataset.
+
+        It never communicates: ranks of torch.distributed agree on a generation by
+        `jasper_mmap.set_epoch`.
+        """
+        self._words.set_epoch(arguments.integer("epoch", epoch))
+        if not self.collective and not self.closed:
+            self.adoption.release(self.split)
         self.epoch_calls += 1  # tells samplers that their count of passes begins anew
 
     @property
@@ -167,18 +201,18 @@ class JASPERSteeringDataset(Dataset[Sample]):
     @property
     def store_id(self) -> str:
         """Names the content of the store: equal stores have equal ones."""
-        return self._open().store.store_id
+        return self._store_id
 
     def force_steering(self, variant: str | None) -> None:
         """Give every pair this variant ("zero", "centroid", "keyword", "residual") from now on,
         in every worker too; None goes back to the curriculum's draw."""
         if variant is not None and variant not in VARIANTS:
             raise UsageError(f"variant must be one of {', '.join(VARIANTS)} or None: {variant!r}")
-        self._control.set_forced(NO_VARIANT if variant is None else VARIANTS.index(variant))
+        self._words.set_forced(NO_VARIANT if variant is None else VARIANTS.index(variant))
 
     @property
     def current_epoch(self) -> int:
-        return self._control.read().epoch
+        return self._words.read().epoch
 
     @property
     def steering_probs(self) -> dict[str, float]:
@@ -189,7 +223,7 @@ class JASPERSteeringDataset(Dataset[Sample]):
     @property
     def generation(self) -> int:
         """The generation of hard negatives that is served."""
-        return self._control.read().generation
+        return self._words.read().generation
 
     @property
     def embedding_dim(self) -> int:
@@ -217,7 +251,8 @@ class JASPERSteeringDataset(Dataset[Sample]):
     def __getattr__(self, name: str) -> Any:
         artifact = ARTIFACTS.get(name)
         if artifact is None and name != "split_indices":
-            if hasattr(type(self), name) and self.__dict__.get("_served") is None:
+            reader = self.__dict__.get("_reader")
+            if hasattr(type(self), name) and reader is not None:
                 self._open()  # a property that found the dataset closed ends up here
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
         served = self._open()
@@ -231,49 +266,32 @@ class JASPERSteeringDataset(Dataset[Sample]):
         return [*super().__dir__(), *ARTIFACTS, "split_indices"]
 
     def _open(self) -> Served:
-        # Through __dict__, for __getattr__ must not be asked while the object is being built.
-        served: Served | None = self.__dict__.get("_served")
-        if served is None:
-            raise ClosedError("the dataset was closed; open it again to read from it.")
-        return served
+        return self._reader.served
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close()` was called."""
+        return self._reader.closed
 
     def close(self) -> None:
-        """Let go of the mappings (they end with the last tensor that views them)."""
-        self._served = self._reader = None
-        self.adoption.close()
+        """Let go of the mappings (they end with the last tensor or dataset that uses them)."""
+        self._reader.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._open()  # a closed one says so here, and not where it arrives
+        return self.__dict__
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._served is not None:
+    def __exit__(self, *_: object) -> None:
+        if not self.closed:
             _log.info(
                 "closed %s split=%s epoch=%d generation=%d memory=%.1f MB",
-                self._served.path,
+                self.dataset_dir,
                 self.split,
                 self.current_epoch,
                 self.generation,
                 self.memory_usage_mb,
             )
         self.close()
-
-
-def _checked_epoch(epoch: int) -> int:
-    number = operator.index(epoch)
-    if number < 0:
-        raise UsageError(f"epoch must be 0 or more, not {number}")
-    return number
-
-
-def _as_positions(indices: Sequence[int] | ArrayLike | torch.Tensor) -> NDArray[np.int64]:
-    found = np.asarray(indices)
-    if found.size == 0:
-        return np.empty(0, dtype=np.int64)
-    if found.ndim != 1 or found.dtype.kind not in "iu":
-        raise UsageError(f"positions are a list of whole numbers, not {indices!r:.100}")
-    return found.astype(np.int64)

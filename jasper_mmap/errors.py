@@ -84,3 +84,15 @@ class DeviceMemoryError(DeviceError, MemoryError):
 
 class UsageError(JasperError, TypeError):
     """An argument is of the wrong kind or two of them do not go together."""
+
+
+class UnknownSplitError(UsageError, FileNotFoundError):
+    """There is no split of this name."""
+
+
+class BatchError(ContentError, AssertionError):
+    """A batch is not what it must be: `validate_first_batch` says key, row and value."""
+
+
+class BatchTypeError(BatchError, ContentTypeError):
+    """A batch has a value of the wrong type or dtype."""

@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 
 from .dataset import JASPERSteeringDataset
-from .errors import ContentError, ContentTypeError, DeviceError, UsageError
+from .epochs import datasets_of
+from .errors import BatchError, BatchTypeError
 from .loader import JASPERDataLoader
 from .manifest import Manifest
 from .schema import COLUMNS, VARIANTS, Column
 
+_ROWS = 64
+"""Of a dataset that is given without a loader."""
 
-def validate_first_batch(loader: DataLoader[Any]) -> bool:
+
+def validate_first_batch(loader: DataLoader[Any] | Dataset[Any]) -> bool:
     """Read the first batch of the next pass and check everything about it; True, or it raises.
 
     Keys, shapes, dtypes, device, NaN and Inf (unless the store was converted with some), ranges,
-    clusters, and zero steering where the variant is zero. A loader of `create_loader` is not moved:
-    the batch is made in this process and the pass does not count. Any other DataLoader over
-    datasets of this package is iterated once. Raises a `JasperError` naming key, row and value.
+    clusters, and zero steering where the variant is zero. `loader` is what `set_epoch` takes. A
+    loader of `create_loader` is not moved: the batch is made in this process and the pass does not
+    count. Any other DataLoader is iterated once. Raises `BatchError` (also an `AssertionError`)
+    naming key, row and value.
     """
-    datasets = list(_ours(loader.dataset))
-    if not datasets:
-        raise UsageError(
-            f"the loader's dataset is a {type(loader.dataset).__name__}; validate_first_batch"
-            " checks loaders over JASPERSteeringDataset."
-        )
+    datasets = datasets_of(loader, "validate_first_batch")
+    if not isinstance(loader, DataLoader):
+        loader = DataLoader(loader, batch_size=_ROWS)
     batch = _first(loader)
     if batch is None:
-        raise ContentError(
+        raise BatchError(
             f"the loader of split {datasets[0].split!r} has no batches: its dataset has"
             f" {len(datasets[0])} pairs, batch_size is {loader.batch_size}, drop_last is"
             f" {loader.drop_last}. Choose a smaller batch_size, drop_last=False, or another split."
@@ -43,17 +45,6 @@ def validate_first_batch(loader: DataLoader[Any]) -> bool:
     _check_clusters(batch["cluster_id"], datasets)
     _check_zero_steering(batch["steering"], batch["steering_variant"])
     return True
-
-
-def _ours(dataset: Dataset[Any]) -> Iterator[JASPERSteeringDataset]:
-    """The datasets of this package that `dataset` is made of."""
-    if isinstance(dataset, JASPERSteeringDataset):
-        yield dataset
-    elif isinstance(dataset, Subset):
-        yield from _ours(dataset.dataset)
-    elif isinstance(dataset, ConcatDataset):
-        for part in dataset.datasets:
-            yield from _ours(part)
 
 
 def _first(loader: DataLoader[Any]) -> Any:
@@ -68,7 +59,7 @@ def _first(loader: DataLoader[Any]) -> Any:
 
 def _check_keys(batch: Any) -> None:
     if not isinstance(batch, Mapping):
-        raise ContentTypeError(
+        raise BatchTypeError(
             f"a batch is a {type(batch).__name__}, not a dict of tensors; a collate_fn of your own"
             " must return what the default one does."
         )
@@ -77,14 +68,14 @@ def _check_keys(batch: Any) -> None:
     if missing or unknown:
         told = [f"lacks {missing}"] if missing else []
         told += [f"has {unknown} besides"] if unknown else []
-        raise ContentError(f"the batch {' and '.join(told)}; its keys are {list(COLUMNS)}.")
+        raise BatchError(f"the batch {' and '.join(told)}; its keys are {list(COLUMNS)}.")
 
 
 def _size(batch: Mapping[str, Any]) -> int:
     name = next(iter(COLUMNS))
     column = batch[name]
     if not isinstance(column, torch.Tensor) or column.ndim == 0:
-        raise ContentTypeError(f"{name}: is no tensor with rows, but {type(column).__name__}.")
+        raise BatchTypeError(f"{name}: is no tensor with rows, but {type(column).__name__}.")
     return len(column)
 
 
@@ -93,18 +84,18 @@ def _check_column(
 ) -> None:
     name, first = column.name, datasets[0]
     if not isinstance(values, torch.Tensor):
-        raise ContentTypeError(f"{name}: is a {type(values).__name__}, not a tensor.")
+        raise BatchTypeError(f"{name}: is a {type(values).__name__}, not a tensor.")
     if values.dtype != column.dtype:
-        raise ContentTypeError(f"{name}: is {values.dtype}, must be {column.dtype}.")
+        raise BatchTypeError(f"{name}: is {values.dtype}, must be {column.dtype}.")
     sizes = {"B": size, "D": first.embedding_dim, "N": first.n_neg}
     wanted = tuple(sizes[letter] for letter in column.shape)
     if tuple(values.shape) != wanted:
-        raise ContentError(
+        raise BatchError(
             f"{name}: has the shape {list(values.shape)}, must be [{', '.join(column.shape)}] ="
             f" {list(wanted)}."
         )
     if values.device != first.device:
-        raise DeviceError(f"{name}: lies on {values.device}, the dataset on {first.device}.")
+        raise BatchError(f"{name}: lies on {values.device}, the dataset on {first.device}.")
     finite = torch.isfinite(values)
     if not any(_nonfinite_allowed(dataset) for dataset in datasets):
         _refuse(name, values, ~finite, "must be finite")
@@ -133,12 +124,12 @@ def _check_zero_steering(steering: torch.Tensor, variants: torch.Tensor) -> None
 
 
 def _refuse(name: str, values: torch.Tensor, wrong: torch.Tensor, rule: str) -> None:
-    """Raise `ContentError` naming the first place where `wrong` holds."""
+    """Raise `BatchError` naming the first place where `wrong` holds."""
     if not bool(wrong.any()):
         return
     row, *rest = wrong.nonzero()[0].tolist()
     place = f"row {row}" + (f", place {rest}" if rest else "")
     value = values[(row, *rest)].item()
-    raise ContentError(
+    raise BatchError(
         f"{name}: {place} holds {value:.9g}, {rule}. Run jasper-mmap verify on the store."
     )

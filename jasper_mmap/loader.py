@@ -11,23 +11,21 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import BatchSampler, DataLoader, Sampler, default_collate
 
-from .agreement import agree
+from .adoption import Adopt
+from .arguments import integer
 from .batch import Sample
 from .dataset import JASPERSteeringDataset
+from .epochs import begin_epoch
 from .errors import DeviceError, UsageError
 from .layout import Batch, Layout
+from .order import PassCounter, Plan, counting
 from .passes import ForeignPass, LocalPass, Pass
-from .sampler import (
-    OrderedSampler,
-    PassCounter,
-    Plan,
-    PlannedBatches,
-    RankSampler,
-    ShuffledSampler,
-)
+from .placement import placement_for
+from .sampler import OrderedSampler, PlannedBatches, RankSampler, ShuffledSampler
 from .slots import Slots
+from .store import Validation
 from .warm import fits, read_through
-from .watcher import Adopt, Watcher, watch_negatives
+from .watcher import Watcher, watch_negatives
 from .workers import WorkerPass, WorkerPool
 
 _log = logging.getLogger("jasper_mmap")
@@ -36,6 +34,8 @@ _LOCAL_SLOTS = 2
 _PREFETCH, _PREFETCH_MAX = 2, 8
 """Batches under way for each worker, as in torch; of small ones more, up to so many bytes."""
 _PREFETCH_BYTES = 12 << 20
+_MOST = 1 << 40
+"""Of a batch size: products with the number of ranks fit 64 bits."""
 
 
 class JASPERDataLoader(DataLoader[Sample]):
@@ -44,6 +44,7 @@ class JASPERDataLoader(DataLoader[Sample]):
     `dataset_obj` is the dataset, `sampler_obj` the sampler (iterating it shows the positions of
     the next pass without counting it). `state_dict()` tells how far the iteration started last has
     come, in batches that were handed out; after `load_state_dict()` the next one goes on there.
+    Several threads may iterate it, each over a pass of its own.
     """
 
     def __init__(
@@ -77,13 +78,16 @@ class JASPERDataLoader(DataLoader[Sample]):
         return self._planned
 
     def __iter__(self) -> Pass:  # type: ignore[override]
-        plan = self._planned.plan = self._passes.begin()
+        with counting:
+            begun = self._last_pass = self._begin(self._passes.begin())
+        return begun
+
+    def _begin(self, plan: Plan) -> Pass:
+        self._planned.plan = plan
         if self.collate_fn is default_collate:
-            self._last_pass = self._own_pass(plan)
-        else:
-            # A user's own collate sees samples, which is what torch's iterator is for.
-            self._last_pass = ForeignPass(plan, cast(Iterator[Batch], super().__iter__()))
-        return self._last_pass
+            return self._own_pass(plan)
+        # A user's own collate sees samples, which is what torch's iterator is for.
+        return ForeignPass(plan, self.dataset_obj, cast(Iterator[Batch], super().__iter__()))
 
     def _own_pass(self, plan: Plan) -> Pass:
         dataset = self.dataset_obj
@@ -94,7 +98,7 @@ class JASPERDataLoader(DataLoader[Sample]):
             ahead = _PREFETCH if self._read_ahead else 0
             return LocalPass(plan, dataset, self._slots, ahead=ahead, pin=self.pin_memory)
         pool = self._pool
-        if pool is None or pool.closed:
+        if pool is None or pool.closed or not pool.is_own:
             prefetch = self.prefetch_factor or _PREFETCH
             base_seed = torch.empty((), dtype=torch.int64).random_(generator=self.generator)
             pool = WorkerPool(
@@ -113,6 +117,7 @@ class JASPERDataLoader(DataLoader[Sample]):
             self._pool = pool
         return WorkerPass(
             plan,
+            dataset,
             pool,
             timeout_s=self.timeout,
             last=not self.persistent_workers,
@@ -132,19 +137,42 @@ class JASPERDataLoader(DataLoader[Sample]):
         positions: list[int] = plan.positions(range(min(1, len(plan)))).tolist()
         return positions
 
+    def set_epoch(self, epoch: int) -> None:
+        """The same as `jasper_mmap.set_epoch` of this loader."""
+        begin_epoch([self.dataset_obj], epoch)
+
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` of a like loader needs, as plain numbers."""
+        """What `load_state_dict` of a like loader needs, as plain numbers and words."""
         last = self._last_pass
+        if last is not None and last.epoch_calls != self.dataset_obj.epoch_calls:
+            last = None  # an epoch was begun since it handed out a batch
         plan, count = (None, 0) if last is None else (last.plan, last.count)
         return {
             **self._passes.state_dict(plan, count),
             "generation": self.dataset_obj.generation,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken; world size, batch size and workers may differ."""
-        self._passes.load_state_dict(state)
+    def load_state_dict(self, state: dict[str, Any], *, other_store: bool = False) -> None:
+        """Go on where `state` was taken; world size, batch size and workers may differ.
+
+        Raises `UsageError` for what is no state, `JasperError` where split, pairs or seed differ,
+        and `StoreChangedError` where the store is another one, unless `other_store`. Then nothing
+        has been moved.
+        """
+        self._passes.load_state_dict(state, other_store=other_store)
         self._last_pass = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy has the same options and comes to the same pass next; slots, workers and the
+        # watch are of this process.
+        own = ("_last_pass", "_slots", "_pool", "watcher", "_iterator")
+        return self.__dict__ | dict.fromkeys(own)
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({self.dataset_obj!r}, batch_size={self.batch_size},"
+            f" drop_last={self.drop_last}, num_workers={self.num_workers}, batches={len(self)})"
+        )
 
 
 def _layout(dataset: JASPERSteeringDataset, batch_size: int) -> Layout:
@@ -162,8 +190,9 @@ def create_loader(
     drop_last: bool | None = None,
     pin_memory: bool = True,
     *,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = "cpu",
     seed: int = 42,
+    validate: Validation = "auto",
     persistent_workers: bool | None = None,
     prefetch_factor: int | None = None,
     multiprocessing_context: Any = None,
@@ -185,17 +214,15 @@ def create_loader(
     Raises what `JASPERSteeringDataset` raises, `UsageError` for arguments that cannot be, and
     `DeviceError` for workers with a dataset on a device.
     """
-    if batch_size < 1:
-        raise UsageError(f"batch_size must be 1 or more, not {batch_size}")
-    if num_workers < 0:
-        raise UsageError(f"num_workers must be 0 or more, not {num_workers}")
+    batch_size = integer("batch_size", batch_size, 1, _MOST)
+    num_workers = integer("num_workers", num_workers)
     rank, world = _rank_and_world() if distributed else (0, 1)
-    if num_workers and torch.device(device).type != "cpu":
+    if num_workers and placement_for(device).device.type != "cpu":
         raise DeviceError(
             f"num_workers={num_workers} with device={str(device)!r}: batches of a dataset on a"
             " device are made there; use num_workers=0, or device='cpu' with workers."
         )
-    dataset = JASPERSteeringDataset(dataset_dir, split, epoch, device, seed=seed)
+    dataset = JASPERSteeringDataset(dataset_dir, split, epoch, device, seed=seed, validate=validate)
     train = split == "train"
     drop = train if drop_last is None else drop_last
     passes = PassCounter(dataset, batch_size, drop, train, rank, world)
@@ -226,7 +253,16 @@ def create_loader(
         pin_memory=pin_memory and torch.cuda.is_available() and dataset.device.type == "cpu",
         **worker_options,
     )
-    dataset.adoption.collective = distributed
+    dataset.collective = distributed
+    if len(dataset) and not len(loader):
+        _log.warning(
+            "%r serves no batch: the split has %d pairs%s, fewer than batch_size=%d, and"
+            " drop_last=True drops the rest. Use a smaller batch_size, or drop_last=False.",
+            loader,
+            len(dataset) // world,
+            f" for each of {world} ranks" if world > 1 else "",
+            batch_size,
+        )
     if watch:
         loader.watcher = watch_negatives(loader, adopt="now" if watch is True else watch)
     return loader
@@ -249,14 +285,3 @@ def _rank_and_world() -> tuple[int, int]:
             " sets what it reads), or leave distributed out."
         )
     return dist.get_rank(), dist.get_world_size()
-
-
-def set_epoch(loader: JASPERDataLoader, epoch: int) -> None:
-    """Move the loader's dataset, its order and all its workers to `epoch`.
-
-    The ranks of a loader made with `distributed=True` all call it, and come to serve the same
-    generation of hard negatives (see `agreement.agree`).
-    """
-    loader.dataset_obj.set_epoch(epoch)
-    if loader.dataset_obj.adoption.collective:
-        agree(loader.dataset_obj.adoption)

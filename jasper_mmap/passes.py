@@ -10,9 +10,10 @@ from typing import Any, Final
 import torch
 
 from .dataset import JASPERSteeringDataset
+from .errors import UsageError
 from .gather import Lookup
 from .layout import Batch, Target
-from .sampler import Plan
+from .order import Plan
 from .slots import Slots
 from .warm import read_ahead
 
@@ -62,7 +63,7 @@ class PlanReader:
         return columns
 
     def _block(self, plan: Plan, batch: int) -> _Block:
-        words = self._reader.control.read()
+        words = self._reader.words.read()
         # On a device what one stream has looked up another may not read yet.
         stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
         state = (words, stream)
@@ -81,19 +82,36 @@ class PlanReader:
 
 
 class Pass(Iterator[Batch]):
-    """One iteration over a loader; `count` batches of `plan` were handed out so far."""
+    """One iteration over a loader, for one thread at a time; `count` batches of `plan` were handed
+    out so far."""
 
-    def __init__(self, plan: Plan, *, pin: bool = False) -> None:
+    def __init__(self, plan: Plan, dataset: JASPERSteeringDataset, *, pin: bool = False) -> None:
         self.plan = plan
         self.count = 0
+        self.epoch_calls = dataset.epoch_calls
+        """Of the dataset when the latest batch was handed out, or the pass begun."""
+        self._dataset = dataset
         self._pin = pin
+        # Whoever has it may go on: taking from and adding to a list is atomic.
+        self._turn: list[None] = [None]
 
     def __len__(self) -> int:
         return len(self.plan)
 
     def __next__(self) -> Batch:
-        batch = self._next()
-        self.count += 1
+        try:
+            self._turn.pop()
+        except IndexError:
+            raise UsageError(
+                "another thread is taking a batch from this iterator; use it in one thread at a"
+                " time, or begin one for each thread with iter(loader)."
+            ) from None
+        try:
+            batch = self._next()
+            self.count += 1
+            self.epoch_calls = self._dataset.epoch_calls
+        finally:
+            self._turn.append(None)
         if self._pin:
             # torch's pinned memory, which it keeps until a non-blocking copy has read it.
             return {name: column.pin_memory() for name, column in batch.items()}
@@ -115,7 +133,7 @@ class LocalPass(Pass):
         ahead: int = 0,
         pin: bool = False,
     ) -> None:
-        super().__init__(plan, pin=pin)
+        super().__init__(plan, dataset, pin=pin)
         self._reader = PlanReader(dataset, ahead=ahead)
         self._slots = slots
 
@@ -137,8 +155,10 @@ class LocalPass(Pass):
 class ForeignPass(Pass):
     """Batches of torch's own iterator, for what this package's do not cover."""
 
-    def __init__(self, plan: Plan, batches: Iterator[Batch]) -> None:
-        super().__init__(plan)
+    def __init__(
+        self, plan: Plan, dataset: JASPERSteeringDataset, batches: Iterator[Batch]
+    ) -> None:
+        super().__init__(plan, dataset)
         self._batches = batches
 
     def _next(self) -> Batch:

@@ -77,10 +77,10 @@ class Placement:
         return Stack(joined, dict(zip(tables, begins, strict=True)), parts)
 
 
-def placement_for(device: str | torch.device) -> Placement:
-    """The placement that `device` ("cpu", "cuda", "cuda:1", ...) asks for."""
+def placement_for(device: str | torch.device | None) -> Placement:
+    """The placement that `device` ("cpu", "cuda", "cuda:1", ...) asks for; None is the CPU."""
     try:
-        target = torch.device(device)
+        target = torch.device("cpu" if device is None else device)
     except (RuntimeError, TypeError) as error:
         raise DeviceError(f"device {device!r} is none that torch knows: {error}") from None
     if target.type == "cpu":

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from functools import cached_property
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import get_worker_info
 
 from .adoption import Adoption
-from .control import NO_VARIANT, Control, Words
+from .control import NO_VARIANT, SplitWords, Words, in_worker
 from .curriculum import steering_probabilities
-from .errors import DeviceError
+from .errors import ClosedError, DeviceError
 from .gather import Lookup, rows_of
 from .layout import Batch, Target, empty_batch
 from .served import Served
@@ -41,27 +37,50 @@ class _Spares:
         return _Spares, ()
 
 
-@dataclass(frozen=True)
 class SplitReader:
-    """Reads batches of one split, as the control words say at that moment."""
+    """Reads batches of one split, as the control words say at that moment, until `close()`."""
 
-    served: Served
-    adoption: Adoption
-    control: Control
-    split: str
-    seed: int
-    _spares: _Spares = field(default_factory=_Spares, repr=False, compare=False)
-
-    @cached_property
-    def n(self) -> int:
+    def __init__(
+        self, served: Served, adoption: Adoption, words: SplitWords, split: str, seed: int
+    ) -> None:
+        self.n = len(served.tables[f"{split}_idx"])
         """How many pairs the split has."""
-        return len(self.served.tables[f"{self.split}_idx"])
+        self.words = words
+        self._tables: tuple[Served, Adoption] | None = served, adoption
+        self._split = split
+        self._seed = seed
+        self._spares = _Spares()
+
+    @property
+    def served(self) -> Served:
+        """The tables; raises `ClosedError` after `close()`."""
+        return self._open()[0]
+
+    @property
+    def adoption(self) -> Adoption:
+        """Who says which generation to read; raises `ClosedError` after `close()`."""
+        return self._open()[1]
+
+    @property
+    def closed(self) -> bool:
+        return self._tables is None
+
+    def close(self) -> None:
+        """Let go of the tables."""
+        self._tables = None
+        self._spares = _Spares()
+
+    def _open(self) -> tuple[Served, Adoption]:
+        tables = self._tables
+        if tables is None:
+            raise ClosedError("the dataset was closed; open it again to read from it.")
+        return tables
 
     def read(self, positions: NDArray[np.int64]) -> Batch:
         """The batch of `positions` [B], in columns of its own."""
         batch = self.new_batch(len(positions))
         if len(positions):
-            lookup = self.look_up(positions, len(positions), self.control.read(), batch)
+            lookup = self.look_up(positions, len(positions), self.words.read(), batch)
             lookup.fill_wide(0, Target(batch))
             self.spare(lookup)
         return batch
@@ -86,16 +105,16 @@ class SplitReader:
     ) -> Lookup:
         """The batches of `positions`, each of `batch_size`, under these control words; `plain` as
         in `Lookup.load`."""
-        served = self.served
+        served, adoption = self._open()
         device = served.placement.device
-        if device.type != "cpu" and get_worker_info() is not None:
+        if device.type != "cpu" and in_worker():
             raise DeviceError(
                 f"a dataset on {device} cannot be read in a DataLoader's worker: use num_workers=0"
                 " (its batches are ready on the device), or device='cpu' with workers."
             )
-        generation = self.adoption.current(words.generation)
+        generation = adoption.current(words.generation)
         index = torch.from_numpy(positions).to(device)
-        pairs = rows_of(served.tables[f"{self.split}_idx"], index).to(torch.int64)
+        pairs = rows_of(served.tables[f"{self._split}_idx"], index).to(torch.int64)
         batches = len(positions) // batch_size
         lookup = self._spares.take(batches, batch_size) or Lookup(
             served.tables,
@@ -120,7 +139,7 @@ class SplitReader:
             positions,
             self.n,
             tuple(probabilities.values()),
-            seed=self.seed,
-            split=self.split,
+            seed=self._seed,
+            split=self._split,
             epoch=words.epoch,
         )

@@ -101,6 +101,7 @@ class Slots:
         self.layout = layout
         self.count = count
         self.fallbacks = 0
+        self._owner = os.getpid()
         self.memory = anonymous_memory("jasper-slots", 0) if shared else None
         self.extents = Extents(layout, count, self.memory)
         # Appending to and popping from a list is atomic: a lease may end in any thread, or while
@@ -125,7 +126,12 @@ class Slots:
             return next(self._unused)
 
     def give_back(self, slot: int) -> None:
-        """Make `slot` free again."""
+        """Make `slot` free again.
+
+        A forked process has copies of the leases that were alive, whose end says nothing.
+        """
+        if self.memory is not None and os.getpid() != self._owner:
+            return
         if slot < self.count:
             self._free.append(slot)
             return

@@ -1,8 +1,7 @@
 """A thread that sees new generations and puts them in service.
 
-It compares inode, time and size of the pointer, which costs about a microsecond and takes no lock.
-What it finds is checked in full before anything is switched. It holds no reference to the loader
-or dataset that it watches for, so it ends with them even when nobody stops it.
+It holds no reference to the loader or dataset that it watches for, so it ends with them even when
+nobody stops it.
 """
 
 from __future__ import annotations
@@ -13,23 +12,19 @@ import os
 import queue
 import threading
 import weakref
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Self
 
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import DataLoader
 
+from .adoption import Adopt, Adoption
+from .control import in_worker
 from .dataset import JASPERSteeringDataset
-from .errors import AccessError, ClosedError, MissingFileError, StorageError, UsageError
-from .negatives import pointer_path, read_pointer
-from .served import Generation
+from .epochs import datasets_of
+from .errors import ClosedError, UsageError
+from .look import Look
 
-Adopt = Literal["now", "epoch"]
-Stamp = tuple[int, int, int]
-
-_PATIENCE: Final = 5
-"""Looks in a row for which a missing or unreadable file is taken for a hiccup of the storage."""
 _EXIT_S: Final = 1.0
 """How long the end of the interpreter waits for a look that is under way."""
 
@@ -48,25 +43,24 @@ def watch_negatives(
 ) -> Watcher:
     """Look for new hard negatives every `interval_s` seconds until `.stop()` or the end of `with`.
 
-    With `adopt="now"` a new generation is served from the next batch on that is not queued yet,
-    with "epoch" from the next `set_epoch` on; the ranks of a loader made with `distributed=True`
-    then all take the one that rank 0 names. `on_reload(generation)` is called after a switch, in
-    the thread that made it. A generation that fails its checks is told once to `on_error` (and
-    logged), never adopted, and the watch goes on. Raises `UsageError` in a worker.
+    `loader_or_dataset` is what `set_epoch` takes. With `adopt="now"` a new generation is served
+    from the next batch on that is not queued yet, with "epoch" from the next `set_epoch` of what is
+    watched; the ranks of a loader made with `distributed=True` then all take the one that rank 0
+    names. Datasets of one `create_combined_splits` switch together, whichever is watched.
+    `on_reload(generation)` is called after a switch, in the thread that made it. A generation that
+    fails its checks is told once to `on_error` (and logged), never adopted, and the watch goes on.
+    Raises `UsageError` in a worker, and beside a watch of another `adopt`.
     """
     if adopt not in ("now", "epoch"):
         raise UsageError(f"adopt must be 'now' or 'epoch', not {adopt!r}")
     if not interval_s > 0:
         raise UsageError(f"interval_s must be above 0, not {interval_s!r}")
-    if get_worker_info() is not None:
+    if in_worker():
         raise UsageError("start the watch in the main process: it reaches all workers from there")
-    dataset = getattr(loader_or_dataset, "dataset", loader_or_dataset)
-    if not isinstance(dataset, JASPERSteeringDataset):
-        raise UsageError(
-            "watch_negatives takes a JASPERSteeringDataset or a loader of one, not"
-            f" {type(loader_or_dataset).__name__} of {type(dataset).__name__}"
-        )
-    return Watcher(loader_or_dataset, dataset, interval_s, adopt, on_reload, on_error)
+    datasets = datasets_of(loader_or_dataset, "watch_negatives")
+    # A Subset or ConcatDataset may be a thing of the moment.
+    subjects = [loader_or_dataset] if isinstance(loader_or_dataset, DataLoader) else datasets
+    return Watcher(subjects, datasets, interval_s, adopt, on_reload, on_error)
 
 
 class Watcher:
@@ -74,8 +68,8 @@ class Watcher:
 
     def __init__(
         self,
-        subject: object,
-        dataset: JASPERSteeringDataset,
+        subjects: Sequence[object],
+        datasets: Sequence[JASPERSteeringDataset],
         interval_s: float,
         adopt: Adopt,
         on_reload: Callable[[int], None] | None,
@@ -84,12 +78,22 @@ class Watcher:
         # A SimpleQueue, for unlike an Event it may be put to while the collector runs.
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._pid = os.getpid()
-        look = _Look(dataset, adopt, on_reload, on_error)
         wake = self._wake
-        alive = weakref.ref(subject, lambda _: wake.put(None))
+        alive = _Alive(subjects, lambda: wake.put(None))
+        together: dict[Adoption, list[JASPERSteeringDataset]] = {}
+        for dataset in datasets:
+            together.setdefault(dataset.adoption, []).append(dataset)
+        looks: list[Look] = []
+        try:
+            for adoption, members in together.items():
+                looks.append(Look(adoption, members, adopt, on_reload, on_error))
+        except BaseException:
+            for look in looks:
+                look.leave()
+            raise
         self._thread = threading.Thread(
             target=_watch,
-            args=(look, self._wake, alive, interval_s),
+            args=(looks, self._wake, alive, interval_s),
             name="jasper-watch-negatives",
             daemon=True,
         )
@@ -121,27 +125,45 @@ class Watcher:
         self.stop()
 
 
+class _Alive:
+    """Whether any of the `subjects` still lives; `ended` is called when the last one dies."""
+
+    def __init__(self, subjects: Sequence[object], ended: Callable[[], None]) -> None:
+        self._ended = ended
+        self._references = [weakref.ref(subject, self._died) for subject in subjects]
+
+    def __call__(self) -> bool:
+        return any(reference() is not None for reference in self._references)
+
+    def _died(self, _: object) -> None:
+        if not self():
+            self._ended()
+
+
 def _watch(
-    look: _Look,
+    looks: list[Look],
     wake: queue.SimpleQueue[None],
-    alive: weakref.ref[object],
+    alive: _Alive,
     interval_s: float,
 ) -> None:
     try:
-        while alive() is not None:
-            try:
-                look()
-            except ClosedError:
-                return
-            except Exception as error:  # noqa: BLE001 - whatever it is, the watch must go on
-                look.report(error)
+        while looks and alive():
+            for look in tuple(looks):
+                try:
+                    look()
+                except ClosedError:
+                    looks.remove(look)
+                    look.leave()
+                except Exception as error:  # noqa: BLE001 - whatever it is, the watch must go on
+                    look.report(error)
             try:
                 wake.get(timeout=interval_s)
             except queue.Empty:
                 continue
             return
     finally:
-        look.leave()
+        for look in looks:
+            look.leave()
         _running.pop(threading.current_thread(), None)
 
 
@@ -153,124 +175,3 @@ def _end_all() -> None:
         wake.put(None)
     for thread, _ in running:
         thread.join(_EXIT_S)
-
-
-class _Look:
-    """One look at the pointer, and what is remembered from look to look."""
-
-    def __init__(
-        self,
-        dataset: JASPERSteeringDataset,
-        adopt: Adopt,
-        on_reload: Callable[[int], None] | None,
-        on_error: Callable[[Exception], None] | None,
-    ) -> None:
-        self._dataset = weakref.ref(dataset)
-        self._adopt = adopt
-        self._on_error = on_error
-        self._on_reload = on_reload
-        dataset.adoption.listeners.append(self._reloaded)
-        self._pointer = pointer_path(dataset.adoption.path)
-        self._done: Stamp | None = None
-        """Of the pointer when it was last dealt with."""
-        self._named = 0
-        """The generation that it named then."""
-        self._found: Generation | None = None
-        """The newest generation that passed its checks."""
-        self._spoilt: tuple[Stamp | None, Path, Stamp | None] | None = None
-        """Stamps of a pointer and its file that failed: looked at again when either changes."""
-        self._reported: Stamp | None = None
-        self._misses, self._missed = 0, _NOTHING
-        """How many looks in a row found this pointer, or none, but not what it names."""
-
-    def __call__(self) -> None:
-        dataset = self._dataset()
-        if dataset is None:
-            raise ClosedError("the dataset is gone")
-        adoption = dataset.adoption
-        _ = adoption.path  # raises if it was closed
-        stamp = _stamp(self._pointer)
-        # What it named may not have been found by this watch, but served when it began, and then
-        # left again by ranks that agreed on an older one.
-        found = self._found
-        known = max(adoption.number, found.number if found is not None else 0)
-        done = stamp == self._done and self._named <= known
-        if stamp is None or not (done or self._known_spoilt(stamp)):
-            self._examine(dataset, stamp)
-        found = self._found
-        if found is not None and found.number > adoption.number:
-            if self._adopt == "now":
-                adoption.adopt(found)
-            else:
-                adoption.hold(found)
-
-    def _known_spoilt(self, stamp: Stamp) -> bool:
-        if self._spoilt is None:
-            return False
-        pointer, path, file = self._spoilt
-        return (stamp, _stamp(path)) == (pointer, file)
-
-    def _examine(self, dataset: JASPERSteeringDataset, stamp: Stamp | None) -> None:
-        adoption, path = dataset.adoption, self._pointer
-        file: Stamp | None = None
-        try:
-            pointer = read_pointer(adoption.path)
-            path = self._pointer.parent / pointer.file
-            file = _stamp(path)
-            if pointer.generation > adoption.number:
-                self._found = adoption.examined(pointer)
-        except ClosedError:
-            raise
-        except (MissingFileError, StorageError, AccessError) as error:
-            # Being replaced, or a network file system that is behind: it may be there next time.
-            key = stamp or _NOTHING
-            self._misses = self._misses + 1 if key == self._missed else 1
-            self._missed = key
-            if self._misses >= _PATIENCE and self._reported != key:
-                self._reported = key
-                self.report(error)
-        except Exception as error:  # noqa: BLE001 - a spoilt file must not end the watch
-            if _stamp(self._pointer) != stamp:
-                return  # replaced since the stamp was taken, which one was read is not known
-            self._spoilt = (stamp, path, file)
-            if self._reported != stamp:
-                self._reported = stamp
-                self.report(error)
-        else:
-            self._done, self._named = stamp, pointer.generation
-            self._spoilt, self._misses = None, 0
-
-    def report(self, error: Exception) -> None:
-        """Tell of an error; what fails here is logged only."""
-        _log.error("watching %s: %s", self._pointer, error)
-        _call(self._on_error, error)
-
-    def _reloaded(self, generation: int) -> None:
-        _call(self._on_reload, generation)
-
-    def leave(self) -> None:
-        """Let go of what waits for an epoch, and hear of no more switches."""
-        dataset = self._dataset()
-        if dataset is not None:
-            dataset.adoption.hold(None)
-            dataset.adoption.listeners.remove(self._reloaded)
-
-
-_NOTHING: Final = (0, 0, 0)
-
-
-def _stamp(path: Path) -> Stamp | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns, status.st_size
-
-
-def _call(callback: Callable[[Any], None] | None, value: Any) -> None:
-    """Call a user's callback; its failure must stop neither the watch nor the training."""
-    try:
-        if callback is not None:
-            callback(value)
-    except Exception:  # noqa: BLE001 - see above
-        _log.exception("a callback of watch_negatives failed")

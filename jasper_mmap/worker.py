@@ -30,8 +30,8 @@ from torch.utils.data import _utils
 
 from .dataset import JASPERSteeringDataset
 from .layout import Layout
+from .order import Plan
 from .passes import PlanReader
-from .sampler import Plan
 from .shared import Descriptor
 from .slots import Extents
 

@@ -11,14 +11,16 @@ import multiprocessing
 import os
 import pickle
 import select
+import threading
 import time
 import weakref
 from typing import Any, Final
 
 from .dataset import JASPERSteeringDataset
+from .errors import UsageError
 from .layout import Batch, Layout
+from .order import Plan
 from .passes import Pass
-from .sampler import Plan
 from .shared import Descriptor
 from .slots import Slots
 from .worker import MANY, REPLY, REQUEST, STOP, Job, WorkerInit, work
@@ -27,7 +29,10 @@ _JOIN_S: Final = 5.0
 
 
 class WorkerPool:
-    """Worker processes of one loader, and the slots they fill."""
+    """Worker processes of one loader, and the slots they fill.
+
+    Passes in several threads may use it: whoever holds `lock` reads the replies for all of them.
+    """
 
     def __init__(
         self,
@@ -43,6 +48,7 @@ class WorkerPool:
         in_order: bool = True,
         ahead: int = 0,
     ) -> None:
+        self.lock = threading.Lock()
         self.num_workers = num_workers
         self.outstanding_max = num_workers * prefetch
         # One more than can be under way: the batch that the trainer works on.
@@ -93,8 +99,9 @@ class WorkerPool:
         self._poll.register(self._replies.fd, select.POLLIN)
         for process in self._processes:
             self._poll.register(process.sentinel, select.POLLIN)
+        self._owner = os.getpid()
         self.close = weakref.finalize(
-            self, _close, os.getpid(), self._processes, self._requests, self._replies
+            self, _close, self._owner, self._processes, self._requests, self._replies
         )
 
     @property
@@ -105,6 +112,11 @@ class WorkerPool:
     @property
     def closed(self) -> bool:
         return not self.close.alive
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the workers are this process's; a forked one has but a copy of the pool."""
+        return self._owner == os.getpid()
 
     def request(self, owner: WorkerPass, batch: int, slot: int) -> None:
         """Have a worker fill `slot` with `batch` of the owner's plan, once they are sent.
@@ -198,20 +210,22 @@ class WorkerPass(Pass):
     def __init__(
         self,
         plan: Plan,
+        dataset: JASPERSteeringDataset,
         pool: WorkerPool,
         *,
         timeout_s: float = 0.0,
         last: bool = False,
         pin: bool = False,
     ) -> None:
-        super().__init__(plan, pin=pin)
+        super().__init__(plan, dataset, pin=pin)
         self._last = last
         self._pool = pool
         self._timeout_s = timeout_s or None
         self._requested = 0
         self._under_way = 0
         self._ready: dict[int, tuple[int, int]] = {}
-        self._request_more()  # workers begin before the first batch is asked for
+        with pool.lock:
+            self._request_more()  # workers begin before the first batch is asked for
 
     def arrived(self, batch: int, slot: int, error_bytes: int) -> None:
         """A reply: `slot` holds `batch`, or a pickled exception."""
@@ -236,6 +250,15 @@ class WorkerPass(Pass):
         pool.send()
 
     def _next(self) -> Batch:
+        if not self._pool.is_own:
+            raise UsageError(
+                "this iterator was begun in another process, whose workers serve it; begin one here"
+                " with iter(loader), which starts workers of this process."
+            )
+        with self._pool.lock:
+            return self._next_of_pool()
+
+    def _next_of_pool(self) -> Batch:
         if self.count >= len(self.plan):
             if self._last:
                 self._pool.close()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from converters import convert
-from tests.folders import SYNTHETIC
+from tests.folders import SYNTHETIC, make_synthetic
 from tests.oracle import Oracle
 from tests.publishing import Tables, numbered
 from tools.demo_data import make_builder_folder
@@ -62,8 +62,9 @@ def folder_named(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
             if not REAL_FOLDER.is_dir():
                 pytest.skip(f"no real input at {REAL_FOLDER}")
             return REAL_FOLDER
-        options = {"n_pairs": 500, "dim": 32} if name == DEMO else SYNTHETIC[name]
-        return make_builder_folder(root / name, seed=1, **options)
+        if name == DEMO:
+            return make_builder_folder(root / name, seed=1, n_pairs=500, dim=32)
+        return make_synthetic(name, root / name)
 
     return folder
 
@@ -115,7 +116,7 @@ def demo_store(store_named: Callable[[str], Path]) -> Path:
 
 @pytest.fixture(scope="session", params=[REAL, *SYNTHETIC])
 def any_name(request: pytest.FixtureRequest) -> str:
-    """Return the name of the real folder, then of each of the twelve synthetic ones."""
+    """Return the name of the real folder, then of each of the synthetic ones."""
     name: str = request.param
     return name
 

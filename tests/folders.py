@@ -1,8 +1,11 @@
-"""Twelve builder's folders, each untidy in its own way; `SYNTHETIC` holds their arguments."""
+"""Builder's folders, each untidy in its own way; `SYNTHETIC` holds their arguments."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from tools.demo_data import make_builder_folder
 
 _ONLY_ZERO = {"zero": 1.0, "centroid": 0.0, "keyword": 0.0, "residual": 0.0}
 _NO_KEYWORD = {"zero": 0.25, "centroid": 0.5, "keyword": 0.0, "residual": 0.25}
@@ -77,4 +80,40 @@ SYNTHETIC: dict[str, dict[str, Any]] = {
         "untidy": frozenset({"views", "noncontiguous", "empty_val", "empty_test"}),
         "config_changes": {"steering_probabilities": _NO_KEYWORD},
     },
+    "one_dtype_of_its_own": {"n_pairs": 210, "dim": 16, "dtypes": {"question_embs": torch.float16}},
+    "dtypes_of_all_kinds": {
+        "n_pairs": 170,
+        "dim": 22,
+        "dtypes": {
+            "source_embs": torch.bfloat16,
+            "steering_centroid": torch.float64,
+            "steering_keyword_weighted": torch.float16,
+            "pair_relevance": torch.float64,
+            "centroid_distances": torch.float16,
+            "pair_index": torch.uint16,
+            "negative_tiers": torch.uint8,
+            "train_idx": torch.int16,
+        },
+    },
+    "steering_of_its_own": {
+        "n_pairs": 64,
+        "dim": 7,
+        "n_neg": 1,
+        "dtypes": dict.fromkeys(
+            ("steering_centroid", "steering_keyword_weighted", "steering_residual"), torch.bfloat16
+        ),
+    },
 }
+MIXED = tuple(name for name, options in SYNTHETIC.items() if "dtypes" in options)
+"""Those whose tables of embeddings cannot be joined to one."""
+
+
+def make_synthetic(name: str, folder: Path) -> Path:
+    """Make the folder of a name; `dtypes` are those of single artifacts."""
+    options = dict(SYNTHETIC[name])
+    dtypes = options.pop("dtypes", {})
+    make_builder_folder(folder, seed=1, **options)
+    for artifact, dtype in dtypes.items():
+        path = folder / f"{artifact}.pt"
+        torch.save(torch.load(path, weights_only=True).to(dtype), path)
+    return folder

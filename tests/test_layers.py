@@ -27,15 +27,18 @@ LAYERS = (
     ("converters", "write narrow derive source staging report"),
     ("jasper_mmap", "__main__ cli cli_bench cli_negatives console version inbox report summary"),
     ("jasper_mmap", "bench machine turns __init__"),
-    ("jasper_mmap", "first_batch loader workers worker passes sampler watcher"),
+    ("jasper_mmap", "first_batch loader watcher look workers worker passes sampler epochs order"),
     (
         "jasper_mmap",
-        "dataset batch reading gather slots layout agreement adoption overwritten publish warm",
+        "agreement dataset batch reading gather slots layout adoption overwritten publish warm",
     ),
     ("jasper_mmap", "retention incoming served placement stack validate"),
     ("jasper_mmap", "store audit checks lint negatives manifest locks"),
     ("jasper_mmap", "curriculum config steering permutation"),
-    ("jasper_mmap", "ptfile tensorfile mapping schema control shared atomic errors"),
+    (
+        "jasper_mmap",
+        "ptfile tensorfile mapping arguments schema control shared threads atomic errors",
+    ),
 )
 ORDER = [
     f"{package}.{module}".removesuffix(".__init__")

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch.utils.data import RandomSampler, SequentialSampler
 
+from converters import convert
 from jasper_mmap import JASPERSteeringDataset, create_loader, set_epoch
-from jasper_mmap.errors import JasperError, UsageError
-from jasper_mmap.sampler import PassCounter
+from jasper_mmap.errors import JasperError, StoreChangedError, UsageError
+from jasper_mmap.order import PassCounter
 from tests.serving import loader_of, next_positions
 from tests.test_sampler import batches, whole_order
 
@@ -197,3 +198,139 @@ def test_ranks_of_real_loaders_share_one_pass(demo_store: Path) -> None:
             flat = list(itertools.chain(*together))
             assert flat == whole_order(one)[: len(flat)]
         assert plans[0].pass_number == 1
+
+
+# An epoch that is begun anew in the middle of a pass
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_epoch_begun_anew_is_the_state(demo_store: Path, workers: int) -> None:
+    """Saved after `set_epoch` of the same epoch, a resumed run serves all that a run which was not
+    interrupted serves from there on."""
+    loader = loader_of(demo_store, "train", 16, workers)
+    taken = iter(loader)
+    for _ in range(5):
+        next(taken)
+    set_epoch(loader, 0)
+    state = loader.state_dict()
+    assert (state["pass"], state["consumed"], state["next_pass"]) == (0, 0, 1)
+    resumed = loader_of(demo_store, "train", 16)
+    resumed.load_state_dict(state)
+    assert [served_order(resumed), served_order(resumed)] == [
+        served_order(loader),
+        served_order(loader),
+    ]
+    del loader, taken
+
+
+def test_old_iterator_that_goes_on_is_the_state_until_a_new_one(demo_store: Path) -> None:
+    """Its place, and that pass 0 follows; once a new one was begun it no longer counts."""
+    loader = loader_of(demo_store, "train", 16)
+    list(loader)
+    old = iter(loader)
+    for _ in range(3):
+        next(old)
+    set_epoch(loader, 0)
+    next(old)
+    state = loader.state_dict()
+    assert (state["pass"], state["consumed"], state["next_pass"]) == (1, 64, 0)
+    resumed = loader_of(demo_store, "train", 16)
+    resumed.load_state_dict(state)
+    whole = whole_order(replace(resumed.sampler_obj.passes.peek(), start=0))
+    rest = next_batches(whole[64:], 16)
+    assert next_positions(resumed) == [batch for batch in rest if len(batch) == 16]
+    list(resumed)
+    assert resumed.sampler_obj.passes.peek().pass_number == 0
+
+    begun = iter(loader)
+    next(old)
+    assert loader.state_dict()["consumed"] == 0
+    next(begun)
+    next(old)
+    state = loader.state_dict()
+    assert (state["pass"], state["consumed"], state["next_pass"]) == (0, 16, 1)
+
+
+def test_other_epoch_in_the_middle_of_a_pass_is_the_state(demo_store: Path) -> None:
+    """Its first pass, whatever the iterator of the epoch before still hands out."""
+    loader = loader_of(demo_store, "train", 16)
+    old = iter(loader)
+    next(old)
+    set_epoch(loader, 3)
+    for _ in range(2):
+        state = loader.state_dict()
+        assert (state["epoch"], state["pass"], state["consumed"]) == (3, 0, 0)
+        next(old)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epoch": 2**70},
+        {"pass": 2**70},
+        {"next_pass": -1},
+        {"next_pass": "x"},
+        {"consumed": 1.5},
+        {"epoch": None},
+    ],
+)
+def test_state_is_checked_before_anything_moves(demo_store: Path, change: Any) -> None:
+    """Also what no control word can hold."""
+    loader = loader_of(demo_store, "train", 16, epoch=2)
+    state = after(loader, 2)
+    before = loader.state_dict(), next_positions(loader)
+    with pytest.raises(UsageError, match="not the state of a loader"):
+        loader.load_state_dict({**state, **change})
+    assert (loader.state_dict(), next_positions(loader)) == before
+    assert loader.dataset_obj.current_epoch == 2
+
+
+# Stores
+
+
+def test_state_of_another_store_is_refused_unless_allowed(
+    demo_folder: Path, demo_store: Path, tmp_path: Path
+) -> None:
+    """Both are named, and both ways to go on where the pairs are the same."""
+    other = convert(demo_folder, tmp_path / "other", embeddings_dtype="float16")
+    loader = loader_of(demo_store, "train", 16)
+    state = after(loader, 3)
+    assert state["store_id"] == loader.dataset_obj.store_id != other.store_id
+    resumed = loader_of(other.store, "train", 16)
+    before = next_positions(resumed)
+    with pytest.raises(StoreChangedError) as refusal:
+        resumed.load_state_dict(state)
+    for words in (state["store_id"], other.store_id, "other_store=True", "'store_id'"):
+        assert words in str(refusal.value)
+    assert next_positions(resumed) == before
+    resumed.load_state_dict(state, other_store=True)
+    allowed = next_positions(resumed)
+    assert allowed == before[3:]
+    resumed = loader_of(other.store, "train", 16)
+    del state["store_id"]
+    resumed.load_state_dict(state)
+    assert next_positions(resumed) == allowed
+    with pytest.raises(JasperError, match="split"):
+        loader_of(other.store, "val", 16).load_state_dict(state, other_store=True)
+
+
+def test_state_of_the_first_version_loads(demo_store: Path) -> None:
+    """It named neither the store nor the pass that follows."""
+    loader = loader_of(demo_store, "train", 16)
+    list(loader)
+    state = after(loader, 3)
+    first = {k: v for k, v in state.items() if k not in ("store_id", "next_pass")}
+    resumed = [loader_of(demo_store, "train", 16) for _ in range(2)]
+    for one, its in zip(resumed, (state, first), strict=True):
+        one.load_state_dict(its)
+    assert served_order(resumed[0]) == served_order(resumed[1])
+    assert served_order(resumed[0]) == served_order(resumed[1])
+
+
+def test_state_is_there_after_close(demo_store: Path) -> None:
+    """A last checkpoint may be written when the dataset is closed already."""
+    loader = loader_of(demo_store, "train", 16)
+    state = after(loader, 4)
+    loader.dataset_obj.close()
+    assert loader.state_dict() == state
+    assert "closed" in repr(loader)

@@ -17,6 +17,7 @@ RANKS, EPOCHS = (4, 20) if LONG else (2, 6)
 TRAIN = """
 import sys, time
 import torch, torch.distributed as dist
+from torch.utils.data import DataLoader, Subset
 from jasper_mmap import create_loader, set_epoch, watch_negatives
 store, adopt, epochs = sys.argv[1], sys.argv[2], int(sys.argv[3])
 torch.set_num_threads(1)
@@ -24,13 +25,20 @@ dist.init_process_group("gloo")
 loader = create_loader(store, "train", 32, 1, distributed=True)
 watcher = watch_negatives(loader, 0.1, adopt=adopt)
 seen = []
+setters = [
+    lambda epoch: set_epoch(loader, epoch),
+    loader.set_epoch,
+    loader.sampler_obj.set_epoch,
+    lambda epoch: set_epoch(loader.dataset_obj, epoch),
+    lambda epoch: set_epoch(DataLoader(Subset(loader.dataset_obj, [0])), epoch),
+]
 for epoch in range(epochs):
-    set_epoch(loader, epoch)
+    setters[epoch % len(setters)](epoch)
     number = loader.dataset_obj.generation
     tiers = {tuple(b["negative_tiers"].flatten().tolist()[:4]) for b in loader}
     seen.append((number, loader.dataset_obj.generation))
     time.sleep(0.2 + 0.1 * dist.get_rank())
-    patience = time.monotonic() + 10
+    patience = time.monotonic() + 30
     while adopt == "epoch" and dist.get_rank() == 0 and time.monotonic() < patience:
         if loader.dataset_obj.adoption.nominee.number > number:
             break  # there is something to switch to, however slow the publisher's disk
@@ -84,8 +92,7 @@ def test_ranks_agree_in_every_epoch_while_a_publisher_runs(
     assert all(rank == seen[0] for rank in seen)
     assert all(begin == end for begin, end in seen[0])
     numbers = [begin for begin, _ in seen[0]]
-    assert numbers == sorted(numbers)
-    assert len(set(numbers)) > EPOCHS / 2
+    assert numbers == sorted(set(numbers)), "an epoch switched to nothing"
 
 
 @pytest.mark.skipif(not LONG, reason="three starts of torchrun take long: set JASPER_SOAK_S=30")
