@@ -22,6 +22,7 @@ from typing import Any, Final, NamedTuple
 
 from torch.utils.data import get_worker_info
 
+from .mapping import map_shared
 from .shared import Descriptor, anonymous_memory, being_spawned
 
 NO_VARIANT: Final = -1
@@ -57,7 +58,7 @@ class _Page:
     def __init__(self, memory: Descriptor, owner: int) -> None:
         self.memory = memory
         self.owner = owner
-        self.words = memoryview(mmap.mmap(memory.fd, _SIZE)).cast("q")
+        self.words = map_shared(memory.fd, _SIZE).integers(_SIZE // 8)
 
     @classmethod
     def holding(cls, words: Sequence[int]) -> _Page:

@@ -79,7 +79,7 @@ def _placed(columns: Iterable[Column], sizes: Mapping[str, int]) -> list[_Place]
     begin = 0
     for column in columns:
         shape = tuple(sizes[letter] for letter in column.shape)
-        dtype = torch.empty(0, dtype=column.dtype).numpy().dtype
+        dtype = torch.empty(0, dtype=column.dtype, device="cpu").numpy().dtype
         places.append(_Place(column.name, shape, dtype, begin))
         begin = places[-1].end
     return places

@@ -18,9 +18,10 @@ from .dataset import JASPERSteeringDataset
 from .epochs import begin_epoch
 from .errors import DeviceError, UsageError
 from .layout import Batch, Layout
+from .modes import plain_tensors
 from .order import PassCounter, Plan, counting
 from .passes import ForeignPass, LocalPass, Pass
-from .placement import placement_for
+from .placement import device_named
 from .sampler import OrderedSampler, PlannedBatches, RankSampler, ShuffledSampler
 from .slots import Slots
 from .store import Validation
@@ -65,7 +66,7 @@ class JASPERDataLoader(DataLoader[Sample]):
         self._slots: Slots | None = None
         self._pool: WorkerPool | None = None
         # A generator of its own: torch would take the workers' seeds from the global one.
-        options.setdefault("generator", torch.Generator().manual_seed(dataset.seed))
+        options.setdefault("generator", torch.Generator("cpu").manual_seed(dataset.seed))
         super().__init__(dataset, batch_size, sampler=sampler, **options)
         self.dataset_obj = dataset
         self.sampler_obj = sampler
@@ -77,6 +78,7 @@ class JASPERDataLoader(DataLoader[Sample]):
         # `batch_size` and `drop_last` would read None and False, and tools would be misled.
         return self._planned
 
+    @plain_tensors
     def __iter__(self) -> Pass:  # type: ignore[override]
         with counting:
             begun = self._last_pass = self._begin(self._passes.begin())
@@ -100,14 +102,15 @@ class JASPERDataLoader(DataLoader[Sample]):
         pool = self._pool
         if pool is None or pool.closed or not pool.is_own:
             prefetch = self.prefetch_factor or _PREFETCH
-            base_seed = torch.empty((), dtype=torch.int64).random_(generator=self.generator)
+            drawn = torch.empty((), dtype=torch.int64, device="cpu")
+            base_seed = int(drawn.random_(generator=self.generator))
             pool = WorkerPool(
                 dataset,
                 plan,
                 _layout(dataset, plan.batch_size),
                 num_workers=self.num_workers,
                 prefetch=prefetch,
-                base_seed=int(base_seed),
+                base_seed=base_seed,
                 context=self.multiprocessing_context,
                 init=self.worker_init_fn,
                 in_order=getattr(self, "in_order", True),  # torch >= 2.7
@@ -217,7 +220,7 @@ def create_loader(
     batch_size = integer("batch_size", batch_size, 1, _MOST)
     num_workers = integer("num_workers", num_workers)
     rank, world = _rank_and_world() if distributed else (0, 1)
-    if num_workers and placement_for(device).device.type != "cpu":
+    if num_workers and device_named(device).type != "cpu":
         raise DeviceError(
             f"num_workers={num_workers} with device={str(device)!r}: batches of a dataset on a"
             " device are made there; use num_workers=0, or device='cpu' with workers."

@@ -1,47 +1,103 @@
-"""Read-only sharing of a file's bytes as tensors that may be written to, privately."""
+"""A file's bytes in memory, shared by every process that maps them.
+
+Through libc, since Python's own `mmap` (before 3.13) keeps a descriptor for each mapping. What is
+mapped stays so until the last user of a buffer over it is gone.
+"""
 
 from __future__ import annotations
 
-import contextlib
+import ctypes
 import mmap
-import warnings
-from collections.abc import Iterator
-from typing import Final
+import os
+import weakref
+from typing import Any, Final
 
 import torch
 
+from .modes import plain_tensors
+
 # Linux's value; the mmap module has no name for it before Python 3.13. Without it a private
 # writable mapping larger than memory + swap is refused under the default overcommit rule.
-MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if hasattr(mmap, "MAP_PRIVATE") else 0)
-
+MAP_NORESERVE: Final = getattr(mmap, "MAP_NORESERVE", 0x4000)
+MAP_FIXED: Final = 0x10
 HUGE_PAGE: Final = 2 << 20
 
+_FAILED: Final = ctypes.c_void_p(-1).value
 
-def map_private(fd: int, size: int, *, huge: bool = False) -> mmap.mmap:
+Bytes = ctypes.Array[ctypes.c_char]
+
+
+class Region:
+    """Mapped addresses [begin, begin + length); unmapped with the last buffer over them."""
+
+    def __init__(self, begin: int, length: int) -> None:
+        self.begin = begin
+        self._unmap = weakref.finalize(self, LIBC.munmap, begin, length)
+        self._unmap.atexit = False
+
+    def bytes(self, offset: int, length: int) -> Bytes:
+        """A part of it, as a buffer that keeps all of it mapped."""
+        buffer: Bytes = self._buffer(ctypes.c_char * length, offset)
+        return buffer
+
+    def integers(self, count: int) -> ctypes.Array[ctypes.c_int64]:
+        """Its first 64-bit integers, each read and written in one access."""
+        buffer: ctypes.Array[ctypes.c_int64] = self._buffer(ctypes.c_int64 * count, 0)
+        return buffer
+
+    def _buffer(self, kind: Any, offset: int) -> Any:
+        buffer = kind.from_address(self.begin + offset)
+        buffer.region = self
+        return buffer
+
+
+def map_at(
+    address: int | None,
+    length: int,
+    flags: int,
+    fd: int,
+    offset: int = 0,
+    *,
+    protection: int = mmap.PROT_READ | mmap.PROT_WRITE,
+) -> int | None:
+    """Map `length` bytes of `fd`; their address, None where the system refuses."""
+    mapped: int | None = LIBC.mmap(address, length, protection, flags, fd, offset)
+    return None if mapped == _FAILED else mapped
+
+
+def map_private(fd: int, size: int, *, huge: bool = False) -> Bytes:
     """Map `size` (> 0) bytes of the open file `fd`; pages are shared until written to.
 
     Writing copies a page for this process alone: neither the file nor another process sees it.
     Where the system counts even such a mapping against memory (overcommit mode 2) and has not
     enough, the mapping is read-only, and writing to it ends the process. With `huge` the kernel is
-    asked for 2 MB pages, and reads as much around a page that is not in memory yet.
+    asked for 2 MB pages, and reads as much around a page that is not in memory yet. Raises
+    `OSError` where it cannot be mapped at all.
     """
-    try:
-        mapping = mmap.mmap(
-            fd,
-            size,
-            flags=mmap.MAP_PRIVATE | MAP_NORESERVE,
-            prot=mmap.PROT_READ | mmap.PROT_WRITE,
-        )
-    except OSError:
-        mapping = mmap.mmap(fd, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
-    if huge and hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without huge pages serves small ones
-            mapping.madvise(mmap.MADV_HUGEPAGE)
-    return mapping
+    address = map_at(None, size, mmap.MAP_PRIVATE | MAP_NORESERVE, fd)
+    if address is None:
+        address = map_at(None, size, mmap.MAP_SHARED, fd, protection=mmap.PROT_READ)
+    region = _region(address, size)
+    if huge:  # a kernel without huge pages serves small ones
+        LIBC.madvise(region.begin, size, mmap.MADV_HUGEPAGE)
+    return region.bytes(0, size)
 
 
+def map_shared(fd: int, size: int) -> Region:
+    """Map `size` bytes of the open file `fd`, seen by all who do; raises `OSError`."""
+    return _region(map_at(None, size, mmap.MAP_SHARED, fd), size)
+
+
+def _region(address: int | None, size: int) -> Region:
+    if address is None:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return Region(address, size)
+
+
+@plain_tensors
 def tensor_at(
-    mapping: mmap.mmap | None, dtype: torch.dtype, shape: tuple[int, ...], offset: int
+    mapping: Bytes | None, dtype: torch.dtype, shape: tuple[int, ...], offset: int
 ) -> torch.Tensor:
     """The contiguous tensor that begins `offset` bytes into `mapping`; it keeps the mapping alive.
 
@@ -49,15 +105,19 @@ def tensor_at(
     """
     count = torch.Size(shape).numel()
     if count == 0 or mapping is None:
-        return torch.empty(shape, dtype=dtype)
-    with _silent() if memoryview(mapping).readonly else contextlib.nullcontext():
-        flat = torch.frombuffer(mapping, dtype=dtype, count=count, offset=offset)
-    return flat.view(shape)
+        return torch.empty(shape, dtype=dtype, device="cpu")
+    return torch.frombuffer(mapping, dtype=dtype, count=count, offset=offset).view(shape)
 
 
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """For the read-only fallback alone: what it changes is not made for several threads."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given buffer is not writable")
-        yield
+LIBC = ctypes.CDLL(None, use_errno=True)
+LIBC.mmap.restype = ctypes.c_void_p
+LIBC.mmap.argtypes = [
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_long,
+]
+LIBC.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+LIBC.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]

@@ -13,6 +13,7 @@ from .dataset import JASPERSteeringDataset
 from .errors import UsageError
 from .gather import Lookup
 from .layout import Batch, Target
+from .modes import plain_tensors
 from .order import Plan
 from .slots import Slots
 from .warm import read_ahead
@@ -98,6 +99,7 @@ class Pass(Iterator[Batch]):
     def __len__(self) -> int:
         return len(self.plan)
 
+    @plain_tensors
     def __next__(self) -> Batch:
         try:
             self._turn.pop()

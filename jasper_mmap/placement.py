@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from .errors import DeviceError, DeviceMemoryError
+from .modes import plain_tensors
 from .stack import Stack, joinable
 
 _STAGING_BYTES = 32 << 20
@@ -48,6 +49,7 @@ class Placement:
                 " embeddings_dtype='float16' (half the bytes), or free memory on the device."
             )
 
+    @plain_tensors
     def place(self, tables: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The tables where they are to be served from."""
         if not self.copied:
@@ -60,6 +62,7 @@ class Placement:
         staging.finish()
         return placed
 
+    @plain_tensors
     def stack(self, tables: Mapping[str, torch.Tensor]) -> Stack | None:
         """Copies of the tables joined to one; None where dtypes or widths differ."""
         if not joinable(tables):
@@ -77,12 +80,20 @@ class Placement:
         return Stack(joined, dict(zip(tables, begins, strict=True)), parts)
 
 
-def placement_for(device: str | torch.device | None) -> Placement:
-    """The placement that `device` ("cpu", "cuda", "cuda:1", ...) asks for; None is the CPU."""
+def device_named(device: str | torch.device | None) -> torch.device:
+    """The device that a caller names ("cpu", "cuda", "cuda:1", ...; None is the CPU)."""
     try:
-        target = torch.device("cpu" if device is None else device)
-    except (RuntimeError, TypeError) as error:
-        raise DeviceError(f"device {device!r} is none that torch knows: {error}") from None
+        return torch.device("cpu" if device is None else device)
+    except (RuntimeError, TypeError):
+        raise DeviceError(
+            f"unknown device {device!r:.100}: a dataset lies on 'cpu' or on a CUDA device ('cuda',"
+            " 'cuda:1')."
+        ) from None
+
+
+def placement_for(device: str | torch.device | None) -> Placement:
+    """The placement that `device` asks for; raises `DeviceError` where there is no such device."""
+    target = device_named(device)
     if target.type == "cpu":
         return Placement(target, copied=False)
     if target.type != "cuda":
@@ -109,7 +120,8 @@ class _Staging:
         self._device = device
         self._cuda = device.type == "cuda"
         self._buffers = [
-            torch.empty(_STAGING_BYTES, dtype=torch.uint8, pin_memory=self._cuda) for _ in range(2)
+            torch.empty(_STAGING_BYTES, dtype=torch.uint8, device="cpu", pin_memory=self._cuda)
+            for _ in range(2)
         ]
         self._copied: list[torch.cuda.Event | None] = [None, None]
         self._turn = 0

@@ -12,6 +12,7 @@ from .curriculum import steering_probabilities
 from .errors import ClosedError, DeviceError
 from .gather import Lookup, rows_of
 from .layout import Batch, Target, empty_batch
+from .modes import plain_tensors
 from .served import Served
 from .steering import draw_variants
 
@@ -76,6 +77,7 @@ class SplitReader:
             raise ClosedError("the dataset was closed; open it again to read from it.")
         return tables
 
+    @plain_tensors
     def read(self, positions: NDArray[np.int64]) -> Batch:
         """The batch of `positions` [B], in columns of its own."""
         batch = self.new_batch(len(positions))

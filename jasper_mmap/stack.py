@@ -7,25 +7,21 @@ the rows between are addresses that nothing reads.
 
 from __future__ import annotations
 
-import ctypes
 import math
 import mmap
 import os
 import struct
 import sys
-import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Final
 
 import torch
 
-from .mapping import HUGE_PAGE, MAP_NORESERVE
+from .mapping import HUGE_PAGE, LIBC, MAP_FIXED, MAP_NORESERVE, Bytes, Region, map_at
+from .modes import plain_tensors
 from .tensorfile import ALIGNMENT
-
-_MAP_FIXED: Final = 0x10
 
 
 @dataclass(frozen=True)
@@ -44,6 +40,7 @@ def joinable(tables: Mapping[str, torch.Tensor]) -> bool:
     return len({(t.dtype, t.shape[1:]) for t in tables.values()}) == 1
 
 
+@plain_tensors
 def map_stacked(
     paths: Mapping[str, Path], like: Mapping[str, torch.Tensor], *, huge: bool = False
 ) -> Stack | None:
@@ -66,7 +63,7 @@ def map_stacked(
     step = math.lcm(HUGE_PAGE, row_bytes)
     lengths = [-(-t.nbytes // step) * step for t in like.values()]
     *offsets, end = accumulate(lengths, initial=step)
-    region = _Region.reserve(end)
+    region = _Range.reserve(end)
     if region is None or not all(
         region.map_data(paths[name], like[name].nbytes, offset, huge)
         for name, offset in zip(like, offsets, strict=True)
@@ -87,58 +84,36 @@ def _data_begin(path: Path) -> int:
     return 8 + int(header)
 
 
-class _Region:
-    """A range of addresses, zeros where nothing was mapped; unmapped with its last user.
+class _Range:
+    """A range of addresses, zeros where nothing was mapped.
 
     It begins ALIGNMENT bytes behind a 2 MB boundary, as data does in its file.
     """
 
-    def __init__(self, address: int, length: int) -> None:
-        self._begin = -(-address // HUGE_PAGE) * HUGE_PAGE + ALIGNMENT
-        self._unmap = weakref.finalize(self, _LIBC.munmap, address, length + 2 * HUGE_PAGE)
-        self._unmap.atexit = False
+    def __init__(self, region: Region) -> None:
+        self._region = region
+        self._begin = -(-region.begin // HUGE_PAGE) * HUGE_PAGE + ALIGNMENT - region.begin
 
     @classmethod
-    def reserve(cls, length: int) -> _Region | None:
+    def reserve(cls, length: int) -> _Range | None:
+        length += 2 * HUGE_PAGE
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
-        address = _map(None, length + 2 * HUGE_PAGE, flags, -1, 0)
-        return None if address is None else cls(address, length)
+        address = map_at(None, length, flags, -1)
+        return None if address is None else cls(Region(address, length))
 
     def map_data(self, path: Path, length: int, offset: int, huge: bool) -> bool:
         """Map the `length` bytes of data of `path` at `offset`."""
-        address = self._begin + offset
-        flags = mmap.MAP_PRIVATE | MAP_NORESERVE | _MAP_FIXED
+        address = self._region.begin + self._begin + offset
+        flags = mmap.MAP_PRIVATE | MAP_NORESERVE | MAP_FIXED
         with path.open("rb") as file:
             if ALIGNMENT + length != os.fstat(file.fileno()).st_size:
                 return False
-            if _map(address, length, flags, file.fileno(), ALIGNMENT) is None:
+            if map_at(address, length, flags, file.fileno(), ALIGNMENT) is None:
                 return False
         # Around a row of a store that memory cannot hold, the kernel is not to read megabytes.
-        _LIBC.madvise(address, length, mmap.MADV_HUGEPAGE if huge else mmap.MADV_RANDOM)
+        LIBC.madvise(address, length, mmap.MADV_HUGEPAGE if huge else mmap.MADV_RANDOM)
         return True
 
-    def buffer(self, offset: int, length: int) -> ctypes.Array[ctypes.c_char]:
+    def buffer(self, offset: int, length: int) -> Bytes:
         """A part of the range, as a buffer that keeps all of it mapped."""
-        buffer = (ctypes.c_char * length).from_address(self._begin + offset)
-        buffer.region = self  # type: ignore[attr-defined]
-        return buffer
-
-
-def _map(address: int | None, length: int, flags: int, fd: int, offset: int) -> int | None:
-    protection = mmap.PROT_READ | mmap.PROT_WRITE
-    mapped: int | None = _LIBC.mmap(address, length, protection, flags, fd, offset)
-    return None if mapped == ctypes.c_void_p(-1).value else mapped
-
-
-_LIBC = ctypes.CDLL(None)
-_LIBC.mmap.restype = ctypes.c_void_p
-_LIBC.mmap.argtypes = [
-    ctypes.c_void_p,
-    ctypes.c_size_t,
-    ctypes.c_int,
-    ctypes.c_int,
-    ctypes.c_int,
-    ctypes.c_long,
-]
-_LIBC.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-_LIBC.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        return self._region.bytes(self._begin + offset, length)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import mmap
 import os
@@ -18,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from .atomic import storage_errors
+from .mapping import LIBC
 from .placement import free_bytes
 
 _PIECE_BYTES = 16 << 20
@@ -82,8 +82,4 @@ def read_ahead(table: torch.Tensor, rows: NDArray[np.int64]) -> None:
     begin = table.data_ptr() + rows * row_bytes
     first = begin // mmap.PAGESIZE * mmap.PAGESIZE
     for address, length in zip(first.tolist(), (begin + row_bytes - first).tolist(), strict=True):
-        _LIBC.madvise(address, length, mmap.MADV_WILLNEED)
-
-
-_LIBC = ctypes.CDLL(None)
-_LIBC.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        LIBC.madvise(address, length, mmap.MADV_WILLNEED)

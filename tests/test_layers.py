@@ -37,7 +37,7 @@ LAYERS = (
     ("jasper_mmap", "curriculum config steering permutation"),
     (
         "jasper_mmap",
-        "ptfile tensorfile mapping arguments schema control shared threads atomic errors",
+        "ptfile tensorfile mapping modes arguments schema control shared threads atomic errors",
     ),
 )
 ORDER = [

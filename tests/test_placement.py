@@ -147,7 +147,7 @@ def test_cuda_is_refused_where_there_is_none(demo_store: Path, device: Any) -> N
         create_loader(demo_store, "train", 8, device=device)
 
 
-@pytest.mark.parametrize("device", ["gpu", "meta", "mps", "cuda:x", 3.5, None])
+@pytest.mark.parametrize("device", ["gpu", "meta", "mps", "cuda:x", 3.5])
 def test_device_that_cannot_be_is_refused(device: Any) -> None:
     """Neither a name that torch does not know nor a device that holds no dataset."""
     with pytest.raises(DeviceError, match="device"):

@@ -196,6 +196,27 @@ def test_a_table_has_a_storage_of_its_own(demo_store: Path) -> None:
                 assert table.untyped_storage().nbytes() == table.nbytes, name
 
 
+def test_dataset_holds_few_descriptors(demo_store: Path) -> None:
+    """Its control words and the generation in service; the three splits no more."""
+
+    def held() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    before = held()
+    with JASPERSteeringDataset(demo_store, "train") as dataset:
+        dataset[0]
+        assert len(dataset.pair_keyword_ids[0]) >= 0
+        assert held() - before <= 2
+    splits = JASPERSteeringDataset.create_combined_splits(demo_store)
+    for split in splits.values():
+        split[0]
+    assert held() - before <= 3
+    for split in splits.values():
+        split.close()
+    del dataset, splits, split
+    assert held() == before
+
+
 class Nothing(Dataset[torch.Tensor]):
     """A dataset that takes no memory."""
 
