@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import operator
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -12,7 +14,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from .errors import UnknownSplitError, UsageError
-from .schema import SPLITS
+from .schema import SPLITS, VARIANTS
 
 LARGEST: Final = 2**63 - 1
 """Of an integer argument: they are kept in 64 bits."""
@@ -30,22 +32,57 @@ def integer(name: str, value: Any, low: int = 0, high: int = LARGEST) -> int:
     return number
 
 
+def folder(name: str, path: Any) -> Path:
+    """An absolute path, or `UsageError` naming the argument."""
+    if isinstance(path, str | os.PathLike) and isinstance(os.fspath(path), str):
+        return Path(path).absolute()
+    raise UsageError(f"{name} must be a path (str or pathlib.Path), not {path!r:.100}")
+
+
 def split_name(split: Any) -> str:
     """The name of a split, or `UnknownSplitError` with the nearest one."""
     if isinstance(split, str) and split in SPLITS:
         return split
-    (nearest,) = difflib.get_close_matches(str(split), SPLITS, n=1, cutoff=0.0)
     raise UnknownSplitError(
         f"Split file not found: there is no split {split!r:.100}. The splits are"
-        f" {', '.join(SPLITS)}; did you mean {nearest!r}?"
+        f" {', '.join(SPLITS)}{nearest(str(split), SPLITS, cutoff=0.0)}"
     )
+
+
+def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """The end of a message about an unknown name."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
+    return f"; did you mean {close[0]!r}?" if close else "."
+
+
+def position(index: Any) -> NDArray[np.int64]:
+    """One position in a split as an array [1], or `UsageError`."""
+    if isinstance(index, slice):
+        raise UsageError(
+            "a position must be an integer, not a slice. dataset.__getitems__(range(...)) reads"
+            " several, torch.utils.data.Subset(dataset, range(...)) is a part of the dataset."
+        )
+    return np.array([integer("a position", index, low=-(2**63))], dtype=np.int64)
 
 
 def positions(indices: Sequence[int] | ArrayLike | torch.Tensor) -> NDArray[np.int64]:
     """Positions in a split [B], or `UsageError`; whether they lie in it is not checked."""
-    found = np.asarray(indices)
-    if found.size == 0:
+    try:
+        found = np.asarray(indices)
+    except (TypeError, ValueError, RuntimeError):  # ragged, or a tensor of another device
+        found = np.empty((), dtype=object)
+    if found.size == 0 and found.ndim == 1:
         return np.empty(0, dtype=np.int64)
     if found.ndim != 1 or found.dtype.kind not in "iu":
-        raise UsageError(f"positions are a list of integers, not {indices!r:.100}")
+        raise UsageError(f"positions must be a list of integers, not {indices!r:.100}")
     return found.astype(np.int64)
+
+
+def variant_name(variant: Any) -> str:
+    """The name of a steering variant, or `UsageError` with the nearest one."""
+    if isinstance(variant, str) and variant in VARIANTS:
+        return variant
+    raise UsageError(
+        f"unknown steering variant {variant!r:.100}: it must be one of {', '.join(VARIANTS)}, or"
+        f" None for the curriculum's draw{nearest(str(variant), VARIANTS)}"
+    )

@@ -17,7 +17,7 @@ from .adoption import Adoption
 from .batch import Rows, Sample
 from .control import NO_VARIANT, Control
 from .curriculum import steering_probabilities
-from .errors import IndexRangeError, UsageError
+from .errors import IndexRangeError, UnknownAttributeError
 from .negatives import FOLDER, file_name
 from .placement import Placement, placement_for
 from .reading import SplitReader
@@ -143,8 +143,7 @@ class JASPERSteeringDataset(Dataset[Sample]):
         return self._reader.n
 
     def __getitem__(self, index: int) -> Sample:
-        position = arguments.integer("a position", index, low=-(2**63))
-        columns = self._read_checked(np.array([position], dtype=np.int64))
+        columns = self._read_checked(arguments.position(index))
         return Sample((name, column[0]) for name, column in columns.items())
 
     def __getitems__(self, indices: Sequence[int] | ArrayLike | torch.Tensor) -> Rows:
@@ -206,9 +205,10 @@ class JASPERSteeringDataset(Dataset[Sample]):
     def force_steering(self, variant: str | None) -> None:
         """Give every pair this variant ("zero", "centroid", "keyword", "residual") from now on,
         in every worker too; None goes back to the curriculum's draw."""
-        if variant is not None and variant not in VARIANTS:
-            raise UsageError(f"variant must be one of {', '.join(VARIANTS)} or None: {variant!r}")
-        self._words.set_forced(NO_VARIANT if variant is None else VARIANTS.index(variant))
+        forced = NO_VARIANT
+        if variant is not None:
+            forced = VARIANTS.index(arguments.variant_name(variant))
+        self._words.set_forced(forced)
 
     @property
     def current_epoch(self) -> int:
@@ -254,7 +254,8 @@ class JASPERSteeringDataset(Dataset[Sample]):
             reader = self.__dict__.get("_reader")
             if hasattr(type(self), name) and reader is not None:
                 self._open()  # a property that found the dataset closed ends up here
-            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+            hint = arguments.nearest(name, dir(self))
+            raise UnknownAttributeError(f"{type(self).__name__} has no attribute {name!r}{hint}")
         served = self._open()
         if artifact is None:
             return served.tables[f"{self.split}_idx"]
@@ -282,6 +283,7 @@ class JASPERSteeringDataset(Dataset[Sample]):
         return self.__dict__
 
     def __enter__(self) -> Self:
+        self._open()
         return self
 
     def __exit__(self, *_: object) -> None:

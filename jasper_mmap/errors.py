@@ -70,6 +70,14 @@ class ClosedError(JasperError, AttributeError, RuntimeError):
     """The dataset was used after `close()`."""
 
 
+class UnknownAttributeError(JasperError, AttributeError):
+    """A dataset has no attribute of this name; the message names the nearest one."""
+
+
+class WorkerError(JasperError, RuntimeError):
+    """A worker process died, or gave no batch in time."""
+
+
 class BusyError(JasperError, TimeoutError):
     """Another process holds the lock; the message says which."""
 

@@ -27,7 +27,8 @@ from .slots import Slots
 from .store import Validation
 from .warm import fits, read_through
 from .watcher import Watcher, watch_negatives
-from .workers import WorkerPass, WorkerPool
+from .worker_pass import WorkerPass
+from .workers import WorkerPool
 
 _log = logging.getLogger("jasper_mmap")
 _LOCAL_SLOTS = 2
@@ -85,6 +86,7 @@ class JASPERDataLoader(DataLoader[Sample]):
         return begun
 
     def _begin(self, plan: Plan) -> Pass:
+        _ = self.dataset_obj.reader  # a closed one says so, whatever its workers could still read
         self._planned.plan = plan
         if self.collate_fn is default_collate:
             return self._own_pass(plan)

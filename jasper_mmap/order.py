@@ -6,7 +6,7 @@ A `Plan` is the order of one pass as a pure function; a `PassCounter` says which
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,6 +91,13 @@ class Plan:
             return self.n
         return self.start + batches * self.world * self.batch_size
 
+
+_LIKE: Final = {
+    "split": "split={!r}",
+    "pairs": "a store whose split has {!r} pairs",
+    "seed": "seed={!r}",
+}
+"""What a loader has to be made with, for each key of a state that says so."""
 
 counting = ProcessLock()
 """Held while a pass is counted and begun; one for all, for a counter can be copied."""
@@ -189,7 +196,10 @@ class PassCounter:
             raise UsageError(f"not the state of a loader: {error}") from None
         if differs:
             told = "; ".join(f"{k} was {old!r}, is {new!r}" for k, (old, new) in differs.items())
-            raise JasperError(f"the state is of another loader: {told}. Create a loader like it.")
+            wanted = ", ".join(_LIKE[k].format(old) for k, (old, _) in differs.items())
+            raise JasperError(
+                f"the state is of another loader: {told}. It can be loaded into one with {wanted}."
+            )
         if store_id != dataset.store_id and not other_store:
             raise StoreChangedError(
                 f"the state is of store {store_id!r:.50}, this loader serves {dataset.store_id!r}"

@@ -101,6 +101,7 @@ class Pass(Iterator[Batch]):
 
     @plain_tensors
     def __next__(self) -> Batch:
+        _ = self._dataset.reader  # a closed one says so, whatever was made ahead
         try:
             self._turn.pop()
         except IndexError:

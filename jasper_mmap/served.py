@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from . import negatives
+from . import arguments, negatives
 from .atomic import storage_errors
 from .audit import generation_errors
 from .config import Config
@@ -64,7 +64,7 @@ class Served:
         store_id: str | None = None,
         config: Config | None = None,
     ) -> None:
-        self.path = Path(path).absolute()
+        self.path = arguments.folder("dataset_dir", path)
         self.placement = placement
         self._validate = validate
         self._expected_id = store_id

@@ -9,10 +9,12 @@ from typing import Literal, overload
 
 import torch
 
+from .arguments import integer
 from .audit import form_errors, table_errors
 from .config import Config, read_config
 from .errors import (
     FormatError,
+    IndexRangeError,
     JasperError,
     MissingFileError,
     StoreChangedError,
@@ -43,8 +45,11 @@ class Ragged(Sequence[torch.Tensor]):
     def __getitem__(self, row: int | slice) -> torch.Tensor | list[torch.Tensor]:
         if isinstance(row, slice):
             return [self[i] for i in range(*row.indices(len(self)))]
+        row = integer("a row", row, low=-(2**63))
         if not 0 <= row < len(self):
-            raise IndexError(f"Index {row} out of range: there are {len(self)} rows")
+            raise IndexRangeError(
+                f"Index {row} out of range: there are {len(self)} rows, numbered from 0."
+            )
         begin, end = self.offsets[row : row + 2].tolist()
         return self.values[begin:end].to(torch.int64)
 

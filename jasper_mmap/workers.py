@@ -1,4 +1,4 @@
-"""The trainer's side of worker processes: the pool, and the pass that hands out what it filled.
+"""The trainer's side of worker processes.
 
 The protocol is told in `worker`. The trainer owns the slots: it names one with each request and
 frees it when the batch dies.
@@ -9,23 +9,33 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import pickle
 import select
 import threading
 import time
 import weakref
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from .dataset import JASPERSteeringDataset
-from .errors import UsageError
-from .layout import Batch, Layout
+from .errors import UsageError, WorkerError
+from .layout import Layout
 from .order import Plan
-from .passes import Pass
 from .shared import Descriptor
 from .slots import Slots
 from .worker import MANY, REPLY, REQUEST, STOP, Job, WorkerInit, work
 
 _JOIN_S: Final = 5.0
+_NAME: Final = "jasper-worker"
+UNGUARDED: Final = 87
+"""Exit status of a worker whose trainer is a script without a main guard."""
+
+
+class Client(Protocol):
+    """A pass that asks the pool for batches."""
+
+    plan: Plan
+
+    def arrived(self, batch: int, slot: int, error_bytes: int) -> None:
+        """Take a reply: `slot` holds `batch`, or a pickled exception of so many bytes."""
 
 
 class WorkerPool:
@@ -48,12 +58,13 @@ class WorkerPool:
         in_order: bool = True,
         ahead: int = 0,
     ) -> None:
+        _leave_if_unguarded()
         self.lock = threading.Lock()
         self.num_workers = num_workers
         self.outstanding_max = num_workers * prefetch
         # One more than can be under way: the batch that the trainer works on.
         self.slots = Slots(layout, self.outstanding_max + 1, shared=True)
-        self._asked: dict[int, tuple[weakref.ref[WorkerPass], int, int, int]] = {}
+        self._asked: dict[int, tuple[weakref.ref[Client], int, int, int]] = {}
         self._ticket = 0
         self.in_order = in_order
         self._load = [0] * num_workers
@@ -89,7 +100,7 @@ class WorkerPool:
         self._processes = []
         for worker in range(num_workers):
             process = start.Process(
-                target=work, args=(worker, job), name=f"jasper-worker-{worker}", daemon=True
+                target=work, args=(worker, job), name=f"{_NAME}-{worker}", daemon=True
             )
             process.start()
             self._processes.append(process)
@@ -118,7 +129,7 @@ class WorkerPool:
         """Whether the workers are this process's; a forked one has but a copy of the pool."""
         return self._owner == os.getpid()
 
-    def request(self, owner: WorkerPass, batch: int, slot: int) -> None:
+    def request(self, owner: Client, batch: int, slot: int) -> None:
         """Have a worker fill `slot` with `batch` of the owner's plan, once they are sent.
 
         In order they take turns, so that each knows which batches will be its own; otherwise it is
@@ -151,7 +162,7 @@ class WorkerPool:
     def receive(self, timeout_s: float | None) -> bool:
         """Wait for replies and give each to the pass that asked; False if none came in time.
 
-        Raises RuntimeError naming a worker that died.
+        Raises `WorkerError` naming a worker that died.
         """
         replies = self._read_replies()
         if not replies:
@@ -179,11 +190,24 @@ class WorkerPool:
         for worker, process in enumerate(self._processes):
             if not process.is_alive():
                 self.close()
-                raise RuntimeError(
+                if process.exitcode == UNGUARDED:
+                    raise UsageError(
+                        "the script starts this loader again in each of its worker processes,"
+                        " which import it: put what it does under if __name__ == '__main__':."
+                    )
+                raise WorkerError(
                     f"DataLoader worker {worker} (pid {process.pid}) exited unexpectedly with exit"
                     f" code {process.exitcode}; a negative one is the signal that killed it"
                     " (-9 is often the system running out of memory)."
                 )
+
+
+def _leave_if_unguarded() -> None:
+    """End a worker that was just started and that, importing the user's script, comes here: what
+    there is to say the trainer says, once."""
+    process = multiprocessing.current_process()
+    if process.name.startswith(_NAME) and getattr(process, "_inheriting", False):
+        os._exit(UNGUARDED)
 
 
 def _close(
@@ -202,85 +226,3 @@ def _close(
             process.terminate()
             process.join()
     replies.close()
-
-
-class WorkerPass(Pass):
-    """One iteration over batches that the workers of `pool` make."""
-
-    def __init__(
-        self,
-        plan: Plan,
-        dataset: JASPERSteeringDataset,
-        pool: WorkerPool,
-        *,
-        timeout_s: float = 0.0,
-        last: bool = False,
-        pin: bool = False,
-    ) -> None:
-        super().__init__(plan, dataset, pin=pin)
-        self._last = last
-        self._pool = pool
-        self._timeout_s = timeout_s or None
-        self._requested = 0
-        self._under_way = 0
-        self._ready: dict[int, tuple[int, int]] = {}
-        with pool.lock:
-            self._request_more()  # workers begin before the first batch is asked for
-
-    def arrived(self, batch: int, slot: int, error_bytes: int) -> None:
-        """A reply: `slot` holds `batch`, or a pickled exception."""
-        self._under_way -= 1
-        self._ready[batch] = (slot, error_bytes)
-
-    def _request_more(self) -> None:
-        pool = self._pool
-        outstanding = self._under_way + len(self._ready)
-        wanted = min(pool.outstanding_max - outstanding, len(self.plan) - self._requested)
-        if wanted < min(pool.group, len(self.plan) - self._requested):
-            return
-        for _ in range(wanted):
-            slot = pool.slots.take()
-            if slot is None:
-                if self._under_way + len(self._ready) >= pool.num_workers:
-                    break  # enough under way until a slot is free again
-                slot = pool.slots.take_grown()
-            pool.request(self, self._requested, slot)
-            self._requested += 1
-            self._under_way += 1
-        pool.send()
-
-    def _next(self) -> Batch:
-        if not self._pool.is_own:
-            raise UsageError(
-                "this iterator was begun in another process, whose workers serve it; begin one here"
-                " with iter(loader), which starts workers of this process."
-            )
-        with self._pool.lock:
-            return self._next_of_pool()
-
-    def _next_of_pool(self) -> Batch:
-        if self.count >= len(self.plan):
-            if self._last:
-                self._pool.close()
-            raise StopIteration
-        self._request_more()
-        while (batch := self._next_ready()) is None:
-            if not self._pool.receive(self._timeout_s):
-                raise RuntimeError(f"DataLoader timed out after {self._timeout_s:g} seconds")
-        slot, error_bytes = self._ready.pop(batch)
-        slots = self._pool.slots
-        if error_bytes:
-            data = slots.extents.bytes_of(slot)[:error_bytes].tobytes()
-            slots.give_back(slot)
-            self.count += 1  # the next call goes on behind it
-            pickle.loads(data).reraise()  # noqa: S301  # our own worker wrote it
-        return slots.lease(slot, self.plan.rows(batch))
-
-    def _next_ready(self) -> int | None:
-        if self._pool.in_order:
-            return self.count if self.count in self._ready else None
-        return next(iter(self._ready), None)
-
-    def __del__(self) -> None:
-        for slot, _ in self._ready.values():
-            self._pool.slots.give_back(slot)

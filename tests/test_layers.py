@@ -27,7 +27,10 @@ LAYERS = (
     ("converters", "write narrow derive source staging report"),
     ("jasper_mmap", "__main__ cli cli_bench cli_negatives console version inbox report summary"),
     ("jasper_mmap", "bench machine turns __init__"),
-    ("jasper_mmap", "first_batch loader watcher look workers worker passes sampler epochs order"),
+    (
+        "jasper_mmap",
+        "first_batch loader watcher look worker_pass workers worker passes sampler epochs order",
+    ),
     (
         "jasper_mmap",
         "agreement dataset batch reading gather slots layout adoption overwritten publish warm",
@@ -37,7 +40,7 @@ LAYERS = (
     ("jasper_mmap", "curriculum config steering permutation"),
     (
         "jasper_mmap",
-        "ptfile tensorfile mapping modes arguments schema control shared threads atomic errors",
+        "ptfile tensorfile control mapping modes arguments schema shared threads atomic errors",
     ),
 )
 ORDER = [
