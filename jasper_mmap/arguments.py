@@ -32,6 +32,11 @@ def integer(name: str, value: Any, low: int = 0, high: int = LARGEST) -> int:
     return number
 
 
+def seed(value: Any) -> int:
+    """A seed as wide as torch's generators take it, or `UsageError`."""
+    return integer("seed", value, low=-(2**63), high=2**64 - 1)
+
+
 def folder(name: str, path: Any) -> Path:
     """An absolute path, or `UsageError` naming the argument."""
     if isinstance(path, str | os.PathLike) and isinstance(os.fspath(path), str):

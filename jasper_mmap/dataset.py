@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from . import arguments
 from .adoption import Adoption
 from .batch import Rows, Sample
-from .control import NO_VARIANT, Control
+from .control import NO_VARIANT, Control, SplitWords
 from .curriculum import steering_probabilities
 from .errors import IndexRangeError, UnknownAttributeError
 from .negatives import FOLDER, file_name
@@ -70,25 +70,21 @@ class JASPERSteeringDataset(Dataset[Sample]):
         seed: int = 42,
         validate: Validation = "auto",
     ) -> None:
-        arguments.split_name(split)
+        split = arguments.split_name(split)
         served = Served(dataset_dir, placement_for(device), validate=validate)
-        generation = served.open()
-        control = Control(1)
-        adoption = Adoption(served, control, generation)
-        self._begin(adoption, control, 0, split, epoch, seed)
+        (adoption, words), *_ = _served_together(served, 1)
+        self._begin(adoption, words, split, epoch, seed)
 
     def _begin(
-        self, adoption: Adoption, control: Control, number: int, split: str, epoch: int, seed: int
+        self, adoption: Adoption, words: SplitWords, split: str, epoch: int, seed: int
     ) -> None:
         self.dataset_dir = adoption.path
         self.split = split
-        self.seed = arguments.integer(
-            "seed", seed, low=-(2**63), high=2**64 - 1
-        )  # as torch takes it
+        self.seed = arguments.seed(seed)
         self.collective = False
         """One of several ranks', which switch generations together (see `agreement`)."""
         self.epoch_calls = 0
-        self._words = control.split(number)
+        self._words = words
         self._words.set_epoch(arguments.integer("epoch", epoch))
         self._words.set_forced(NO_VARIANT)
         served = adoption.served
@@ -124,12 +120,10 @@ class JASPERSteeringDataset(Dataset[Sample]):
         seed and forced steering are each one's own, and so is `close()`.
         """
         served = Served(dataset_dir, placement or placement_for(device), validate=validate)
-        generation = served.open()
-        control = Control(len(SPLITS))
-        adoption = Adoption(served, control, generation)
         splits = {s: JASPERSteeringDataset.__new__(JASPERSteeringDataset) for s in SPLITS}
-        for number, (split, dataset) in enumerate(splits.items()):
-            dataset._begin(adoption, control, number, split, epoch, seed)
+        shares = _served_together(served, len(splits))
+        for (split, dataset), (adoption, words) in zip(splits.items(), shares, strict=True):
+            dataset._begin(adoption, words, split, epoch, seed)
         return splits
 
     def __repr__(self) -> str:
@@ -205,10 +199,8 @@ class JASPERSteeringDataset(Dataset[Sample]):
     def force_steering(self, variant: str | None) -> None:
         """Give every pair this variant ("zero", "centroid", "keyword", "residual") from now on,
         in every worker too; None goes back to the curriculum's draw."""
-        forced = NO_VARIANT
-        if variant is not None:
-            forced = VARIANTS.index(arguments.variant_name(variant))
-        self._words.set_forced(forced)
+        name = None if variant is None else arguments.variant_name(variant)
+        self._words.set_forced(NO_VARIANT if name is None else VARIANTS.index(name))
 
     @property
     def current_epoch(self) -> int:
@@ -297,3 +289,11 @@ class JASPERSteeringDataset(Dataset[Sample]):
                 self.memory_usage_mb,
             )
         self.close()
+
+
+def _served_together(served: Served, splits: int) -> list[tuple[Adoption, SplitWords]]:
+    """Open the tables; for each of so many splits the generation that all serve, and its words."""
+    generation = served.open()
+    control = Control(splits)
+    adoption = Adoption(served, control, generation)
+    return [(adoption, control.split(number)) for number in range(splits)]
