@@ -120,6 +120,7 @@ class _Conversion:
                 self._dst,
                 candidate,
                 force=plan.force,
+                old=plan.old,
                 reserved=stage.journal.generation,
                 store_id=manifest.store_id,
                 pair_index=pair_index,

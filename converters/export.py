@@ -12,6 +12,8 @@ import torch
 from jasper_mmap import atomic, negatives
 from jasper_mmap.config import CONFIG_FILE
 from jasper_mmap.errors import ExistsError, MissingFileError
+from jasper_mmap.generation import sound_generation
+from jasper_mmap.incoming import store_sizes
 from jasper_mmap.schema import ARTIFACTS
 from jasper_mmap.store import Ragged, Store
 
@@ -27,9 +29,8 @@ def export_pt(store: str | Path, dst: str | Path) -> list[Path]:
         raise MissingFileError(f"Dataset directory not found: {store}")
     opened = Store(store)
     pointer = negatives.read_pointer(store)
-    negatives.check_pointer(store, pointer, opened.store_id)
-    shape = (opened.manifest.sizes["N_p"], opened.config.n_neg)
-    tables = opened.tables | negatives.map_generation(store, pointer.generation, shape)
+    generation = sound_generation(store, pointer, opened.store_id, store_sizes(opened))
+    tables = opened.tables | generation.tables
 
     targets = [dst / CONFIG_FILE, *(dst / a.source for a in ARTIFACTS.values())]
     for path in targets:

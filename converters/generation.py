@@ -11,12 +11,14 @@ import torch
 
 from jasper_mmap import negatives
 from jasper_mmap.errors import JasperError
+from jasper_mmap.generation import stamped_generation
 from jasper_mmap.incoming import examine
 from jasper_mmap.lint import count_changed_rows
+from jasper_mmap.manifest import Manifest
 from jasper_mmap.negatives import Pointer
 from jasper_mmap.publish import lost_or_read
 from jasper_mmap.schema import NEGATIVES
-from jasper_mmap.tensorfile import Written, map_tensors
+from jasper_mmap.tensorfile import Written
 
 from .plan import sound_pointer
 from .source import read_table
@@ -66,6 +68,7 @@ def settle(
     candidate: Candidate | None,
     *,
     force: bool,
+    old: Manifest | None,
     reserved: int,
     store_id: str,
     pair_index: torch.Tensor,
@@ -74,14 +77,15 @@ def settle(
     """Decide what will be in force. Call with `publisher_lock` held.
 
     A candidate whose content is that of the generation last made from files (with `force`: of the
-    one in force) is no news. One that is kept in force for a changed store is checked against it.
+    one in force) is no news. One that is kept in force for a changed store, or whose time is not
+    the stamped one, is checked against the new store. `old` is the manifest of the store before,
     `reserved` is the number under which an interrupted conversion was publishing, or 0.
     """
     before = lost_or_read(dst)
-    sound = sound_pointer(dst)
+    sound = sound_pointer(dst, old)
     if candidate is not None and (sound is None or _is_news(candidate, sound, force)):
         number = negatives.next_generation(dst, before)
-        if reserved > (before.generation if before else 0):
+        if (before.generation if before else 0) < reserved <= negatives.MAX_GENERATION:
             number = reserved  # nobody has seen that file: no pointer ever named it
         pointer = negatives.successor(
             before,
@@ -90,17 +94,17 @@ def settle(
             store_id=store_id,
             source=candidate.source,
             lint=candidate.lint,
-            changed_rows=_changed_rows(dst, sound, candidate),
+            changed_rows=_changed_rows(dst, sound, candidate, sizes),
         )
         return Outcome(pointer=pointer, publishes=True, changed=True)
     pointer = sound or negatives.read_pointer(dst)
     if candidate is not None:
         pointer = negatives.with_source(pointer, candidate.source)
-    if pointer.store_id != store_id:
-        path = dst / negatives.FOLDER / pointer.file
+    kept = stamped_generation(dst, pointer, pointer.store_id, sizes)
+    if pointer.store_id != store_id or pointer.mtime_ns != kept.mtime_ns:
         lint = examine(
-            map_tensors(path).tensors,
-            {a.name: _origin(path, pointer, a.source) for a in NEGATIVES},
+            kept.tables,
+            {a.name: _origin(kept.path, pointer, a.source) for a in NEGATIVES},
             pair_index,
             sizes,
         )
@@ -114,15 +118,16 @@ def _is_news(candidate: Candidate, pointer: Pointer, force: bool) -> bool:
     return bool(candidate.written.sha256 != known)
 
 
-def _changed_rows(dst: Path, sound: Pointer | None, candidate: Candidate) -> int | None:
+def _changed_rows(
+    dst: Path, sound: Pointer | None, candidate: Candidate, sizes: Mapping[str, int]
+) -> int | None:
     if sound is None:
         return None
-    n_pairs, n_neg = next(iter(candidate.tables.values())).shape
     try:
-        old = negatives.map_generation(dst, sound.generation, (n_pairs, n_neg))
+        old = stamped_generation(dst, sound, sound.store_id, sizes)
     except JasperError:
         return None  # of another shape: the store has other pairs now
-    return count_changed_rows(old, candidate.tables)
+    return count_changed_rows(old.tables, candidate.tables)
 
 
 def _origin(path: Path, pointer: Pointer, file: str) -> str:

@@ -12,6 +12,7 @@ import torch
 from jasper_mmap import negatives
 from jasper_mmap.atomic import storage_errors
 from jasper_mmap.errors import JasperError, MissingFileError, NewerFormatError
+from jasper_mmap.generation import sound_generation
 from jasper_mmap.manifest import STAGING, Entry, Manifest, read_manifest
 from jasper_mmap.schema import ARTIFACTS, NEGATIVES, STORED, Artifact
 
@@ -106,7 +107,7 @@ def make_plan(src: Path, dst: Path, settings: Settings, journal: Mapping[str, En
         tasks=tuple(tasks),
         negatives_source=negatives_stamps(src),
         old=old,
-        pointer=sound_pointer(dst),
+        pointer=sound_pointer(dst, old),
         force=settings.force,
     )
 
@@ -145,11 +146,13 @@ def _old_manifest(dst: Path, *, force: bool) -> Manifest | None:
         return None
 
 
-def sound_pointer(dst: Path) -> negatives.Pointer | None:
-    """The pointer, if the generation that it names is what it says."""
+def sound_pointer(dst: Path, old: Manifest | None) -> negatives.Pointer | None:
+    """The pointer, if the generation that it names is what it says; `old` is the store's manifest,
+    by which its numbers are checked where it is the one they refer to."""
     try:
         pointer = negatives.read_pointer(dst)
-        negatives.check_pointer(dst, pointer, pointer.store_id)
+        sizes = old.sizes if old and old.store_id == pointer.store_id else {}
+        sound_generation(dst, pointer, pointer.store_id, sizes)
     except JasperError:
         return None
     return pointer

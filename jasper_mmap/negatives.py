@@ -7,35 +7,53 @@ reader sees. Readers take no lock.
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, Final
 
 import torch
 
 from . import atomic
-from .errors import (
-    ContentError,
-    FormatError,
-    MissingFileError,
-    StoreChangedError,
-    UnsafeFileError,
-)
+from .errors import FormatError, MissingFileError, StorageError, UnsafeFileError
 from .locks import exclusive, now, process_name
 from .manifest import plain_name
 from .schema import NEGATIVES
-from .tensorfile import MappedFile, Written, chunks, file_sha256, map_tensors, writing
+from .tensorfile import Written, chunks, writing
 
 FOLDER = "negatives"
 POINTER = "CURRENT.json"
 _LOCK = ".lock"
+MAX_GENERATION: Final = 10**12 - 1
+"""The largest number; one control word holds it together with a descriptor."""
 HISTORY_LENGTH = 1000
 """Entries kept: the pointer is written and read whole each time. The entry of the generation last
 made from `.pt` files stays beyond that, since `made_from_files` needs it."""
-_FILE = re.compile(r"(\d{6,})\.safetensors")
+_FILE = re.compile(r"([0-9]{6,})\.safetensors")
+_KINDS: Final[dict[str, tuple[type, ...]]] = {
+    "generation": (int,),
+    "file": (str,),
+    "bytes": (int,),
+    "mtime_ns": (int,),
+    "sha256": (str,),
+    "store_id": (str,),
+    "source": (dict,),
+    "when": (str,),
+    "by": (str,),
+    "note": (str,),
+    "lint": (dict,),
+    "changed_rows": (int, NoneType),
+}
+"""Key of a pointer, or of an entry of its history -> what JSON may hold there."""
+_KIND_NAMES: Final = {int: "an integer", str: "a string", dict: "an object", NoneType: "null"}
+
+_log = logging.getLogger("jasper_mmap")
+_named: set[Path] = set()
+"""Files beyond `MAX_GENERATION` that this process has warned of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,15 +82,21 @@ class Pointer:
 
     @classmethod
     def from_dict(cls, value: dict[str, Any], where: str) -> Pointer:
+        """Check `value`, read from `where`. Raises `FormatError` or `UnsafeFileError`."""
+        what = f"{where}: not a generation pointer"
         try:
             pointer = replace(cls(**value), history=tuple(value.get("history") or ()))
-            numbers = [pointer.generation, *(entry["generation"] for entry in pointer.history)]
-        except (TypeError, KeyError) as error:
-            raise FormatError(f"{where}: not a generation pointer: {error}.") from None
-        numbers += [pointer.bytes, pointer.mtime_ns]
-        if not all(isinstance(n, int) for n in numbers) or pointer.generation < 1:
-            raise FormatError(f"{where}: not a generation pointer: a number is none.")
+        except TypeError as error:
+            raise FormatError(f"{what}: {error}.") from None
+        _check_entry(value, what)
+        for entry in pointer.history:
+            _check_entry(entry, f"{what}: history")
         plain_name(pointer.file, where)
+        if pointer.file != file_name(pointer.generation):
+            raise FormatError(
+                f"{what}: 'file' is {pointer.file!r}, but the file of generation"
+                f" {pointer.generation} is {file_name(pointer.generation)!r}."
+            )
         return pointer
 
     def of(self, generation: int) -> Pointer:
@@ -82,6 +106,24 @@ class Pointer:
                 known = {k: v for k, v in entry.items() if k in vars(self)}
                 return replace(self, **known, file=file_name(generation), mtime_ns=-1)
         raise MissingFileError(f"generation {generation} is not in the history of this store.")
+
+
+def _check_entry(entry: Any, what: str) -> None:
+    """Raise `FormatError` unless `entry` has a generation, and JSON's right kind in each key."""
+    if not isinstance(entry, Mapping):
+        raise FormatError(f"{what}: every entry must be an object.")
+    for key, kinds in _KINDS.items():
+        # By the type itself: True is an integer otherwise.
+        if key in entry and type(entry[key]) not in kinds:
+            names = " or ".join(_KIND_NAMES[kind] for kind in kinds)
+            raise FormatError(f"{what}: {key!r} must be {names}, found {entry[key]!r:.40}.")
+    if not all(type(count) is int for count in entry.get("lint", {}).values()):
+        raise FormatError(f"{what}: the counts in 'lint' must be integers.")
+    if not 1 <= entry.get("generation", 0) <= MAX_GENERATION:
+        raise FormatError(
+            f"{what}: 'generation' must be 1 to {MAX_GENERATION}, found"
+            f" {entry.get('generation')!r:.40}."
+        )
 
 
 def file_name(generation: int) -> str:
@@ -167,17 +209,39 @@ def with_source(pointer: Pointer, source: dict[str, Any]) -> Pointer:
 
 
 def generations_on_disk(store: Path) -> dict[int, Path]:
-    """The files of generations, also of those whose publisher died; number -> path, ascending."""
-    found = ((_FILE.fullmatch(path.name), path) for path in (store / FOLDER).iterdir())
-    return dict(sorted((int(match[1]), path) for match, path in found if match))
+    """The files of generations, also of those whose publisher died; number -> path, ascending.
+
+    A file beyond `MAX_GENERATION` is nobody's generation: it is ignored, with one warning.
+    """
+    found = {}
+    for path in (store / FOLDER).iterdir():
+        match = _FILE.fullmatch(path.name)
+        number = int(match[1]) if match else 0
+        if number > MAX_GENERATION:
+            if path not in _named:
+                _named.add(path)
+                _log.warning(
+                    "%s: ignored, generations end at %d; remove the file.", path, MAX_GENERATION
+                )
+        elif number and path.name == file_name(number):
+            found[number] = path
+    return dict(sorted(found.items()))
 
 
 def next_generation(store: Path, pointer: Pointer | None) -> int:
-    """The first number that no generation ever had, not even one whose publisher died."""
-    used = list(generations_on_disk(store))
+    """The first number that no generation ever had, not even one whose publisher died.
+
+    Raises `StorageError` where there is none up to `MAX_GENERATION`.
+    """
+    used = [*generations_on_disk(store), 0]
     if pointer is not None:
-        used.append(pointer.generation)
-    return max(used, default=0) + 1
+        used += [pointer.generation, *(entry["generation"] for entry in pointer.history)]
+    if max(used) >= MAX_GENERATION:
+        raise StorageError(
+            f"{store / FOLDER}: generation {max(used)} is the last number there is. Convert the"
+            " builder's folder into a new one, where generations begin with 1 again."
+        )
+    return max(used) + 1
 
 
 def write_generation(
@@ -200,32 +264,6 @@ def write_file(path: Path, hard_negatives: torch.Tensor, negative_tiers: torch.T
     return result.written
 
 
-def map_generation(
-    store: Path, generation: int, shape: tuple[int, int], *, at: Path | None = None
-) -> dict[str, torch.Tensor]:
-    """Map the tensors of a published generation; only names, dtypes and shapes are checked.
-
-    `at` names a descriptor of the file, where it is open already."""
-    path = store / FOLDER / file_name(generation)
-    return check_generation(map_tensors(path, at=at), path, shape)
-
-
-def check_generation(
-    mapped: MappedFile, path: Path, shape: tuple[int, int]
-) -> dict[str, torch.Tensor]:
-    """The two tensors of `mapped`, or `ContentError` naming what does not fit the store."""
-    wanted = {a.name for a in NEGATIVES}
-    if set(mapped.tensors) != wanted:
-        raise ContentError(f"{path}: must hold {sorted(wanted)}, found {sorted(mapped.tensors)}.")
-    for name, tensor in mapped.tensors.items():
-        if tuple(tensor.shape) != shape or tensor.dtype.is_floating_point:
-            raise ContentError(
-                f"{path}: {name} is {tensor.dtype} {list(tensor.shape)}, the store needs whole"
-                f" numbers {list(shape)}."
-            )
-    return mapped.tensors
-
-
 @contextmanager
 def publisher_lock(store: Path, timeout_s: float) -> Iterator[None]:
     """Keep other publishers of this store out; `BusyError` names the holder after `timeout_s`."""
@@ -236,25 +274,3 @@ def publisher_lock(store: Path, timeout_s: float) -> Iterator[None]:
     with exclusive(folder / _LOCK, timeout_s, remedy):
         atomic.sweep(folder)
         yield
-
-
-def check_pointer(store: Path, pointer: Pointer, store_id: str, *, full: bool = False) -> None:
-    """Raise unless the generation that `pointer` names is there and what it says it is.
-
-    By its stamp; in full (SHA-256) where `full` or the stamp's time does not match.
-    """
-    path = store / FOLDER / pointer.file
-    if pointer.store_id != store_id:
-        raise StoreChangedError(
-            f"{pointer_path(store)}: belongs to store {pointer.store_id}, this one is"
-            f" {store_id}. Convert again, or open the dataset anew if it was converted meanwhile."
-        )
-    remedy = "publish the negatives again, or go back with jasper-mmap rollback"
-    with atomic.storage_errors(path, "read"):
-        status = path.stat()
-    if status.st_size != pointer.bytes:
-        raise FormatError(
-            f"{path}: has {status.st_size} bytes, published were {pointer.bytes}; {remedy}."
-        )
-    if (full or status.st_mtime_ns != pointer.mtime_ns) and file_sha256(path) != pointer.sha256:
-        raise FormatError(f"{path}: was altered after publishing (SHA-256 differs); {remedy}.")

@@ -6,20 +6,18 @@ import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from . import negatives
-from .audit import generation_errors
 from .errors import FormatError, JasperError, MissingFileError, StoreChangedError, UsageError
+from .generation import sound_generation
 from .incoming import Given, Incoming, Limits, store_sizes, take_in
 from .lint import count_changed_rows
 from .manifest import read_manifest
 from .negatives import Pointer, publisher_lock
 from .retention import GRACE_S, remove_old
 from .store import Store
-from .tensorfile import file_sha256
 
 LOCK_TIMEOUT_S = 60.0
 KEEP = 3
@@ -91,9 +89,9 @@ def rollback_negatives(
     with publisher_lock(store.path, lock_timeout_s):
         check_same_store(store)
         before = negatives.read_pointer(store.path)
-        entry = _older(store.path, before, generation)
-        incoming = _read_back(store, entry)
-        note = note or f"rollback to {entry['generation']}"
+        number = _older(store.path, before, generation)
+        incoming = _read_back(store, before, number)
+        note = note or f"rollback to {number}"
         return put_in_force(store, before, incoming, note=note, keep=keep, grace_s=grace_s)
 
 
@@ -174,23 +172,18 @@ def _changed_rows(
     if before is None:
         return None
     try:
-        negatives.check_pointer(store.path, before, store.store_id)
-        old = negatives.map_generation(store.path, before.generation, _shape(store))
+        old = sound_generation(store.path, before, store.store_id, store_sizes(store))
     except JasperError:
         return None  # spoilt: publishing is the remedy
-    return count_changed_rows(old, tables)
+    return count_changed_rows(old.tables, tables)
 
 
-def _shape(store: Store) -> tuple[int, int]:
-    sizes = store_sizes(store)
-    return sizes["N_p"], sizes["N"]
-
-
-def _older(folder: Path, pointer: Pointer, generation: int | None) -> dict[str, Any]:
-    """The history's entry of the generation to go back to; its file is there."""
+def _older(folder: Path, pointer: Pointer, generation: int | None) -> int:
+    """The generation to go back to, which the history knows; its file is there."""
     on_disk = negatives.generations_on_disk(folder)
-    older = [e for e in pointer.history if e["generation"] != pointer.generation]
-    available = [e["generation"] for e in older if e["generation"] in on_disk]
+    numbers = [e["generation"] for e in pointer.history]
+    older = [number for number in numbers if number != pointer.generation]
+    available = [number for number in older if number in on_disk]
     named = ", ".join(map(str, available)) or "none"
     if generation is None:
         if not older:
@@ -198,28 +191,22 @@ def _older(folder: Path, pointer: Pointer, generation: int | None) -> dict[str, 
                 f"{negatives.pointer_path(folder)}: generation {pointer.generation} is the first,"
                 " so there is none to go back to."
             )
-        generation = older[-1]["generation"]
+        generation = older[-1]
     if generation == pointer.generation:
         raise UsageError(
             f"generation {generation} is in force already; there are to go back to: {named}."
         )
-    for entry in older:
-        if entry["generation"] == generation and generation in available:
-            return entry
+    if generation in available:
+        return generation
     raise MissingFileError(
         f"{folder / negatives.FOLDER / negatives.file_name(generation)}: not found, generation"
         f" {generation} was removed or never was; there are to go back to: {named}."
     )
 
 
-def _read_back(store: Store, entry: dict[str, Any]) -> Incoming:
-    number = entry["generation"]
-    path = store.path / negatives.FOLDER / negatives.file_name(number)
-    if file_sha256(path) != entry.get("sha256"):
-        raise FormatError(
-            f"{path}: was altered after publishing (SHA-256 differs); go back to another one."
-        )
-    tables = negatives.map_generation(store.path, number, _shape(store))
-    for wrong in generation_errors(tables, store_sizes(store), path):
-        raise wrong
-    return Incoming(tables=tables, lint=dict(entry.get("lint") or {}), source={})
+def _read_back(store: Store, before: Pointer, number: int) -> Incoming:
+    """The content of an older generation; the history vouches for it as it did then."""
+    older = before.of(number)
+    sizes = store_sizes(store)
+    opened = sound_generation(store.path, older, older.store_id, sizes, full=True)
+    return Incoming(tables=opened.tables, lint=dict(older.lint), source={})

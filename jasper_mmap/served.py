@@ -5,7 +5,6 @@ Pickles as its recipe (path, store_id, config, device), and opens again at first
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import Callable
 from functools import cached_property
@@ -15,10 +14,9 @@ from typing import Any
 import torch
 
 from . import arguments, negatives
-from .atomic import storage_errors
-from .audit import generation_errors
 from .config import Config
 from .errors import MissingFileError, StoreChangedError
+from .generation import OpenGeneration, map_generation, sound_generation
 from .manifest import read_manifest
 from .negatives import Pointer
 from .placement import Placement
@@ -119,7 +117,7 @@ class Served:
 
     def open(self) -> Generation:
         """Open and place everything now; the generation in force, checked."""
-        pointer, file, mapped = self._in_force()
+        pointer, opened = self._in_force()
         tables = [t for t in self.store.tables.values() if isinstance(t, torch.Tensor)]
         ragged = [
             part
@@ -127,17 +125,17 @@ class Served:
             if isinstance(t, Ragged)
             for part in (t.values, t.offsets)
         ]
-        self.placement.reserve([*tables, *ragged, *mapped.values()])
+        self.placement.reserve([*tables, *ragged, *opened.tables.values()])
         _ = self.tables, self.ragged
         found = self._generations.get(pointer.generation)
-        return found or self._placed(pointer.generation, file, mapped, pointer)
+        return found or self._placed(pointer, opened)
 
-    def _in_force(self) -> tuple[Pointer, Descriptor, dict[str, torch.Tensor]]:
+    def _in_force(self) -> tuple[Pointer, OpenGeneration]:
         _ = self.store  # first, for its errors tell what is wrong with the folder
         pointer = negatives.read_pointer(self.path)
         while True:
             try:
-                return pointer, *self._checked(pointer, full=self._validate == "full")
+                return pointer, self._checked(pointer, full=self._validate == "full")
             except MissingFileError:
                 # Replaced and removed since the pointer was read? Then there is a newer one.
                 before, pointer = pointer, negatives.read_pointer(self.path)
@@ -145,54 +143,41 @@ class Served:
                     raise
 
     def generation(self, number: int) -> Generation:
-        """The tables of generation `number`, which was checked before it came to be served."""
-        return self._generations.get(number) or self._placed(number, *self._map(number))
+        """The tables of generation `number`, checked as at open; in full where it is no longer the
+        one in force."""
+        found = self._generations.get(number)
+        if found is None:
+            pointer = negatives.read_pointer(self.path)
+            if pointer.generation != number:
+                pointer = pointer.of(number)
+            opened = self._checked(pointer, full=self._validate == "full")
+            found = self._placed(pointer, opened)
+        return found
 
     def borrowed(self, number: int, at: Path | None) -> Generation:
-        """The tables of a generation that another process holds open under the name `at`."""
-        return Generation(number, *self._map(number, at))
+        """The tables of a generation that another process has checked and holds open under the
+        name `at`."""
+        opened = map_generation(self.path, number, self._sizes, at=at)
+        return Generation(number, opened.file, opened.tables)
 
     def examined(self, pointer: Pointer) -> Generation:
         """The tables of the generation that `pointer` names, checked in full."""
-        number = pointer.generation
-        found = self._generations.get(number)
-        if found is None:
-            found = self._placed(number, *self._checked(pointer, full=True), pointer)
+        found = self._generations.get(pointer.generation)
+        return found or self._placed(pointer, self._checked(pointer, full=True))
+
+    def _checked(self, pointer: Pointer, *, full: bool) -> OpenGeneration:
+        return sound_generation(self.path, pointer, self.store.store_id, self._sizes, full=full)
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        return {**self.store.manifest.sizes, "N": self.config.n_neg}
+
+    def _placed(self, pointer: Pointer, opened: OpenGeneration) -> Generation:
+        self.placement.reserve(opened.tables.values())
+        tables = self.placement.place(opened.tables)
+        found = Generation(pointer.generation, opened.file, tables, pointer)
+        self._generations[pointer.generation] = found
         return found
-
-    def _checked(
-        self, pointer: Pointer, *, full: bool
-    ) -> tuple[Descriptor, dict[str, torch.Tensor]]:
-        """Map what `pointer` names, once it is what the pointer says; `full` also its values."""
-        negatives.check_pointer(self.path, pointer, self.store.store_id, full=full)
-        file, mapped = self._map(pointer.generation)
-        if full:
-            path = self.path / negatives.FOLDER / pointer.file
-            for wrong in generation_errors(mapped, self.store.manifest.sizes, path):
-                raise wrong
-        return file, mapped
-
-    def _placed(
-        self,
-        number: int,
-        file: Descriptor,
-        mapped: dict[str, torch.Tensor],
-        pointer: Pointer | None = None,
-    ) -> Generation:
-        self.placement.reserve(mapped.values())
-        found = Generation(number, file, self.placement.place(mapped), pointer)
-        self._generations[number] = found
-        return found
-
-    def _map(
-        self, number: int, at: Path | None = None
-    ) -> tuple[Descriptor, dict[str, torch.Tensor]]:
-        path = self.path / negatives.FOLDER / negatives.file_name(number)
-        shape = (self.store.manifest.sizes["N_p"], self.config.n_neg)
-        with storage_errors(path, "read"):
-            file = Descriptor(os.open(at or path, os.O_RDONLY | os.O_CLOEXEC))
-        opened = Path(f"/dev/fd/{file.fd}")
-        return file, negatives.map_generation(self.path, number, shape, at=opened)
 
     def table(self, name: str) -> Table:
         """The artifact `name`, other than the negatives."""

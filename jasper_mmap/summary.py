@@ -11,6 +11,8 @@ import torch
 from . import negatives
 from .config import Config
 from .curriculum import steering_probabilities
+from .generation import sound_generation
+from .incoming import store_sizes
 from .manifest import FORMAT_VERSION
 from .schema import ARTIFACTS, NEGATIVES, SPLITS, TIERS
 from .store import Store, table_tensor
@@ -26,10 +28,8 @@ def summarise(path: str | Path) -> dict[str, Any]:
     """
     store = Store(path)
     pointer = negatives.read_pointer(store.path)
-    negatives.check_pointer(store.path, pointer, store.store_id)
-    sizes, manifest = store.manifest.sizes, store.manifest
-    shape = (sizes["N_p"], store.config.n_neg)
-    tables = negatives.map_generation(store.path, pointer.generation, shape)
+    sizes, manifest = store_sizes(store), store.manifest
+    tables = sound_generation(store.path, pointer, store.store_id, sizes).tables
     artifacts = [
         {
             "name": name,

@@ -186,7 +186,7 @@ def chunks(table: torch.Tensor) -> Iterator[torch.Tensor]:
         yield table[begin : begin + rows].contiguous()
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of the whole file, as hex digits."""
-    with storage_errors(path, "read"), path.open("rb") as file:
+def file_sha256(path: Path, *, at: Path | None = None) -> str:
+    """SHA-256 of the whole file, as hex digits; `at` as for `map_tensors`."""
+    with storage_errors(path, "read"), (at or path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

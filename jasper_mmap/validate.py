@@ -11,9 +11,10 @@ from typing import Any, Final, TypeVar
 import torch
 
 from . import atomic, negatives
-from .audit import form_errors, generation_errors
+from .audit import form_errors
 from .config import CONFIG_FILE, read_config
 from .errors import FormatError, JasperError, MissingFileError, StoreChangedError
+from .generation import content_errors, history_errors, stamped_generation
 from .lint import lint_negatives, lint_splits
 from .manifest import MANIFEST_FILE, Entry, Manifest, read_manifest
 from .schema import NEGATIVES, STORED, Artifact
@@ -184,6 +185,7 @@ class _Verification:
         if pointer is None:
             return
         self._pointer = pointer
+        self._note_all(_POINTER_FILE, history_errors(self._folder, pointer))
         tables = self._in_force(pointer, manifest, sizes)
         if tables and pair_index is not None and not self._quick:
             hard_negatives = tables[NEGATIVES[0].name]
@@ -198,24 +200,18 @@ class _Verification:
         self, pointer: negatives.Pointer, manifest: Manifest, sizes: dict[str, int]
     ) -> dict[str, torch.Tensor] | None:
         """The tables of the generation in force, if there is nothing wrong with them."""
-        path = self._folder / negatives.FOLDER / pointer.file
         file = f"{negatives.FOLDER}/{pointer.file}"
-
-        def read() -> tuple[dict[str, torch.Tensor], int]:
-            negatives.check_pointer(self._folder, pointer, manifest.store_id, full=not self._quick)
-            shape = (sizes["N_p"], sizes["N"])
-            tables = negatives.map_generation(self._folder, pointer.generation, shape)
-            return tables, path.stat().st_mtime_ns
-
-        found = self._attempt(file, read)
-        if found is None:
+        store_id = manifest.store_id
+        opened = self._attempt(
+            file, lambda: stamped_generation(self._folder, pointer, store_id, sizes)
+        )
+        if opened is None:
             return None
-        tables, mtime_ns = found
-        self._seen[path] = pointer.bytes
-        if self._note_all(file, generation_errors(tables, sizes, path)):
+        self._seen[opened.path] = pointer.bytes
+        if self._note_all(file, content_errors(opened, pointer, sizes, checksum=not self._quick)):
             return None
-        self._stamped(file, pointer.mtime_ns, mtime_ns)
-        return tables
+        self._stamped(file, pointer.mtime_ns, opened.mtime_ns)
+        return opened.tables
 
     def _older(self, path: Path, entry: dict[str, Any]) -> None:
         """An older generation is only ever read whole, by a rollback: its checksum is enough."""

@@ -13,8 +13,10 @@ import torch
 from safetensors import safe_open
 
 from jasper_mmap.errors import MissingFileError, StoreChangedError
+from jasper_mmap.generation import sound_generation
+from jasper_mmap.incoming import store_sizes
 from jasper_mmap.manifest import MANIFEST_FILE
-from jasper_mmap.negatives import check_pointer, read_pointer
+from jasper_mmap.negatives import read_pointer
 from jasper_mmap.store import Store
 
 SMALL = {"n_pairs": 60, "dim": 8, "n_neg": 4, "n_clusters": 3}
@@ -117,5 +119,5 @@ def state(store: Path) -> str | None:
     except (StoreChangedError, MissingFileError):
         return None
     pointer = read_pointer(store)
-    check_pointer(store, pointer, opened.store_id, full=True)
+    sound_generation(store, pointer, opened.store_id, store_sizes(opened), full=True)
     return f"{opened.store_id} {pointer.sha256}"

@@ -1,5 +1,6 @@
 """Changing what lies in a store, as an accident or an adversary would."""
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -33,3 +34,26 @@ def rewrite(
             file.write(tensor.contiguous().view(torch.uint8).numpy().tobytes())
     moved = 1_000_000_000 if touch else 0
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + moved))
+
+
+def edit_pointer(store: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Rewrite `CURRENT.json` after `change` was done to it."""
+    path = store / "negatives" / "CURRENT.json"
+    pointer = json.loads(path.read_text())
+    change(pointer)
+    path.write_text(json.dumps(pointer))
+
+
+def forge_generation(
+    store: Path, change: Callable[[dict[str, torch.Tensor]], object], *, touch: bool = True
+) -> None:
+    """Change tensors of the generation in force, and have the pointer vouch for the new bytes."""
+
+    def vouch(pointer: dict[str, Any]) -> None:
+        path = store / "negatives" / pointer["file"]
+        rewrite(path, change, touch=touch)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        for entry in (pointer, pointer["history"][-1]):
+            entry["sha256"] = digest
+
+    edit_pointer(store, vouch)

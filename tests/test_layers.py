@@ -36,7 +36,7 @@ LAYERS = (
         "agreement dataset batch reading gather slots layout adoption overwritten publish warm",
     ),
     ("jasper_mmap", "retention incoming served placement stack validate"),
-    ("jasper_mmap", "store audit checks lint negatives manifest locks"),
+    ("jasper_mmap", "store generation audit checks lint negatives manifest locks"),
     ("jasper_mmap", "curriculum config steering permutation"),
     (
         "jasper_mmap",
