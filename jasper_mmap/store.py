@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, overload
+from typing import Final, Literal, overload
 
 import torch
+from torch.utils.data import get_worker_info
 
 from .arguments import integer
 from .audit import form_errors, table_errors
@@ -20,12 +22,19 @@ from .errors import (
     StoreChangedError,
     UsageError,
 )
-from .manifest import Entry, Manifest, read_manifest
+from .manifest import MANIFEST_FILE, Entry, Manifest, read_manifest
+from .negatives import FOLDER
 from .schema import RAGGED_OFFSETS, RAGGED_VALUES, STORED, Artifact
 from .tensorfile import MappedFile, map_tensors
 
 Validation = Literal["auto", "full"]
 _ATTEMPTS = 3
+_NAMED: Final = 4
+"""Files that a message names before it only counts."""
+
+_log = logging.getLogger("jasper_mmap")
+_warned: set[tuple[Path, frozenset[tuple[str, int]]]] = set()
+"""States of stores (path, and the stamps found in place of the manifest's) warned of here."""
 
 
 class Ragged(Sequence[torch.Tensor]):
@@ -68,26 +77,36 @@ class Store:
     """The mapped artifacts of a store (all but the negatives), its manifest and its config.
 
     `path` is made absolute. Opening reads headers only; a file whose time is not the one in the
-    manifest (a copy, a download) has its index ranges read again, and `validate="full"` recomputes
-    everything. Raises `MissingFileError`, `FormatError`, `ContentError`, or `StoreChangedError`
-    while a conversion is under way.
+    manifest (a copy, a download) has its index ranges read again, and the log warns of it, once a
+    process and not in a DataLoader worker. `validate="full"` recomputes everything instead.
+    Raises `MissingFileError`, `FormatError`, `ContentError`, or `StoreChangedError` while a
+    conversion is under way.
     """
 
     def __init__(self, path: str | Path, *, validate: Validation = "auto") -> None:
         if validate not in ("auto", "full"):
             raise UsageError(f"validate must be 'auto' or 'full', not {validate!r}")
         self.path = Path(path).absolute()
-        self.config, self.manifest, self.tables = _open(self.path, validate)
+        self.config, self.manifest, self.tables, moved = _open(self.path, validate)
+        if validate == "auto":
+            _warn_of(self.path, moved)
 
     @property
     def store_id(self) -> str:
         return self.manifest.store_id
 
 
-def _open(folder: Path, validate: Validation) -> tuple[Config, Manifest, dict[str, Table]]:
+_Parts = tuple[Config, Manifest, dict[str, Table], dict[str, int]]
+
+
+def _open(folder: Path, validate: Validation) -> _Parts:
     """All parts, belonging together: the manifest is removed before any file is replaced, so one
-    that stands unchanged after the last file was opened vouches for all of them."""
+    that stands unchanged after the last file was opened vouches for all of them.
+
+    The last are the files whose time is not the stamped one -> their `mtime_ns`.
+    """
     for _ in range(_ATTEMPTS):
+        moved: dict[str, int] = {}
         manifest = read_manifest(folder)
         failure: JasperError | None = None
         try:
@@ -95,7 +114,7 @@ def _open(folder: Path, validate: Validation) -> tuple[Config, Manifest, dict[st
             for wrong in form_errors(folder, config, manifest):
                 raise wrong
             huge = worth_huge_pages(manifest)
-            tables = {a.name: _checked(folder, a, manifest, validate, huge) for a in STORED}
+            tables = {a.name: _checked(folder, a, manifest, validate, huge, moved) for a in STORED}
         except JasperError as error:
             failure = error
         try:
@@ -105,10 +124,54 @@ def _open(folder: Path, validate: Validation) -> tuple[Config, Manifest, dict[st
         if unchanged and failure is not None:
             raise failure
         if unchanged:
-            return config, manifest, tables
+            return config, manifest, tables, moved
     raise StoreChangedError(
         f"{folder}: the store was converted again while it was being opened; open it once more."
     )
+
+
+def _warn_of(folder: Path, moved: Mapping[str, int]) -> None:
+    """Say once a process that the content of these files was not compared with any checksum."""
+    state = folder, frozenset(moved.items())
+    if not moved or state in _warned or get_worker_info() is not None:
+        return
+    _warned.add(state)
+    reason = not_renewable(folder)
+    remedy = (
+        f"To check everything and renew the times, run: jasper-mmap verify {folder}"
+        if reason is None
+        else 'Open it with validate="full" to check everything (jasper-mmap verify checks it too,'
+        f" but cannot renew the times: {reason})"
+    )
+    _log.warning(
+        "%s: other times than when it was converted, as after a copy or a change: %s. Only sizes,"
+        " headers and index ranges of these files were checked. %s.",
+        folder,
+        few(moved),
+        remedy,
+    )
+
+
+def few(names: Iterable[str]) -> str:
+    """The first names, and how many more there are."""
+    listed = list(names)
+    more = len(listed) - _NAMED
+    return ", ".join(listed[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def not_renewable(folder: Path) -> str | None:
+    """What keeps `verify` from renewing the stamps of a store; None where nothing does.
+
+    Nothing is written through a link or in place of one: it leads into a hub's cache, or to
+    another store.
+    """
+    for path in (folder / MANIFEST_FILE, folder / FOLDER):
+        if path.is_symlink():
+            return f"{path} is a link"
+    for path in (folder, folder / FOLDER):
+        if not os.access(path, os.W_OK):
+            return f"{path} cannot be written"
+    return None
 
 
 def worth_huge_pages(manifest: Manifest) -> bool:
@@ -122,12 +185,20 @@ def worth_huge_pages(manifest: Manifest) -> bool:
 
 
 def _checked(
-    folder: Path, artifact: Artifact, manifest: Manifest, validate: Validation, huge: bool
+    folder: Path,
+    artifact: Artifact,
+    manifest: Manifest,
+    validate: Validation,
+    huge: bool,
+    moved: dict[str, int],
 ) -> Table:
+    """Map one table and check it as `validate` says; `moved` gets its file if its time differs."""
     entry = manifest.artifacts[artifact.name]
     table, mtime_ns = map_table(folder, artifact, entry, huge=huge)
     full = validate == "full"
-    if full or mtime_ns != entry.mtime_ns:
+    if mtime_ns != entry.mtime_ns:
+        moved[entry.file] = mtime_ns
+    if full or entry.file in moved:
         for wrong in table_problems(folder, artifact, manifest, table, quick=not full):
             raise wrong
     return table

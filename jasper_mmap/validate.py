@@ -18,11 +18,17 @@ from .generation import content_errors, history_errors, stamped_generation
 from .lint import lint_negatives, lint_splits
 from .manifest import MANIFEST_FILE, Entry, Manifest, read_manifest
 from .schema import NEGATIVES, STORED, Artifact
-from .store import map_table, table_problems, table_tensor
+from .store import few, map_table, not_renewable, table_problems, table_tensor
 from .tensorfile import file_sha256
 
 _LOCK_TIMEOUT_S: Final = 10.0
 _POINTER_FILE: Final = f"{negatives.FOLDER}/{negatives.POINTER}"
+
+_NOT_DONE: Final = (
+    "quick, so not checked: the SHA-256 of any file, the values of floating-point tables (NaN,"
+    " infinity, bounds), and the counts shown as warnings; no stamp was renewed. Run it without"
+    " --quick to check everything."
+)
 
 _T = TypeVar("_T")
 
@@ -71,10 +77,11 @@ def verify_store(path: str | Path, *, quick: bool = False, renew: bool = True) -
 
     In full: every checksum, form, index, bound, NaN and count of the artifacts and of the
     generation in force, and the checksums of the older generations that are still there. Quick:
-    sizes, headers, forms and index ranges. Where a file's content is sound but its stamp is not
-    (it was copied), `renew` brings the stamp up to date, so that opening need not read it again; a
-    read-only store is left as it is. Raises `MissingFileError` where there is no folder at all,
-    and `StoreChangedError` where it was converted again meanwhile.
+    sizes, headers, forms and index ranges, with a note of what that leaves out. Where a file's
+    content is sound but its stamp is not (it was copied), `renew` brings the stamp up to date, so
+    that opening need not read it again; a store that is read-only or made of links is left as it
+    is, with a note. Raises `MissingFileError` where there is no folder at all, and
+    `StoreChangedError` where it was converted again meanwhile.
     """
     folder = Path(path).absolute()
     if not folder.is_dir():
@@ -95,7 +102,7 @@ class _Verification:
         self._folder = folder
         self._quick = quick
         self._problems: list[Problem] = []
-        self._notes: list[str] = []
+        self._notes: list[str] = [_NOT_DONE] if quick else []
         self._warnings: dict[str, int] = {}
         self._seen: dict[Path, int] = {}
         """File looked at -> its bytes."""
@@ -243,15 +250,21 @@ class _Verification:
         hold, and only where those still say what was checked."""
         if not self._moved or self._manifest is None:
             return
-        try:
-            with negatives.publisher_lock(self._folder, _LOCK_TIMEOUT_S):
-                self._renew_manifest(self._manifest)
-                if self._pointer is not None:
-                    self._renew_pointer(self._pointer)
-        except JasperError as error:
+        reason = not_renewable(self._folder)
+        if reason is None:
+            try:
+                with negatives.publisher_lock(self._folder, _LOCK_TIMEOUT_S):
+                    self._renew_manifest(self._manifest)
+                    if self._pointer is not None:
+                        reason = self._renew_pointer(self._pointer)
+            except JasperError as error:
+                reason = str(error)
+        if reason is not None:
+            left = [file for file in self._moved if file not in self._renewed]
             self._notes.append(
-                f"{len(self._moved)} files have another time than was stamped, and the stamps"
-                f" could not be renewed: {error}"
+                f"sound, but of another time than was stamped: {few(left)}. The stamps could not be"
+                f" renewed: {reason.removesuffix('.')}. So each opening reads the index ranges and"
+                ' the negatives again; open with validate="full" to have everything checked.'
             )
 
     def _renew_manifest(self, checked: Manifest) -> None:
@@ -267,9 +280,13 @@ class _Verification:
         atomic.write_json(self._folder / MANIFEST_FILE, manifest.to_dict())
         self._renewed += [entry.file for entry in renewed.values()]
 
-    def _renew_pointer(self, checked: negatives.Pointer) -> None:
-        file = f"{negatives.FOLDER}/{checked.file}"
+    def _renew_pointer(self, checked: negatives.Pointer) -> str | None:
+        """Renew the stamp of the generation in force; what keeps it from being renewed."""
+        file, path = f"{negatives.FOLDER}/{checked.file}", negatives.pointer_path(self._folder)
         if file not in self._moved or negatives.read_pointer(self._folder) != checked:
-            return
+            return None
+        if path.is_symlink():
+            return f"{path} is a link"
         negatives.write_pointer(self._folder, replace(checked, mtime_ns=self._moved[file]))
         self._renewed.append(file)
+        return None

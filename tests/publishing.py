@@ -7,11 +7,14 @@ import json
 import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -142,3 +145,21 @@ def with_value(tables: Tables, at: int, row: int, column: int, value: int) -> Ta
     changed = (tables[0].clone(), tables[1].clone())
     changed[at][row, column] = value
     return changed
+
+
+def mounted(store: Path, options: str, program: str, *arguments: str) -> str:
+    """Run a program that sees `store` under a mount of its own; skip where that is not allowed."""
+    script = f'mount {options} && exec "$@"'
+    command = ["unshare", "-m", "bash", "-c", script, "bash", sys.executable, "-W", "ignore"]
+    ran = subprocess.run(
+        [*command, "-c", program, str(store), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=IMPORTING,
+        check=False,
+    )
+    if "unshare:" in ran.stderr or "mount:" in ran.stderr:
+        pytest.skip(f"cannot mount here: {ran.stderr}")
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout

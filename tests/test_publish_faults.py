@@ -6,8 +6,6 @@ import random
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -25,12 +23,12 @@ from jasper_mmap.store import Store
 from tests.oracle import Oracle
 from tests.publishing import (
     DATA,
-    IMPORTING,
     NAMES,
     SOAK_S,
     contents,
     generations_left,
     in_force,
+    mounted,
     numbered,
     own_copy,
     publish_numbered,
@@ -143,24 +141,6 @@ def test_lock_held_by_another_is_an_error_that_says_by_whom(store: Path, oracle:
     assert publish_numbered(store, oracle) == 2
 
 
-def _mounted(store: Path, options: str, program: str, *arguments: str) -> str:
-    """Run a program that sees `store` under a mount of its own; skip where that is not allowed."""
-    script = f'mount {options} && exec "$@"'
-    command = ["unshare", "-m", "bash", "-c", script, "bash", sys.executable, "-W", "ignore"]
-    ran = subprocess.run(
-        [*command, "-c", program, str(store), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=IMPORTING,
-        check=False,
-    )
-    if "unshare:" in ran.stderr or "mount:" in ran.stderr:
-        pytest.skip(f"cannot mount here: {ran.stderr}")
-    assert ran.returncode == 0, ran.stderr
-    return ran.stdout
-
-
 PUBLISH = """
 import shutil, sys
 from pathlib import Path
@@ -187,7 +167,7 @@ def test_full_disk_leaves_what_is_in_force(store: Path, tmp_path: Path) -> None:
     small.mkdir()
     pages += 2 + 12  # two folders' own; a generation needs 25 or more
     options = f"-t tmpfs -o size={pages * PAGE} none {small}"
-    told = _mounted(small, options, PUBLISH, str(store)).splitlines()
+    told = mounted(small, options, PUBLISH, str(store)).splitlines()
     assert len(told) == 2
     assert all(line.startswith(StorageError.__name__) and "disk is full" in line for line in told)
 
@@ -212,7 +192,7 @@ def test_full_disk_at_the_pointer_leaves_no_file(
 def test_folder_that_may_not_be_written_is_an_error(store: Path) -> None:
     """A read-only mount; root may write anywhere else."""
     options = f"--bind {store} {store} && mount -o remount,bind,ro {store}"
-    told = _mounted(store, options, PUBLISH).splitlines()
+    told = mounted(store, options, PUBLISH).splitlines()
     assert len(told) == 2
     assert all(line.startswith(AccessError.__name__) and str(store) in line for line in told)
 

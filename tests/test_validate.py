@@ -52,7 +52,8 @@ def test_sound_store_has_no_problems(any_store: Path) -> None:
         assert report.ok, report.problems
         assert (report.files, report.generation) == (len(STORED) + 1, 1)
         assert report.bytes == sum(p.stat().st_size for p in any_store.rglob("*.safetensors"))
-        assert (report.renewed, report.notes) == ((), ())
+        assert report.renewed == ()
+        assert bool(report.notes) == quick
     kept = {p: (s.st_mtime_ns, s.st_size) for p, s in before.items() if ".lock" not in p.name}
     assert kept == {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in kept}
 
