@@ -20,8 +20,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from jasper_mmap.console import debug_option, run
-from jasper_mmap.lint import MEANING
+from jasper_mmap.console import answering, debug_option, run
+from jasper_mmap.lint import MEANING, suspicion
 from jasper_mmap.schema import EMBEDDING_DTYPES
 
 from .convert import convert
@@ -45,6 +45,7 @@ _FOLDER = click.Path(path_type=Path)
 )
 @click.option("--force", is_flag=True, help="Write everything, also what did not change.")
 @click.option("--allow-nonfinite", is_flag=True, help="Keep NaN and Inf, and count them.")
+@click.option("--allow-equal", is_flag=True, help="Take negatives and tiers of equal values.")
 @click.option("--to-pt", is_flag=True, help="Convert back: SRC is a store, DST gets .pt files.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @debug_option
@@ -55,6 +56,7 @@ def command(
     dtype: str | None,
     force: bool,
     allow_nonfinite: bool,
+    allow_equal: bool,
     to_pt: bool,
     as_json: bool,
 ) -> None:
@@ -74,21 +76,26 @@ def command(
     if to_pt:
         if dst is None:
             raise click.UsageError("--to-pt needs DST, the folder for the .pt files.")
-        if dtype or force or allow_nonfinite:
-            raise click.UsageError("--to-pt goes with none of --dtype, --force, --allow-nonfinite.")
+        if dtype or force or allow_nonfinite or allow_equal:
+            raise click.UsageError(
+                "--to-pt goes with none of --dtype, --force, --allow-nonfinite, --allow-equal."
+            )
         paths = export_pt(src, dst)
         _print(as_json, {"files": [str(p) for p in paths]}, [f"{dst}: {len(paths)} files written"])
         return
-    with _shown_progress() as progress:
+    with answering(), _shown_progress() as progress:
         report = convert(
             src,
             dst,
             embeddings_dtype=dtype,
             allow_nonfinite=allow_nonfinite,
+            allow_equal=allow_equal,
             force=force,
             progress=progress,
         )
-    _print(as_json, report.to_dict(), _lines(report))
+    warning = suspicion(report.shares)
+    first = [] if warning is None else [f"warning: {warning}"]
+    _print(as_json, {**report.to_dict(), "warning": warning}, first + _lines(report))
 
 
 def _print(as_json: bool, value: dict[str, Any], lines: list[str]) -> None:

@@ -14,6 +14,7 @@ from jasper_mmap.lint import lint_splits
 from jasper_mmap.locks import now
 from jasper_mmap.manifest import STAGING, Entry, Manifest
 from jasper_mmap.negatives import Pointer, publisher_lock
+from jasper_mmap.publish import shares, warn_of
 from jasper_mmap.schema import ARTIFACTS, EMBEDDING_DTYPES, NEGATIVES
 from jasper_mmap.version import installed_version
 
@@ -38,13 +39,15 @@ def convert(
     *,
     embeddings_dtype: str | None = None,
     allow_nonfinite: bool = False,
+    allow_equal: bool = False,
     force: bool = False,
     progress: Progress | None = None,
 ) -> ConversionReport:
     """Convert the builder's folder `src` into the store `dst`, or beside the `.pt` files.
 
     Every dtype is kept bit for bit, unless `embeddings_dtype` ("float16" or "bfloat16") asks for
-    narrower embeddings and steering. NaN and Inf are errors unless `allow_nonfinite`. Only what
+    narrower embeddings and steering. NaN and Inf are errors unless `allow_nonfinite`, negatives and
+    tiers of equal values unless `allow_equal`. Only what
     changed since the last conversion is written, with `force` everything. An old store stays in
     service until all is written and checked. Raises a `JasperError` naming file, place and
     remedy, and then leaves the disk as it was; after a kill, run it again to complete it.
@@ -57,6 +60,7 @@ def convert(
     settings = Settings(
         embeddings_dtype=EMBEDDING_DTYPES[embeddings_dtype] if embeddings_dtype else None,
         allow_nonfinite=allow_nonfinite,
+        allow_equal=allow_equal,
         force=force,
     )
     src = Path(src).absolute()
@@ -110,6 +114,7 @@ class _Conversion:
                 plan.negatives_source,
                 pair_index,
                 sizes,
+                allow_equal=self._settings.allow_equal,
             )
             _check_unchanged(self._src, plan.negatives_source, negatives_stamps(self._src))
             for artifact in NEGATIVES:
@@ -134,6 +139,8 @@ class _Conversion:
                 outcome=outcome,
                 config=self._new_config(),
             )
+        if outcome.publishes:
+            warn_of(self._dst, outcome.pointer, sizes["N_p"])
         published = NEGATIVES if outcome.publishes else ()
         written = [t.artifact.name for t in plan.tasks if t.entry is None]
         return self._report(
@@ -205,7 +212,7 @@ class _Conversion:
             bytes_written=n_bytes,
             seconds=time.perf_counter() - self._started,
             warnings={**manifest.warnings, **pointer.lint},
-            shares={name: count / n_pairs for name, count in pointer.lint.items()},
+            shares=shares(pointer, n_pairs),
             cosine_error={n: e.cosine_error for n, e in entries.items() if e.cosine_error},
         )
 

@@ -54,11 +54,13 @@ def stage_candidate(
     source: dict[str, Any],
     pair_index: torch.Tensor,
     sizes: Mapping[str, int],
+    *,
+    allow_equal: bool,
 ) -> Candidate:
     """Check the builder's negatives and write them to `path`; `source` are their stamps."""
     tables = {a.name: read_table(src / a.source) for a in NEGATIVES}
     where = {a.name: str(src / a.source) for a in NEGATIVES}
-    lint = examine(tables, where, pair_index, sizes)
+    lint = examine(tables, where, pair_index, sizes, allow_equal=allow_equal)
     written = negatives.write_file(path, **tables)
     return Candidate(tables=tables, written=written, source=source, lint=lint)
 
@@ -107,6 +109,7 @@ def settle(
             {a.name: _origin(kept.path, pointer, a.source) for a in NEGATIVES},
             pair_index,
             sizes,
+            allow_equal=True,  # it was published as it is
         )
         pointer = replace(pointer, store_id=store_id, lint=lint)
     return Outcome(pointer=pointer, publishes=False, changed=pointer != before)

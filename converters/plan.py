@@ -27,6 +27,8 @@ class Settings:
     embeddings_dtype: torch.dtype | None = None
     """Embedding tables and steering wider than it are stored in it."""
     allow_nonfinite: bool = False
+    allow_equal: bool = False
+    """Take negatives and tiers of equal values."""
     force: bool = False
     """Write everything again, whatever the stamps say."""
 

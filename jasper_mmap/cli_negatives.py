@@ -16,11 +16,11 @@ from typing import Any
 import click
 
 from . import negatives
-from .console import debug_option
+from .console import answering, debug_option
 from .inbox import Inbox, inbox_pattern
-from .lint import MEANING
+from .lint import MEANING, suspicion
 from .manifest import read_manifest
-from .publish import KEEP, LOCK_TIMEOUT_S, publish_negatives, rollback_negatives
+from .publish import KEEP, LOCK_TIMEOUT_S, publish_negatives, rollback_negatives, shares
 
 _PATH = click.Path(path_type=Path)
 _SHARE = click.FloatRange(0, 1)
@@ -54,7 +54,7 @@ def _publishing(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _limited(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that make publishing refuse what lint counts."""
+    """The options that say what publishing refuses."""
     meanings = {
         "--max-false-negatives": "hold another true source of the same question",
         "--max-own-source": "hold the pair's own source",
@@ -64,7 +64,9 @@ def _limited(command: Callable[..., None]) -> Callable[..., None]:
     for name, meaning in reversed(meanings.items()):
         text = f"Refuse if more than this share of rows (0 to 1) {meaning}."
         command = click.option(name, type=_SHARE, help=text)(command)
-    return command
+    return click.option(
+        "--allow-equal", is_flag=True, help="Take negatives and tiers of equal values."
+    )(command)
 
 
 @click.command()
@@ -82,7 +84,9 @@ def publish(dataset_dir: Path, negatives: Path, tiers: Path, as_json: bool, **op
     Running trainers that watch the store adopt them; what was in force stays so if anything is
     wrong.
     """
-    _tell(dataset_dir, publish_negatives(dataset_dir, negatives, tiers, **options), as_json)
+    with answering():
+        number = publish_negatives(dataset_dir, negatives, tiers, **options)
+    _tell(dataset_dir, number, as_json)
 
 
 @click.command()
@@ -99,7 +103,9 @@ def publish(dataset_dir: Path, negatives: Path, tiers: Path, as_json: bool, **op
 @debug_option
 def rollback(dataset_dir: Path, as_json: bool, **options: Any) -> None:
     """Publish an older generation of the store DIR again, under the next number."""
-    _tell(dataset_dir, rollback_negatives(dataset_dir, **options), as_json)
+    with answering():
+        number = rollback_negatives(dataset_dir, **options)
+    _tell(dataset_dir, number, as_json)
 
 
 @click.command()
@@ -201,10 +207,13 @@ def _until_signalled() -> Iterator[queue.SimpleQueue[int]]:
 def _tell(store: Path, generation: int, as_json: bool) -> None:
     pointer, n_pairs = _pointer_and_pairs(store)
     entry = _entry(pointer, generation)
+    warning = suspicion(shares(pointer.of(generation), n_pairs))
     if as_json:
-        click.echo(json.dumps(entry, indent=2))
-    else:
-        click.echo("; ".join((f"published generation {generation}", *_counts(entry, n_pairs))))
+        click.echo(json.dumps({**entry, "warning": warning}, indent=2))
+        return
+    if warning is not None:
+        click.echo(f"warning: {warning}")
+    click.echo("; ".join((f"published generation {generation}", *_counts(entry, n_pairs))))
 
 
 def _pointer_and_pairs(store: Path) -> tuple[negatives.Pointer, int]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 import click
 
 from .errors import JasperError
+from .lint import IN_ANSWER
 
 _DEBUG = "--debug"
 
@@ -32,6 +36,21 @@ def run(command: click.Command) -> NoReturn:
     except Exception as error:  # noqa: BLE001 - whatever it is, it must not look like a result
         _fail(f"unexpected {type(error).__name__}: {error} ({_DEBUG} shows where)")
     sys.exit(status if isinstance(status, int) else 0)
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """Keep out of the log what the answer of the command says itself."""
+    log = logging.getLogger("jasper_mmap")
+
+    def keep(record: logging.LogRecord) -> bool:
+        return not any(hasattr(record, key) for key in IN_ANSWER)
+
+    log.addFilter(keep)
+    try:
+        yield
+    finally:
+        log.removeFilter(keep)
 
 
 def _fail(message: str) -> NoReturn:

@@ -18,7 +18,7 @@ from . import negatives
 from .atomic import storage_errors
 from .checks import TableCheck, check_form
 from .errors import ContentError, ContentTypeError, FormatError, UsageError
-from .lint import MEANING, lint_negatives
+from .lint import MEANING, equal, lint_negatives
 from .ptfile import Stamp, read_pt
 from .schema import NEGATIVES
 from .store import Store, table_tensor
@@ -69,7 +69,9 @@ class Limits:
                 )
 
 
-def take_in(store: Store, hard_negatives: Given, negative_tiers: Given) -> Incoming:
+def take_in(
+    store: Store, hard_negatives: Given, negative_tiers: Given, *, allow_equal: bool = False
+) -> Incoming:
     """Read and check both tables; raises a `JasperError` naming file, row, column and value."""
     tables, where, stamps = {}, {}, {}
     frozen: list[tuple[Path, Stamp]] = []
@@ -87,7 +89,8 @@ def take_in(store: Store, hard_negatives: Given, negative_tiers: Given) -> Incom
     for path, stamp in frozen:
         _unchanged(path, stamp)  # or the first would be of the pair before
     pair_index = table_tensor(store.tables["pair_index"])
-    lint = examine(tables, where, pair_index, store_sizes(store))
+    sizes = store_sizes(store)
+    lint = examine(tables, where, pair_index, sizes, allow_equal=allow_equal)
     source = stamps if len(stamps) == len(tables) else {}
     return Incoming(tables=tables, lint=lint, source=source)
 
@@ -102,16 +105,27 @@ def examine(
     where: Mapping[str, str],
     pair_index: torch.Tensor,
     sizes: Mapping[str, int],
+    *,
+    allow_equal: bool,
 ) -> dict[str, int]:
     """Check form and values of negatives and tiers [N_p,N]; the counts of `lint_negatives`.
 
-    `where` says for each table how errors are to call it.
+    Equal ones are one table given twice, unless `allow_equal`. `where` says for each table how
+    errors are to call it.
     """
     for artifact in NEGATIVES:
-        table, file = tables[artifact.name], where[artifact.name]
-        check_form(artifact, table.dtype, tuple(table.shape), dict(sizes), file)
-        check = TableCheck(artifact, sizes, file)
-        for rows in chunks(table):
+        table = tables[artifact.name]
+        check_form(artifact, table.dtype, tuple(table.shape), dict(sizes), where[artifact.name])
+    # Before the values: negatives given as tiers would be refused for the first large number.
+    if not allow_equal and equal(*(tables[a.name] for a in NEGATIVES)):
+        raise ContentError(
+            f"{' and '.join(where[a.name] for a in NEGATIVES)} hold the same values, so one of them"
+            " was probably given twice. Give the negatives and their own tiers, or allow it with"
+            " --allow-equal (allow_equal=True)."
+        )
+    for artifact in NEGATIVES:
+        check = TableCheck(artifact, sizes, where[artifact.name])
+        for rows in chunks(tables[artifact.name]):
             check.feed(rows)
     return lint_negatives(pair_index, tables["hard_negatives"], sizes["N_s"])
 
@@ -159,4 +173,4 @@ def _plain(value: Any, where: str) -> torch.Tensor:
         raise ContentTypeError(
             f"{where}: is a {type(value).__name__}; it must be one dense tensor [N_p, N]."
         )
-    return value.detach().cpu()
+    return value.detach().cpu().resolve_neg()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -20,6 +20,11 @@ MEANING: Final = {
     "nonfinite_values": "values are NaN or infinite",
 }
 """Name of a count -> how to say it."""
+
+IN_ANSWER: Final = {"in_answer": True}
+"""For `extra` of a log record: commands say it in their answer."""
+_SUSPECT_SHARE: Final = 0.5
+_SUSPICIOUS: Final = ("own_source_rows", "repeat_rows")
 
 _KNOWN_PAIRS = 1 << 23
 """Pairs looked up at a time: 64 MiB of keys, twice while they are put together."""
@@ -86,18 +91,38 @@ def lint_negatives(
     return {"own_source_rows": own, "false_negative_rows": false, "repeat_rows": repeated}
 
 
+def suspicion(shares: Mapping[str, float]) -> str | None:
+    """What makes negatives hardly negatives, by the counts of `lint_negatives` over the pairs.
+
+    Not an error: small tables of sources make such rows honestly.
+    """
+    high = [name for name in _SUSPICIOUS if shares.get(name, 0) > _SUSPECT_SHARE]
+    if not high:
+        return None
+    counted = " and ".join(f"{shares[name]:.1%} of {MEANING[name]}" for name in high)
+    return f"{counted}; check that this is the table of hard negatives, and not that of their tiers"
+
+
 def count_changed_rows(
     before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]
 ) -> int:
     """Count the rows in which any of the tables [N_p,N], of equal names, differs in value."""
     n_pairs, n_neg = next(iter(after.values())).shape
-    step = max(1, _CELLS // n_neg)
     changed = 0
-    for begin in range(0, n_pairs, step):
-        rows = slice(begin, begin + step)
+    for rows in _pieces(n_pairs, n_neg):
         differs = [_whole(before[n][rows]) != _whole(table[rows]) for n, table in after.items()]
         changed += int(np.logical_or.reduce(differs).any(1).sum())
     return changed
+
+
+def equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tables [N_p,N] hold the same values, whatever their dtypes."""
+    return all(bool((_whole(a[rows]) == _whole(b[rows])).all()) for rows in _pieces(*a.shape))
+
+
+def _pieces(n_pairs: int, n_neg: int) -> Iterator[slice]:
+    step = max(1, _CELLS // n_neg)
+    return (slice(begin, begin + step) for begin in range(0, n_pairs, step))
 
 
 def _whole(numbers: torch.Tensor) -> NDArray[np.int64]:

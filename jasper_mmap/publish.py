@@ -13,7 +13,7 @@ from . import negatives
 from .errors import FormatError, JasperError, MissingFileError, StoreChangedError, UsageError
 from .generation import sound_generation
 from .incoming import Given, Incoming, Limits, store_sizes, take_in
-from .lint import count_changed_rows
+from .lint import IN_ANSWER, count_changed_rows, suspicion
 from .manifest import read_manifest
 from .negatives import Pointer, publisher_lock
 from .retention import GRACE_S, remove_old
@@ -37,6 +37,7 @@ def publish_negatives(
     max_own_source: float | None = None,
     max_repeats: float | None = None,
     max_changed: float | None = None,
+    allow_equal: bool = False,
     grace_s: float = GRACE_S,
 ) -> int:
     """Make new hard negatives [N_p,N] (source numbers) and their tiers [N_p,N] (1 to 4) the
@@ -46,7 +47,9 @@ def publish_negatives(
     checked before anything is written. The last `keep` generations stay on disk for rollback and
     for readers, and others until `grace_s` seconds after they were replaced. `max_...` are shares
     of rows (0 to 1) that hold another true source of the question, the pair's own source, a source
-    twice, or something else than the generation in force; more is refused.
+    twice, or something else than the generation in force; more is refused. Two tables of equal
+    values are refused unless `allow_equal`; where more than half of the rows hold a source twice or
+    their own, the log warns.
 
     Raises `ContentError`, `ContentTypeError` or `IndexRangeError` naming file, row and value,
     `BusyError` naming the holder of the lock after `lock_timeout_s`, `AccessError` or
@@ -60,7 +63,7 @@ def publish_negatives(
     )
     _check_keep(keep)
     store = Store(dataset_dir)
-    incoming = take_in(store, hard_negatives, negative_tiers)
+    incoming = take_in(store, hard_negatives, negative_tiers, allow_equal=allow_equal)
     with publisher_lock(store.path, lock_timeout_s):
         check_same_store(store)
         before = lost_or_read(store.path)
@@ -153,8 +156,21 @@ def put_in_force(
         _take_back(folder, number)
         raise
     _log.info("published generation %d of %s (%s): %s", number, folder, note, incoming.lint)
+    warn_of(folder, pointer, store.manifest.sizes["N_p"])
     remove_old(folder, pointer, keep, grace_s)
     return number
+
+
+def shares(pointer: Pointer, n_pairs: int) -> dict[str, float]:
+    """The counts of rows that a pointer holds, as shares of the pairs."""
+    return {name: count / n_pairs for name, count in pointer.lint.items()}
+
+
+def warn_of(folder: Path, pointer: Pointer, n_pairs: int) -> None:
+    """Log what is suspicious about a generation that was just put in force."""
+    reason = suspicion(shares(pointer, n_pairs))
+    if reason is not None:
+        _log.warning("generation %d of %s: %s", pointer.generation, folder, reason, extra=IN_ANSWER)
 
 
 def _take_back(folder: Path, number: int) -> None:
