@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from jasper_mmap.atomic import storage_errors
+from jasper_mmap.builder_pair import PAIRS, warn_of_half
 from jasper_mmap.config import CONFIG_FILE, read_config
-from jasper_mmap.errors import ContentError, MissingFileError, UsageError
+from jasper_mmap.errors import ContentError, JasperError, MissingFileError, UsageError
 from jasper_mmap.lint import lint_splits
 from jasper_mmap.locks import now
 from jasper_mmap.manifest import STAGING, Entry, Manifest
-from jasper_mmap.negatives import Pointer, publisher_lock
+from jasper_mmap.negatives import Pointer, made_from_files, publisher_lock, read_pointer
 from jasper_mmap.publish import shares, warn_of
 from jasper_mmap.schema import ARTIFACTS, EMBEDDING_DTYPES, NEGATIVES
 from jasper_mmap.version import installed_version
@@ -79,6 +80,8 @@ class _Conversion:
         self._progress = progress
         self._bytes_done = 0
         self._bytes_total = 0
+        self._made: dict[str, Any] | None = None
+        """The history's entry of the generation last made from the builder's files."""
 
     def run(self) -> ConversionReport:
         if not self._src.is_dir():
@@ -88,8 +91,12 @@ class _Conversion:
             self._precheck(plan)  # config.json has no stamp, it may have been edited
             if self._new_config() is None:
                 return self._report(plan, plan.old, plan.pointer, ())
+        self._made = _made_from_files(self._dst)
+        stamps = PAIRS.settled(self._src, self._made["source"]) if self._made else None
         with staging(self._dst) as stage:
             plan = self._plan()  # anew, now that no other conversion can change anything
+            if stamps is not None:
+                _check_unchanged(self._src, stamps, plan.negatives_source)
             checked = self._precheck(plan)
             check_room(self._dst, checked.bytes)
             self._bytes_total = sum(checked.bytes.values())
@@ -141,6 +148,8 @@ class _Conversion:
             )
         if outcome.publishes:
             warn_of(self._dst, outcome.pointer, sizes["N_p"])
+            if self._made is not None:
+                warn_of_half(outcome.pointer, self._made)
         published = NEGATIVES if outcome.publishes else ()
         written = [t.artifact.name for t in plan.tasks if t.entry is None]
         return self._report(
@@ -215,6 +224,13 @@ class _Conversion:
             shares=shares(pointer, n_pairs),
             cosine_error={n: e.cosine_error for n, e in entries.items() if e.cosine_error},
         )
+
+
+def _made_from_files(store: Path) -> dict[str, Any] | None:
+    try:
+        return made_from_files(read_pointer(store))
+    except JasperError:
+        return None
 
 
 def _check_unchanged(folder: Path, before: dict[str, Any], after: dict[str, Any]) -> None:

@@ -35,7 +35,7 @@ class Incoming:
     tables: dict[str, torch.Tensor]
     lint: dict[str, int]
     source: dict[str, Any]
-    """As `Pointer.source`: stamps, where both are the builder's files beside the store."""
+    """As `Pointer.source`: stamps, where both are the builder's files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +70,17 @@ class Limits:
 
 
 def take_in(
-    store: Store, hard_negatives: Given, negative_tiers: Given, *, allow_equal: bool = False
+    store: Store,
+    hard_negatives: Given,
+    negative_tiers: Given,
+    *,
+    builder: Path | None = None,
+    allow_equal: bool = False,
 ) -> Incoming:
-    """Read and check both tables; raises a `JasperError` naming file, row, column and value."""
+    """Read and check both tables; raises a `JasperError` naming file, row, column and value.
+
+    `builder` is the folder of the builder's files, where that is not the store's.
+    """
     tables, where, stamps = {}, {}, {}
     frozen: list[tuple[Path, Stamp]] = []
     for artifact, given in zip(NEGATIVES, (hard_negatives, negative_tiers), strict=True):
@@ -84,7 +92,7 @@ def take_in(
         tables[name], stamp = _frozen(path, name, store.path / negatives.FOLDER)
         where[name] = str(path)
         frozen.append((path, stamp))
-        if path == store.path / artifact.source:
+        if path == (builder or store.path) / artifact.source:
             stamps[name] = stamp.to_dict()
     for path, stamp in frozen:
         _unchanged(path, stamp)  # or the first would be of the pair before

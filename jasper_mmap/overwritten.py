@@ -1,15 +1,16 @@
-"""The old way of working: a builder overwrites its `.pt` files beside the store."""
+"""The old way of working: a builder overwrites its `.pt` files."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, Final
 
 from . import negatives
-from .errors import MissingFileError
+from .builder_pair import PAIRS, PairWatch, warn_of_half
+from .errors import FormatError, MissingFileError
 from .incoming import Incoming, take_in
-from .negatives import Pointer, publisher_lock
-from .ptfile import Stamp
+from .negatives import publisher_lock
 from .publish import LOCK_TIMEOUT_S, check_same_store, lost_or_read, put_in_force
 from .schema import NEGATIVES
 from .store import Store
@@ -17,40 +18,77 @@ from .store import Store
 _CANDIDATE: Final = ".candidate.tmp"
 """A name that `atomic.sweep` knows."""
 
+_log = logging.getLogger("jasper_mmap")
+_warned: set[Path] = set()
+"""Stores of which this process has said that no files lie beside them."""
 
-def publish_overwritten(folder: Path) -> None:
-    """Publish `hard_negatives.pt` and `negative_tiers.pt` beside the store, if they were written
-    since a generation was last made from them, whatever is in force.
 
-    Of several processes that call it at once, one publishes. Files that were written again with
-    the same content are no news; their new stamps are remembered. Raises as `publish_negatives`.
+def publish_overwritten(
+    folder: Path,
+    *,
+    source_dir: str | Path | None = None,
+    allow_equal: bool = False,
+    pairs: PairWatch = PAIRS,
+) -> None:
+    """Publish the builder's two files of negatives, if they were written since a generation was
+    last made from them, whatever is in force.
+
+    They lie in `source_dir`, or beside the store. Where one was written alone, the other one is
+    waited for (see `builder_pair`). Of several processes that call it at once, one publishes.
+    Files that were written again with the same content are no news; their new stamps are
+    remembered. Raises as `publish_negatives`, and `MissingFileError` where `source_dir` has no
+    such files; without it the log says so once.
     """
-    if _news(folder, lost_or_read(folder)) is None:
+    source = folder if source_dir is None else Path(source_dir).absolute()
+    missing = [a.source for a in NEGATIVES if not (source / a.source).exists()]
+    if missing and source_dir is not None:
+        raise MissingFileError(
+            f"{source / missing[0]} not found. Let the builder write it, or correct source_dir."
+        )
+    if missing:
+        _warn_of_missing(folder, missing)
+        return
+    before = lost_or_read(folder)
+    made = negatives.made_from_files(before) if before else None
+    if made is None:  # never published from files, or the history was lost
+        return
+    stamps = pairs.settled(source, made["source"])
+    if stamps == made["source"]:
         return
     store = Store(folder)
     with publisher_lock(folder, LOCK_TIMEOUT_S):
         check_same_store(store)
         before = lost_or_read(folder)
-        made = _news(folder, before)
-        if before is None or made is None:
+        made = negatives.made_from_files(before) if before else None
+        if before is None or made is None or made["source"] == stamps:
             return  # another process was first
-        incoming = take_in(store, *(folder / a.source for a in NEGATIVES))
+        files = (source / a.source for a in NEGATIVES)
+        incoming = take_in(store, *files, builder=source, allow_equal=allow_equal)
+        if incoming.source != stamps:
+            raise FormatError(
+                f"{source}: the builder's negatives changed while being read; do it again when it"
+                " is done."
+            )
         if _equal(store, made, incoming):
             negatives.write_pointer(folder, negatives.with_source(before, incoming.source))
-        else:
-            put_in_force(store, before, incoming, note="the builder's files were overwritten")
+            return
+        put_in_force(store, before, incoming, note="the builder's files were overwritten")
+        warn_of_half(negatives.read_pointer(folder), made)
 
 
-def _news(folder: Path, pointer: Pointer | None) -> dict[str, Any] | None:
-    """The history's entry of the generation last made from the files, if they are newer."""
-    made = negatives.made_from_files(pointer) if pointer else None
-    if made is None:  # never published from here, or the history was lost
-        return None
-    try:
-        stamps = {a.name: Stamp.of(folder / a.source).to_dict() for a in NEGATIVES}
-    except MissingFileError:
-        return None
-    return None if stamps == made["source"] else made
+def _warn_of_missing(folder: Path, missing: list[str]) -> None:
+    if folder in _warned:
+        return
+    _warned.add(folder)
+    _log.warning(
+        "%s: reload_negatives() looks for the builder's files beside the store only, and there is"
+        " no %s (the store was converted into another folder, or copied). To serve what a builder"
+        " wrote elsewhere, run jasper-convert SOURCE %s again, publish both files with jasper-mmap"
+        " publish, or call reload_negatives(source_dir=SOURCE).",
+        folder,
+        " and no ".join(missing),
+        folder,
+    )
 
 
 def _equal(store: Store, made: dict[str, Any], incoming: Incoming) -> bool:

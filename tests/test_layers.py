@@ -35,7 +35,7 @@ LAYERS = (
         "jasper_mmap",
         "agreement dataset batch reading gather slots layout adoption overwritten publish warm",
     ),
-    ("jasper_mmap", "retention incoming served placement stack validate"),
+    ("jasper_mmap", "builder_pair retention incoming served placement stack validate"),
     ("jasper_mmap", "store generation audit checks lint negatives manifest locks"),
     ("jasper_mmap", "curriculum config steering permutation"),
     (
