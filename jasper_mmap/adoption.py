@@ -172,12 +172,12 @@ class Adoption:
                 if held is not None and adopting:
                     self.adopt(held)
 
-    def reload(self) -> int:
+    def reload(self, source_dir: str | Path | None = None, *, allow_equal: bool = False) -> int:
         """Look for a newer generation now, publishing the builder's files first if they were
         overwritten; the number then in service."""
         self._must_own()
         try:
-            publish_overwritten(self.path)
+            publish_overwritten(self.path, source_dir=source_dir, allow_equal=allow_equal)
         except AccessError as error:
             _log.warning("serving what is published, for nothing can be published here: %s", error)
         pointer = negatives.read_pointer(self.path)

@@ -164,14 +164,18 @@ class JASPERSteeringDataset(Dataset[Sample]):
         """Says which generation is served; shared by the splits of `create_combined_splits`."""
         return self._reader.adoption
 
-    def reload_negatives(self) -> int:
+    def reload_negatives(
+        self, source_dir: str | Path | None = None, *, allow_equal: bool = False
+    ) -> int:
         """Look for a newer generation now and serve it, in every worker too; the one in force.
 
-        Publishes `hard_negatives.pt` and `negative_tiers.pt` beside the store first, if they were
-        overwritten since a generation was last made from them. Where the new generation is spoilt
+        Publishes `hard_negatives.pt` and `negative_tiers.pt`, beside the store or in `source_dir`,
+        first, if they were overwritten since a generation was last made from them. Where one of
+        them was written alone, it waits for the other one (some 5 s) and warns if that stays as it
+        is; two of equal values are refused unless `allow_equal`. Where the new generation is spoilt
         that is an error, and the old one stays in service. On a read-only store it warns.
         """
-        return self.adoption.reload()
+        return self.adoption.reload(source_dir, allow_equal=allow_equal)
 
     def set_epoch(self, epoch: int) -> None:
         """Move to `epoch` (>= 0) in this process and in every worker of this dataset.
