@@ -82,7 +82,7 @@ class JASPERSteeringDataset(Dataset[Sample]):
         self.split = split
         self.seed = arguments.seed(seed)
         self.collective = False
-        """One of several ranks', which switch generations together (see `agreement`)."""
+        """One of several ranks', which switch together (see `agreement`)."""
         self.epoch_calls = 0
         self._words = words
         self._words.set_epoch(arguments.integer("epoch", epoch))
@@ -169,11 +169,10 @@ class JASPERSteeringDataset(Dataset[Sample]):
     ) -> int:
         """Look for a newer generation now and serve it, in every worker too; the one in force.
 
-        Publishes `hard_negatives.pt` and `negative_tiers.pt`, beside the store or in `source_dir`,
-        first, if they were overwritten since a generation was last made from them. Where one of
-        them was written alone, it waits for the other one (some 5 s) and warns if that stays as it
-        is; two of equal values are refused unless `allow_equal`. Where the new generation is spoilt
-        that is an error, and the old one stays in service. On a read-only store it warns.
+        First publishes `hard_negatives.pt` and `negative_tiers.pt`, beside the store or in
+        `source_dir`, if they were overwritten since a generation was last made from them: waits for
+        the other one (some 5 s) where one was written alone, refuses equal ones unless
+        `allow_equal`, warns on a read-only store. A spoilt generation is an error and not served.
         """
         return self.adoption.reload(source_dir, allow_equal=allow_equal)
 
@@ -284,14 +283,7 @@ class JASPERSteeringDataset(Dataset[Sample]):
 
     def __exit__(self, *_: object) -> None:
         if not self.closed:
-            _log.info(
-                "closed %s split=%s epoch=%d generation=%d memory=%.1f MB",
-                self.dataset_dir,
-                self.split,
-                self.current_epoch,
-                self.generation,
-                self.memory_usage_mb,
-            )
+            _log.info("closed %r memory=%.1f MB", self, self.memory_usage_mb)
         self.close()
 
 
