@@ -12,6 +12,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -65,6 +66,12 @@ class Adoption:
         self._watches: list[Watching] = []
         if generation is not None:
             self._announce(generation)
+
+    def __del__(self) -> None:
+        # Before the descriptor is closed, for its number may soon be another file's.
+        with suppress(Exception):  # at the end of the interpreter anything may be gone
+            if self._control.is_owner():
+                self._control.set_generation(self.number)
 
     @property
     def path(self) -> Path:

@@ -28,6 +28,7 @@ from .shared import Descriptor, anonymous_memory, being_spawned
 NO_VARIANT: Final = -1
 _SIZE: Final = mmap.PAGESIZE
 _NUMBER_BITS: Final = 40
+"""Of a generation; `negatives.MAX_GENERATION` lies below, the owner's descriptor takes the rest."""
 _NUMBER_MASK: Final = (1 << _NUMBER_BITS) - 1
 _PER_SPLIT: Final = 2
 

@@ -1,8 +1,10 @@
 """What workers serve while generations come and go: whole ones, in order, also removed ones."""
 
+import gc
 import pickle
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +126,36 @@ def test_persistent_worker_adopts_a_generation_that_was_removed(
         found = {witness.generation_of(b, p, 1) for b, p in zip(loader, promised, strict=True)}
         assert found == {served}
     del loader
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_pass_whose_loader_nobody_holds_serves_its_generation(
+    context: str, store: Path, oracle: Oracle
+) -> None:
+    """The iterator keeps open what its workers are told to open, however late they come."""
+    served = publish_numbered(store, oracle)
+    kept = loader_of(store, "train", 8)
+    promised = next_positions(kept)
+    batches = iter(loader_of(store, "train", 8, 2, context, persistent_workers=False))
+    gc.collect()
+    publish_numbered(store, oracle)
+    with ExitStack() as opened:
+        for _ in range(64):  # of numbers that were just closed, had they been
+            opened.enter_context(file_of(store, served + 1).open("rb"))
+        witness = Witness(oracle, "train")
+        for batch, positions in zip(batches, promised, strict=True):
+            assert witness.generation_of(batch, positions, 1) == served
+    del batches
+
+
+def test_word_names_no_descriptor_that_was_closed(store: Path) -> None:
+    """A worker that comes after the end of a dataset finds its file by name."""
+    dataset = JASPERSteeringDataset(store, "train")
+    control = dataset.adoption._control
+    assert control.generation[1] >= 0
+    dataset.close()
+    assert control.generation == (1, -1)
+    assert dataset.generation == 1
 
 
 def test_pickled_copy_does_not_go_back_from_what_it_adopted(
