@@ -22,7 +22,6 @@ from typing import Any, Final, NamedTuple
 
 from torch.utils.data import get_worker_info
 
-from .mapping import map_shared
 from .shared import Descriptor, anonymous_memory, being_spawned
 
 NO_VARIANT: Final = -1
@@ -59,7 +58,9 @@ class _Page:
     def __init__(self, memory: Descriptor, owner: int) -> None:
         self.memory = memory
         self.owner = owner
-        self.words = map_shared(memory.fd, _SIZE).integers(_SIZE // 8)
+        # Not through libc as tables are: this one is unmapped only after the last `__del__` of
+        # whatever the garbage collector found together, which may still read it.
+        self.words = memoryview(mmap.mmap(memory.fd, _SIZE)).cast("q")
 
     @classmethod
     def holding(cls, words: Sequence[int]) -> _Page:

@@ -10,7 +10,7 @@ import ctypes
 import mmap
 import os
 import weakref
-from typing import Any, Final
+from typing import Final
 
 import torch
 
@@ -28,7 +28,11 @@ Bytes = ctypes.Array[ctypes.c_char]
 
 
 class Region:
-    """Mapped addresses [begin, begin + length); unmapped with the last buffer over them."""
+    """Mapped addresses [begin, begin + length); unmapped with the last buffer over them.
+
+    For tensors only, whose hold on a buffer the garbage collector does not see: what it sees, it
+    would unmap before the `__del__` of what it found together with it.
+    """
 
     def __init__(self, begin: int, length: int) -> None:
         self.begin = begin
@@ -37,17 +41,8 @@ class Region:
 
     def bytes(self, offset: int, length: int) -> Bytes:
         """A part of it, as a buffer that keeps all of it mapped."""
-        buffer: Bytes = self._buffer(ctypes.c_char * length, offset)
-        return buffer
-
-    def integers(self, count: int) -> ctypes.Array[ctypes.c_int64]:
-        """Its first 64-bit integers, each read and written in one access."""
-        buffer: ctypes.Array[ctypes.c_int64] = self._buffer(ctypes.c_int64 * count, 0)
-        return buffer
-
-    def _buffer(self, kind: Any, offset: int) -> Any:
-        buffer = kind.from_address(self.begin + offset)
-        buffer.region = self
+        buffer = (ctypes.c_char * length).from_address(self.begin + offset)
+        buffer.region = self  # type: ignore[attr-defined]
         return buffer
 
 
@@ -81,11 +76,6 @@ def map_private(fd: int, size: int, *, huge: bool = False) -> Bytes:
     if huge:  # a kernel without huge pages serves small ones
         LIBC.madvise(region.begin, size, mmap.MADV_HUGEPAGE)
     return region.bytes(0, size)
-
-
-def map_shared(fd: int, size: int) -> Region:
-    """Map `size` bytes of the open file `fd`, seen by all who do; raises `OSError`."""
-    return _region(map_at(None, size, mmap.MAP_SHARED, fd), size)
 
 
 def _region(address: int | None, size: int) -> Region:

@@ -174,6 +174,37 @@ def test_guarded_script_runs(demo_store: Path, tmp_path: Path) -> None:
     assert int(ran.stdout) > 0
 
 
+COLLECTED = """
+import gc, sys
+from jasper_mmap import JASPERSteeringDataset
+
+class Reads(JASPERSteeringDataset):
+    def __del__(self):
+        print(self.current_epoch, self.generation, self[0]["relevance"].item() >= 0)
+        self.close()
+
+for _ in range(20):
+    dataset = Reads(sys.argv[1], "train", epoch=3)
+    dataset.itself = dataset
+    del dataset
+    gc.collect()
+"""
+
+
+def test_collected_dataset_can_be_read_to_its_end(demo_store: Path) -> None:
+    """Also by a `__del__`, when the garbage collector found all of it at once."""
+    ran = subprocess.run(
+        [sys.executable, "-c", COLLECTED, str(demo_store)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env=IMPORTING,
+        check=False,
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout == "3 1 True\n" * 20
+
+
 def test_keyword_rows_outside_are_refused(demo_store: Path) -> None:
     """Of either end, in the words of all other indices; tables index as torch's do."""
     with JASPERSteeringDataset(demo_store, "train") as dataset:
