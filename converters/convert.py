@@ -16,6 +16,7 @@ from jasper_mmap.locks import now
 from jasper_mmap.manifest import STAGING, Entry, Manifest
 from jasper_mmap.negatives import Pointer, made_from_files, publisher_lock, read_pointer
 from jasper_mmap.publish import shares, warn_of
+from jasper_mmap.regular import open_regular
 from jasper_mmap.schema import ARTIFACTS, EMBEDDING_DTYPES, NEGATIVES
 from jasper_mmap.version import installed_version
 
@@ -198,10 +199,12 @@ class _Conversion:
     def _new_config(self) -> bytes | None:
         """The bytes of the builder's `config.json`, where the store has others or none."""
         source, target = self._src / CONFIG_FILE, self._dst / CONFIG_FILE
-        with storage_errors(source, "read"):
-            wanted = source.read_bytes()
-        with storage_errors(target, "read"):
-            return None if target.exists() and target.read_bytes() == wanted else wanted
+        with storage_errors(source, "read"), open_regular(source) as file:
+            wanted = file.read()
+        if not target.exists():
+            return wanted
+        with storage_errors(target, "read"), open_regular(target) as file:
+            return None if file.read() == wanted else wanted
 
     def _report(
         self, plan: Plan, manifest: Manifest, pointer: Pointer, written: tuple[str, ...]

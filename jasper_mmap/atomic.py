@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import AccessError, FormatError, JasperError, MissingFileError, StorageError
+from .regular import open_regular
 
 _SUFFIX = ".tmp"
 
@@ -57,8 +58,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises `MissingFileError`, `AccessError`, or `FormatError` where it holds no JSON object.
     """
-    with storage_errors(path, "read"):
-        text = path.read_bytes()
+    with storage_errors(path, "read"), open_regular(path) as file:
+        text = file.read()
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:

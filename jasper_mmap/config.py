@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import AccessError, ConfigError, MissingFileError
+from .regular import open_regular
 from .schema import VARIANTS
 
 CONFIG_FILE = "config.json"
@@ -44,7 +45,8 @@ def read_config(folder: Path) -> Config:
     """
     path = folder / CONFIG_FILE
     try:
-        text = path.read_text(encoding="utf-8")
+        with open_regular(path) as file:
+            text = file.read().decode()
     except FileNotFoundError:
         raise MissingFileError(
             f"Config file not found: {path}. Copy the builder's {CONFIG_FILE} there."

@@ -27,7 +27,7 @@ class ExistsError(JasperError, FileExistsError):
 
 
 class AccessError(JasperError, PermissionError):
-    """A file or folder may not be read or written."""
+    """A file or folder may not be read or written, or would be written through a link."""
 
 
 class StorageError(JasperError, OSError):
@@ -47,7 +47,10 @@ class NewerFormatError(FormatError):
 
 
 class UnsafeFileError(FormatError):
-    """A file tries to run code or to lead outside its folder; it was refused, nothing was run."""
+    """A file tries to run code or to lead outside its folder, or is a FIFO, device or socket.
+
+    It was refused, nothing was run.
+    """
 
 
 class ContentError(JasperError):

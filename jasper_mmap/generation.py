@@ -18,6 +18,7 @@ from .audit import generation_errors
 from .checks import check_form
 from .errors import ContentError, FormatError, JasperError, StoreChangedError
 from .negatives import FOLDER, Pointer, file_name, pointer_path
+from .regular import regular_descriptor
 from .schema import NEGATIVES
 from .shared import Descriptor
 from .tensorfile import file_sha256, map_tensors
@@ -124,7 +125,7 @@ def map_generation(
 
 def _opened(path: Path, at: Path | None = None) -> Descriptor:
     with storage_errors(path, "read"):
-        return Descriptor(os.open(at or path, os.O_RDONLY | os.O_CLOEXEC))
+        return Descriptor(regular_descriptor(path, at=at))
 
 
 def _mapped(path: Path, file: Descriptor, sizes: Mapping[str, int]) -> OpenGeneration:

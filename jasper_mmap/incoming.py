@@ -20,6 +20,7 @@ from .checks import TableCheck, check_form
 from .errors import ContentError, ContentTypeError, FormatError, UsageError
 from .lint import MEANING, equal, lint_negatives
 from .ptfile import Stamp, read_pt
+from .regular import open_regular
 from .schema import NEGATIVES
 from .store import Store, table_tensor
 from .tensorfile import CHUNK_BYTES, chunks, map_tensors
@@ -150,7 +151,7 @@ def _frozen(path: Path, name: str, folder: Path) -> tuple[torch.Tensor, Stamp]:
         # Where the file system needs a name after all, `atomic.sweep` knows this one.
         copy = tempfile.TemporaryFile(dir=folder, prefix=".incoming", suffix=".tmp")  # noqa: SIM115
     with copy:
-        with storage_errors(path, "read"), path.open("rb") as file:
+        with storage_errors(path, "read"), open_regular(path) as file:
             shutil.copyfileobj(file, copy, CHUNK_BYTES)
         copy.flush()
         _unchanged(path, before)

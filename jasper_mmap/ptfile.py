@@ -16,6 +16,7 @@ import torch
 from .atomic import storage_errors
 from .errors import ContentTypeError, FormatError, UnsafeFileError
 from .mapping import map_private, tensor_at
+from .regular import open_regular
 
 _ZIP_MAGIC = b"PK\x03\x04"
 
@@ -48,7 +49,7 @@ def read_pt(path: Path, *, at: Path | None = None) -> Any:
     where the pickle wants anything beyond plain tensors and containers (it is not run),
     `FormatError` where the file is of neither format or is truncated.
     """
-    with storage_errors(path, "read"), (at or path).open("rb") as file:
+    with storage_errors(path, "read"), open_regular(path, at=at) as file:
         zipped = file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
         value = _load(path, at or path, "meta" if zipped else "cpu")
         if isinstance(value, torch.Tensor):

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from .atomic import replacing, storage_errors, write_all
 from .errors import FormatError
 from .mapping import map_private, tensor_at
+from .regular import open_regular
 
 ALIGNMENT = 4096
 """The data section of every file written here begins at a multiple of it, in bytes."""
@@ -148,7 +149,7 @@ def map_tensors(path: Path, *, at: Path | None = None, huge: bool = False) -> Ma
     `AccessError`, or `FormatError` for a file that the safetensors library refuses (damaged,
     truncated, another format).
     """
-    with storage_errors(path, "read"), (at or path).open("rb") as file:
+    with storage_errors(path, "read"), open_regular(path, at=at) as file:
         fd = file.fileno()
         # The library opens by name; the name of our descriptor is sure to be the same file even
         # when the path is being replaced.
@@ -188,5 +189,5 @@ def chunks(table: torch.Tensor) -> Iterator[torch.Tensor]:
 
 def file_sha256(path: Path, *, at: Path | None = None) -> str:
     """SHA-256 of the whole file, as hex digits; `at` as for `map_tensors`."""
-    with storage_errors(path, "read"), (at or path).open("rb") as file:
+    with storage_errors(path, "read"), open_regular(path, at=at) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

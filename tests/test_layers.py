@@ -40,7 +40,7 @@ LAYERS = (
     ("jasper_mmap", "curriculum config steering permutation"),
     (
         "jasper_mmap",
-        "ptfile tensorfile control mapping modes arguments schema shared threads atomic errors",
+        "ptfile tensorfile control mapping modes arguments schema shared threads atomic regular errors",
     ),
 )
 ORDER = [
