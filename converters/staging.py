@@ -73,10 +73,12 @@ class Staging:
 
     def clear(self) -> None:
         """Remove everything but the lock, which goes last."""
-        for path in self.folder.iterdir():
-            if not path.name.startswith(_LOCK):
-                path.unlink()
-        (self.folder / _LOCK).unlink(missing_ok=True)
+        with storage_errors(self.folder):
+            for path in self.folder.iterdir():
+                # A folder is none of ours: it stays, and `.converting` with it.
+                if not path.name.startswith(_LOCK) and (path.is_symlink() or not path.is_dir()):
+                    path.unlink()
+            (self.folder / _LOCK).unlink(missing_ok=True)
 
     def take_back(self) -> None:
         """Leave the disk as it was before this conversion."""
@@ -100,6 +102,7 @@ def read_journal(store: Path) -> Journal:
     """What an interrupted conversion left; an empty one where there was no such."""
     path = store / STAGING / JOURNAL
     try:
+        atomic.refuse_link(path.parent)
         value = atomic.read_json(path)
         return Journal(
             {n: Entry.from_dict(e, str(path)) for n, e in value["entries"].items()},
@@ -145,8 +148,7 @@ def _lock(folder: Path, held: ExitStack) -> None:
     busy = "another conversion of this folder is under way; wait until it ends, or end it"
     for left in reversed(range(_ATTEMPTS)):
         try:
-            with storage_errors(folder):
-                folder.mkdir(parents=True, exist_ok=True)
+            atomic.own_folder(folder, parents=True)
             held.enter_context(exclusive(folder / _LOCK, _LOCK_TIMEOUT_S, busy))
         except MissingFileError:
             if not left:

@@ -82,10 +82,32 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
+def own_folder(folder: Path, *, parents: bool = False) -> None:
+    """Make a folder that this package writes to, where it is missing.
+
+    Raises `AccessError` where it is a link: one that came with a dataset would lead what is written
+    and removed there to any other place.
+    """
+    with storage_errors(folder):
+        refuse_link(folder)
+        folder.mkdir(parents=parents, exist_ok=True)
+
+
+def refuse_link(path: Path) -> None:
+    """Raise `AccessError` where `path`, one of the package's own files or folders, is a link."""
+    if path.is_symlink():
+        raise AccessError(
+            f"{path}: is a link to {str(path.readlink())!r}, and nothing is written through a link"
+            " here. Remove the link (a folder on another disk can be bind-mounted in its place)."
+        )
+
+
 def sweep(folder: Path) -> None:
     """Remove siblings that killed writers left. Call under the lock that excludes live ones."""
-    for leftover in folder.glob(f".*{_SUFFIX}"):
-        leftover.unlink(missing_ok=True)
+    with storage_errors(folder):
+        for leftover in folder.glob(f".*{_SUFFIX}"):
+            if leftover.is_symlink() or not leftover.is_dir():
+                leftover.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

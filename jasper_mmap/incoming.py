@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from . import negatives
-from .atomic import storage_errors
+from .atomic import own_folder, storage_errors
 from .checks import TableCheck, check_form
 from .errors import ContentError, ContentTypeError, FormatError, UsageError
 from .lint import MEANING, equal, lint_negatives
@@ -146,8 +146,8 @@ def _frozen(path: Path, name: str, folder: Path) -> tuple[torch.Tensor, Stamp]:
     mapped would end this process (SIGBUS), or change what was already checked.
     """
     before = Stamp.of(path)
+    own_folder(folder)
     with storage_errors(folder):
-        folder.mkdir(exist_ok=True)
         # Where the file system needs a name after all, `atomic.sweep` knows this one.
         copy = tempfile.TemporaryFile(dir=folder, prefix=".incoming", suffix=".tmp")  # noqa: SIM115
     with copy:

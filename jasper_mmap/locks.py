@@ -12,7 +12,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from . import atomic
-from .errors import BusyError, FormatError
+from .errors import AccessError, BusyError, FormatError
+from .printable import printable
 
 
 @contextmanager
@@ -25,6 +26,7 @@ def exclusive(path: Path, timeout_s: float, remedy: str) -> Iterator[None]:
     # Made here and not kept: a lock object is void after a fork and cannot be pickled.
     lock = FileLock(path, timeout=timeout_s)
     with atomic.storage_errors(path):
+        _check_lock_file(path)
         try:
             lock.acquire()
         except Timeout:  # inside, for it is an OSError too
@@ -33,7 +35,7 @@ def exclusive(path: Path, timeout_s: float, remedy: str) -> Iterator[None]:
             ) from None
     try:
         with suppress(OSError):  # only told to others, so not worth failing for
-            holder.write_text(f'{{"by": "{process_name()}", "since": "{now()}"}}\n')
+            _write_new(holder, f'{{"by": "{process_name()}", "since": "{now()}"}}\n')
         yield
     finally:
         with suppress(OSError):
@@ -46,7 +48,26 @@ def _read_holder(path: Path) -> str:
         value = atomic.read_json(path)
     except (FormatError, OSError):
         return "another process"
-    return f"{value.get('by')} (since {value.get('since')})"
+    return printable(f"{value.get('by')!s:.80} (since {value.get('since')!s:.40})")
+
+
+def _check_lock_file(path: Path) -> None:
+    """Raise `AccessError` unless the lock's file can be made, or is a file of its own.
+
+    filelock opens it with O_NOFOLLOW since version 3.20.1, so that a link put there after this
+    look is not followed either.
+    """
+    atomic.refuse_link(path)
+    if path.exists() and not path.is_file():
+        raise AccessError(f"{path}: is not a regular file, so it cannot be locked; remove it.")
+
+
+def _write_new(path: Path, text: str) -> None:
+    """Write a file in the place of what is there, be it a link. Call with the lock held."""
+    path.unlink(missing_ok=True)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    with os.fdopen(fd, "w") as file:
+        file.write(text)
 
 
 def process_name() -> str:

@@ -268,8 +268,7 @@ def write_file(path: Path, hard_negatives: torch.Tensor, negative_tiers: torch.T
 def publisher_lock(store: Path, timeout_s: float) -> Iterator[None]:
     """Keep other publishers of this store out; `BusyError` names the holder after `timeout_s`."""
     folder = store / FOLDER
-    with atomic.storage_errors(folder):
-        folder.mkdir(exist_ok=True)
+    atomic.own_folder(folder)
     remedy = "try again, or allow a longer lock_timeout_s"
     with exclusive(folder / _LOCK, timeout_s, remedy):
         atomic.sweep(folder)

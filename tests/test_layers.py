@@ -37,11 +37,12 @@ LAYERS = (
     ),
     ("jasper_mmap", "builder_pair retention incoming served placement stack validate"),
     ("jasper_mmap", "store generation audit checks lint negatives manifest locks"),
-    ("jasper_mmap", "curriculum config steering permutation"),
+    ("jasper_mmap", "curriculum config steering permutation printable"),
     (
         "jasper_mmap",
-        "ptfile tensorfile control mapping modes arguments schema shared threads atomic regular errors",
+        "ptfile tensorfile control mapping modes arguments schema shared threads",
     ),
+    ("jasper_mmap", "atomic regular errors"),
 )
 ORDER = [
     f"{package}.{module}".removesuffix(".__init__")

@@ -1,0 +1,18 @@
+"""Text from files and file names, fit for a terminal and for one line of a log."""
+
+from __future__ import annotations
+
+
+def printable(text: str) -> str:
+    r"""`text` with each character that is not printed as itself written as an escape, as `\n`.
+
+    Such are control characters, line breaks, marks that turn the direction of writing, and the
+    bytes of a file name that is not UTF-8.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
