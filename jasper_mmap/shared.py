@@ -37,6 +37,14 @@ def _received(duplicate: Any) -> Descriptor:
     return Descriptor(duplicate.detach())
 
 
+def process_descriptor(pid: int) -> Descriptor | None:
+    """A descriptor that can be read from once the process has ended; None where there are none."""
+    try:
+        return Descriptor(os.pidfd_open(pid))
+    except (AttributeError, OSError):
+        return None
+
+
 def being_spawned() -> bool:
     """Whether what is being pickled goes to a process that spawn or forkserver starts now."""
     return context.get_spawning_popen() is not None

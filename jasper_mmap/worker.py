@@ -5,7 +5,8 @@ the replies of all come back through one. Both are records of a few integers, at
 time: shorter than PIPE_BUF, which the kernel passes on whole. Positions, tensors and descriptors
 never cross; an exception crosses in the slot that its batch would have filled.
 
-A worker ends when told to, or when the request pipe closes because the trainer died.
+A worker ends when told to, or when the trainer ends; it ignores the signals that are the trainer's
+to handle (see `signals`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import os
 import pickle
 import random
 import select
-import signal
 import struct
 import time
 from collections.abc import Callable
@@ -32,7 +32,8 @@ from .dataset import JASPERSteeringDataset
 from .layout import Layout
 from .order import Plan
 from .passes import PlanReader
-from .shared import Descriptor
+from .shared import Descriptor, process_descriptor
+from .signals import leave_to_trainer
 from .slots import Extents
 
 REQUEST: Final = struct.Struct("<6q")  # ticket, slot, batch, epoch, pass number, start
@@ -68,9 +69,14 @@ class Job:
     step: int
     ahead: int
     """Both for `PlanReader`."""
+    trainer: int
+    """Its process number; a worker that a fork server started is no child of it."""
+    signals: tuple[int, ...]
+    """Those that are the trainer's to handle."""
 
 
 def work(worker: int, job: Job) -> None:
+    leave_to_trainer(job.signals)
     with contextlib.suppress(BrokenPipeError):  # the trainer died
         _serve(worker, job)
 
@@ -79,19 +85,23 @@ def _serve(worker: int, job: Job) -> None:
     for descriptor in job.foreign:
         descriptor.close()
     requests = job.requests[worker].fd
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the trainer gets it too, and ends us
+    parent, trainer = os.getppid(), process_descriptor(job.trainer)
     failure = _set_up(worker, job)
     filler = _Filler(job)
-    parent = os.getppid()
     waiting = select.poll()
     waiting.register(requests, select.POLLIN)
+    if trainer is not None:
+        waiting.register(trainer.fd, select.POLLIN)
     replies = _Replies(job)
     while True:
         try:
             records = os.read(requests, MANY * REQUEST.size)
         except BlockingIOError:
             replies.send()
-            if not waiting.poll(_PARENT_CHECK_S * 1000) and os.getppid() != parent:
+            ready = dict(waiting.poll(_PARENT_CHECK_S * 1000))
+            if trainer is not None and trainer.fd in ready:
+                return
+            if trainer is None and not ready and os.getppid() != parent:
                 return
             continue
         if records.endswith(STOP) or not records:

@@ -11,17 +11,18 @@ import multiprocessing
 import os
 import select
 import threading
-import time
 import weakref
 from typing import Any, Final, Protocol
 
+from .child import Child, end_with
 from .dataset import JASPERSteeringDataset
 from .errors import UsageError, WorkerError
 from .layout import Layout
 from .order import Plan
 from .shared import Descriptor
+from .signals import handled, held_back
 from .slots import Slots
-from .worker import MANY, REPLY, REQUEST, STOP, Job, WorkerInit, work
+from .worker import MANY, REPLY, REQUEST, Job, WorkerInit, work
 
 _JOIN_S: Final = 5.0
 _NAME: Final = "jasper-worker"
@@ -59,6 +60,7 @@ class WorkerPool:
         ahead: int = 0,
     ) -> None:
         _leave_if_unguarded()
+        self._owner = os.getpid()
         self.lock = threading.Lock()
         self.num_workers = num_workers
         self.outstanding_max = num_workers * prefetch
@@ -93,36 +95,38 @@ class WorkerPool:
             together=together,
             step=num_workers if in_order else 1,
             ahead=ahead,
+            trainer=os.getpid(),
+            signals=handled(),
         )
         start = context or multiprocessing.get_context()
-        if start.get_start_method() != "fork":
+        method = start.get_start_method()
+        if method != "fork":
             job.foreign = ()
-        self._processes = []
-        for worker in range(num_workers):
-            process = start.Process(
-                target=work, args=(worker, job), name=f"{_NAME}-{worker}", daemon=True
-            )
-            process.start()
-            self._processes.append(process)
+        self._processes: list[Child] = []
+        # Before the first is started: whatever fails from then on, these workers are ended.
+        self.close = end_with(self, self._processes, self._requests, self._replies)
+        with held_back(job.signals, method):
+            for worker in range(num_workers):
+                process = start.Process(
+                    target=work, args=(worker, job), name=f"{_NAME}-{worker}", daemon=True
+                )
+                process.start()
+                self._processes.append(Child(process))
         for end in (*requests, reply_write):
             end.close()
         self._poll = select.poll()
         self._poll.register(self._replies.fd, select.POLLIN)
         for process in self._processes:
             self._poll.register(process.sentinel, select.POLLIN)
-        self._owner = os.getpid()
-        self.close = weakref.finalize(
-            self, _close, self._owner, self._processes, self._requests, self._replies
-        )
 
     @property
     def pids(self) -> list[int]:
         """Process numbers of the workers."""
-        return [int(process.pid) for process in self._processes if process.pid]
+        return [process.pid for process in self._processes]
 
     @property
     def closed(self) -> bool:
-        return not self.close.alive
+        return not self.close.still_active()
 
     @property
     def is_own(self) -> bool:
@@ -208,21 +212,3 @@ def _leave_if_unguarded() -> None:
     process = multiprocessing.current_process()
     if process.name.startswith(_NAME) and getattr(process, "_inheriting", False):
         os._exit(UNGUARDED)
-
-
-def _close(
-    owner: int, processes: list[Any], requests: tuple[Descriptor, ...], replies: Descriptor
-) -> None:
-    if os.getpid() != owner:
-        return  # a forked copy of the pool: the workers are not its children
-    for end in requests:
-        with contextlib.suppress(OSError):
-            os.write(end.fd, STOP)
-        end.close()
-    deadline = time.monotonic() + _JOIN_S
-    for process in processes:
-        process.join(max(0.0, deadline - time.monotonic()))
-        if process.is_alive():
-            process.terminate()
-            process.join()
-    replies.close()

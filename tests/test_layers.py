@@ -27,10 +27,8 @@ LAYERS = (
     ("converters", "write narrow derive source staging report"),
     ("jasper_mmap", "__main__ cli cli_bench cli_negatives console version inbox report summary"),
     ("jasper_mmap", "bench machine turns __init__"),
-    (
-        "jasper_mmap",
-        "first_batch loader watcher look worker_pass workers worker passes sampler epochs order",
-    ),
+    ("jasper_mmap", "first_batch loader watcher look worker_pass workers child worker signals"),
+    ("jasper_mmap", "passes sampler epochs order"),
     (
         "jasper_mmap",
         "agreement dataset batch reading gather slots layout adoption overwritten publish warm",
