@@ -113,12 +113,16 @@ class Control:
 
     def lender(self, generation: int) -> Path | None:
         """The name by which to open that generation's file in the process that started this one,
-        as long as it holds that open; Linux only."""
+        as long as it holds that open; None where it does not, or this process may not look (the
+        owner gave up root, or is not dumpable)."""
         if self._followed is None:
             return None
         number, descriptor = _unpacked(self._followed.words[0])
-        path = Path(f"/proc/{self._followed.owner}/fd/{descriptor}")
-        return path if (number, descriptor >= 0) == (generation, True) and path.exists() else None
+        if number != generation or descriptor < 0:
+            return None
+        path = f"/proc/{self._followed.owner}/fd/{descriptor}"
+        # Not Path.exists: it raises where it may not look.
+        return Path(path) if os.path.exists(path) else None  # noqa: PTH110
 
     def _snapshot(self) -> tuple[_Page, tuple[int, ...]]:
         page = self.page

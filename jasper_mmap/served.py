@@ -15,7 +15,7 @@ import torch
 
 from . import arguments, negatives
 from .config import Config
-from .errors import MissingFileError, StoreChangedError
+from .errors import AccessError, MissingFileError, StoreChangedError
 from .generation import OpenGeneration, map_generation, sound_generation
 from .manifest import read_manifest
 from .negatives import Pointer
@@ -156,8 +156,11 @@ class Served:
 
     def borrowed(self, number: int, at: Path | None) -> Generation:
         """The tables of a generation that another process has checked and holds open under the
-        name `at`."""
-        opened = map_generation(self.path, number, self._sizes, at=at)
+        name `at`, or of the file of its number where that name may not be opened."""
+        try:
+            opened = map_generation(self.path, number, self._sizes, at=at)
+        except AccessError:
+            opened = map_generation(self.path, number, self._sizes)
         return Generation(number, opened.file, opened.tables)
 
     def examined(self, pointer: Pointer) -> Generation:
