@@ -8,6 +8,8 @@ from collections.abc import Callable
 from multiprocessing import context, reduction
 from typing import Any
 
+from .errors import StorageError
+
 
 class Descriptor:
     """An open file descriptor, closed with its owner.
@@ -53,13 +55,21 @@ def being_spawned() -> bool:
 def anonymous_memory(name: str, size: int) -> Descriptor:
     """`size` bytes of zeros that no path names; `name` is seen in /proc only.
 
-    Not /dev/shm, whose size (64 MB in a default container) is no limit here. Without memfd_create
-    it is a deleted temporary file.
+    Not /dev/shm, whose size (64 MB in a default container) is no limit here. Where there is no
+    memfd_create, or a sandbox forbids it, it is a deleted temporary file. Raises `StorageError`
+    where neither can be made.
     """
-    if hasattr(os, "memfd_create"):
-        fd = os.memfd_create(name, os.MFD_CLOEXEC)
-    else:
-        with tempfile.TemporaryFile(prefix=name) as file:
-            fd = os.dup(file.fileno())
-    os.truncate(fd, size)
-    return Descriptor(fd)
+    try:
+        memory = Descriptor(os.memfd_create(name, os.MFD_CLOEXEC))
+    except (AttributeError, OSError) as refused:
+        try:
+            with tempfile.TemporaryFile(prefix=name) as file:
+                memory = Descriptor(os.dup(file.fileno()))
+        except OSError as error:
+            raise StorageError(
+                "memory to share with workers cannot be made: memfd_create is refused"
+                f" ({refused}), and so is a temporary file ({error}). Set TMPDIR to a folder that"
+                " can be written, or allow memfd_create."
+            ) from None
+    os.truncate(memory.fd, size)
+    return memory

@@ -11,6 +11,7 @@ back to the system when it is freed.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import mmap
 import os
@@ -76,7 +77,8 @@ class Extents:
             os.pwrite(self._shared.fd, b"\0", offset + length)
             mapping = mmap.mmap(self._shared.fd, length, offset=offset)
         if length >= HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
-            mapping.madvise(mmap.MADV_HUGEPAGE)
+            with contextlib.suppress(OSError):  # a kernel without huge pages serves small ones
+                mapping.madvise(mmap.MADV_HUGEPAGE)
         return self._maps.setdefault(extent, mapping)
 
 
@@ -137,7 +139,8 @@ class Slots:
             return
         mapping, offset = self.extents.locate(slot)
         advice = mmap.MADV_DONTNEED if self.memory is None else mmap.MADV_REMOVE
-        mapping.madvise(advice, offset, self.layout.nbytes)
+        with contextlib.suppress(OSError):  # not every file system gives pages of a file back
+            mapping.madvise(advice, offset, self.layout.nbytes)
         self._free_grown.append(slot)
 
     def lease(self, slot: int, rows: int) -> Batch:
