@@ -1,28 +1,39 @@
-"""From a store back to the builder's `.pt` files, so that nobody is locked in."""
+"""From a store back to the builder's `.pt` files, so that nobody is locked in.
+
+All files are written in the staging folder and then moved. A list of them, written before the
+first is moved, tells an export that follows a killed one which of the files that it finds are not
+the user's.
+"""
 
 from __future__ import annotations
 
-from contextlib import suppress
 from io import FileIO
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, Final, cast
 
 import torch
 
 from jasper_mmap import atomic, negatives
 from jasper_mmap.config import CONFIG_FILE
-from jasper_mmap.errors import ExistsError, MissingFileError
+from jasper_mmap.errors import ExistsError, JasperError, MissingFileError
 from jasper_mmap.generation import sound_generation
 from jasper_mmap.incoming import store_sizes
+from jasper_mmap.ptfile import Stamp
+from jasper_mmap.regular import open_regular
 from jasper_mmap.schema import ARTIFACTS
 from jasper_mmap.store import Ragged, Store
+
+from .staging import Staging, staging
+
+_LIST: Final = "exported.json"
 
 
 def export_pt(store: str | Path, dst: str | Path) -> list[Path]:
     """Write the artifacts of `store` as `.pt` files into the folder `dst`; the paths written.
 
     The negatives are those of the generation in force; dtypes are the stored ones. Refuses with
-    `ExistsError` where `dst` has any of these files already; a failure removes what was written.
+    `ExistsError` where `dst` has any of these files already; a failure removes what was written,
+    and after a kill it can be run again.
     """
     store, dst = Path(store).absolute(), Path(dst).absolute()
     if not store.is_dir():
@@ -33,32 +44,58 @@ def export_pt(store: str | Path, dst: str | Path) -> list[Path]:
     tables = opened.tables | generation.tables
 
     targets = [dst / CONFIG_FILE, *(dst / a.source for a in ARTIFACTS.values())]
-    for path in targets:
-        if path.exists():
-            raise ExistsError(f"{path}: exists already; export into another folder, or remove it.")
-    missing = [path for path in (dst, *dst.parents) if not path.exists()]
-    try:
-        with atomic.storage_errors(dst):
-            dst.mkdir(parents=True, exist_ok=True)
-        with atomic.replacing(dst / CONFIG_FILE) as file:
-            atomic.write_all(file, (store / CONFIG_FILE).read_bytes())
+    with staging(dst) as stage:
+        _check_free(stage, targets)
+        with atomic.storage_errors(store, "read"), open_regular(store / CONFIG_FILE) as config:
+            text = config.read()
+        with atomic.replacing(stage.path(CONFIG_FILE)) as file:
+            atomic.write_all(file, text)
         for artifact in ARTIFACTS.values():
             table = tables[artifact.name]
             value = [row.tolist() for row in table] if isinstance(table, Ragged) else table
-            _save(value, dst / artifact.source)
-    except BaseException:
-        for path in targets:
-            path.unlink(missing_ok=True)
-        for folder in missing:
-            with suppress(OSError):
-                folder.rmdir()
-        raise
+            _save(value, stage.path(artifact.source))
+        _put_in_place(stage, targets)
     return targets
+
+
+def _check_free(stage: Staging, targets: list[Path]) -> None:
+    """Raise `ExistsError` where a target exists that no killed export had put there."""
+    if stage.journal.entries:
+        raise ExistsError(
+            f"{stage.folder}: holds an interrupted conversion; export into another folder, or"
+            " complete it with jasper-convert."
+        )
+    try:
+        listed = atomic.read_json(stage.folder / _LIST)
+    except JasperError:
+        listed = {}
+    for path in targets:
+        if path.is_symlink() or (
+            path.exists() and listed.get(path.name) != Stamp.of(path).to_dict()
+        ):
+            raise ExistsError(f"{path}: exists already; export into another folder, or remove it.")
+
+
+def _put_in_place(stage: Staging, targets: list[Path]) -> None:
+    stamps = {path.name: Stamp.of(stage.folder / path.name).to_dict() for path in targets}
+    # Not by `stage.path`: it stays for the next export if this one fails in the midst of moving.
+    atomic.write_json(stage.folder / _LIST, stamps)
+    stage.committing = True
+    with atomic.storage_errors(stage.store):
+        for path in targets:
+            (stage.folder / path.name).replace(path)
+        atomic.sync_folder(stage.store)
 
 
 def _save(value: torch.Tensor | list[Any], path: Path) -> None:
     with atomic.replacing(path) as file:
-        torch.save(value, cast("IO[bytes]", _Whole(file)))
+        whole = _Whole(file)
+        try:
+            torch.save(value, cast("IO[bytes]", whole))
+        except Exception as error:  # noqa: BLE001 - whatever torch makes of it
+            # After a failed write torch only says that the end of the archive is not where it
+            # should be.
+            raise whole.failure or error from None
 
 
 class _Whole:
@@ -66,9 +103,14 @@ class _Whole:
 
     def __init__(self, file: FileIO) -> None:
         self._file = file
+        self.failure: OSError | None = None
 
     def write(self, data: bytes | memoryview) -> int:
-        atomic.write_all(self._file, data)
+        try:
+            atomic.write_all(self._file, data)
+        except OSError as error:
+            self.failure = self.failure or error
+            raise
         return len(data)
 
     def flush(self) -> None:
