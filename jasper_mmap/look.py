@@ -7,6 +7,8 @@ What it finds is checked in full before anything is switched.
 from __future__ import annotations
 
 import logging
+import queue
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +26,9 @@ _PATIENCE: Final = 5
 """Looks in a row for which a missing or unreadable file is taken for a hiccup of the storage."""
 
 _log = logging.getLogger("jasper_mmap")
+
+looking: dict[threading.Thread, queue.SimpleQueue[None]] = {}
+"""The threads of all watches, and what ends each."""
 
 
 class Look:
@@ -116,13 +121,15 @@ class Look:
             self._done, self._named = stamp, pointer.generation
             self._spoilt, self._misses = None, 0
 
-    def report(self, error: Exception) -> None:
+    def report(self, error: BaseException) -> None:
         """Tell of an error; what fails here is logged only."""
         _log.error("watching %s: %s", self._pointer, error)
         _call(self._on_error, error)
 
     def _reloaded(self, generation: int) -> None:
-        _call(self._on_reload, generation)
+        failure = _call(self._on_reload, generation)
+        if failure is not None:
+            _call(self._on_error, failure)
 
     def leave(self) -> None:
         """Let go of what waits for an epoch, and hear of no more switches."""
@@ -143,10 +150,18 @@ def _stamp(path: Path) -> Stamp | None:
     return status.st_ino, status.st_mtime_ns, status.st_size
 
 
-def _call(callback: Callable[[Any], None] | None, value: Any) -> None:
-    """Call a user's callback; its failure must stop neither the watch nor the training."""
+def _call(callback: Callable[[Any], None] | None, value: Any) -> BaseException | None:
+    """Call a user's callback; its failure, which must stop neither the watch nor the training.
+
+    In a thread of the trainer's, where an epoch begins or somebody reloads, interrupts and
+    `SystemExit` pass: they are the trainer's.
+    """
     try:
         if callback is not None:
             callback(value)
-    except Exception:  # noqa: BLE001 - see above
+    except BaseException as error:
+        if not isinstance(error, Exception) and threading.current_thread() not in looking:
+            raise
         _log.exception("a callback of watch_negatives failed")
+        return error
+    return None

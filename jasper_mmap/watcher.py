@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
 import os
 import queue
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -23,15 +25,12 @@ from .control import in_worker
 from .dataset import JASPERSteeringDataset
 from .epochs import datasets_of
 from .errors import ClosedError, UsageError
-from .look import Look
+from .look import Look, looking
 
 _EXIT_S: Final = 1.0
 """How long the end of the interpreter waits for a look that is under way."""
 
 _log = logging.getLogger("jasper_mmap")
-
-
-_running: dict[threading.Thread, queue.SimpleQueue[None]] = {}
 
 
 def watch_negatives(
@@ -48,19 +47,30 @@ def watch_negatives(
     watched; the ranks of a loader made with `distributed=True` then all take the one that rank 0
     names. Datasets of one `create_combined_splits` switch together, whichever is watched.
     `on_reload(generation)` is called after a switch, in the thread that made it. A generation that
-    fails its checks is told once to `on_error` (and logged), never adopted, and the watch goes on.
-    Raises `UsageError` in a worker, and beside a watch of another `adopt`.
+    fails its checks is told once to `on_error` (and logged), never adopted, and the watch goes on;
+    so is whatever `on_reload` raises, but for interrupts and `SystemExit` in a thread of the
+    trainer's. Raises `UsageError` in a worker, and beside a watch of another `adopt`.
     """
     if adopt not in ("now", "epoch"):
         raise UsageError(f"adopt must be 'now' or 'epoch', not {adopt!r}")
-    if not interval_s > 0:
-        raise UsageError(f"interval_s must be above 0, not {interval_s!r}")
+    interval_s = _seconds(interval_s)
     if in_worker():
         raise UsageError("start the watch in the main process: it reaches all workers from there")
     datasets = datasets_of(loader_or_dataset, "watch_negatives")
     # A Subset or ConcatDataset may be a thing of the moment.
     subjects = [loader_or_dataset] if isinstance(loader_or_dataset, DataLoader) else datasets
     return Watcher(subjects, datasets, interval_s, adopt, on_reload, on_error)
+
+
+def _seconds(given: Any) -> float:
+    """An interval that can be waited for; anything else is a `UsageError`."""
+    try:
+        seconds = math.nan if isinstance(given, bool | str) else float(given)
+    except (TypeError, ValueError, OverflowError):
+        seconds = math.nan
+    if not 0 < seconds <= threading.TIMEOUT_MAX:
+        raise UsageError(f"interval_s must be a finite number of seconds above 0, not {given!r}")
+    return seconds
 
 
 class Watcher:
@@ -97,7 +107,7 @@ class Watcher:
             name="jasper-watch-negatives",
             daemon=True,
         )
-        _running[self._thread] = wake
+        looking[self._thread] = wake
         self._thread.start()
 
     def stop(self) -> None:
@@ -154,8 +164,9 @@ def _watch(
                 except ClosedError:
                     looks.remove(look)
                     look.leave()
-                except Exception as error:  # noqa: BLE001 - whatever it is, the watch must go on
-                    look.report(error)
+                except BaseException as error:  # noqa: BLE001 - the watch must go on
+                    with suppress(BaseException):  # a handler of the log may fail as well
+                        look.report(error)
             try:
                 wake.get(timeout=interval_s)
             except queue.Empty:
@@ -164,13 +175,13 @@ def _watch(
     finally:
         for look in looks:
             look.leave()
-        _running.pop(threading.current_thread(), None)
+        looking.pop(threading.current_thread(), None)
 
 
 @atexit.register
 def _end_all() -> None:
     """The interpreter must not go away under a thread that reads tensors."""
-    running = list(_running.items())
+    running = list(looking.items())
     for _, wake in running:
         wake.put(None)
     for thread, _ in running:

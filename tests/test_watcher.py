@@ -7,11 +7,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from jasper_mmap import JASPERSteeringDataset, rollback_negatives, set_epoch, watch_negatives
+from jasper_mmap import (
+    JASPERSteeringDataset,
+    atomic,
+    rollback_negatives,
+    set_epoch,
+    watch_negatives,
+)
 from jasper_mmap.errors import JasperError
 from jasper_mmap.negatives import FOLDER, POINTER, Pointer, file_name, read_pointer
 from jasper_mmap.placement import Placement
@@ -244,16 +251,16 @@ def test_watch_survives_a_stale_handle(
     store: Path, oracle: Oracle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a network file system gives for a file that was replaced on another machine."""
-    read_bytes, failures = Path.read_bytes, [errno.ESTALE, errno.EIO]
+    real, failures = atomic.open_regular, [errno.ESTALE, errno.EIO]
 
-    def fails_twice(path: Path) -> bytes:
+    def fails_twice(path: Path) -> Any:
         if path.name == POINTER and threading.current_thread() is not threading.main_thread():
             while failures:
                 raise OSError(failures.pop(), "as if on NFS", str(path))
-        return read_bytes(path)
+        return real(path)
 
     errors: list[Exception] = []
-    monkeypatch.setattr(Path, "read_bytes", fails_twice)
+    monkeypatch.setattr(atomic, "open_regular", fails_twice)
     with (
         JASPERSteeringDataset(store, "train") as dataset,
         watch_negatives(dataset, QUICK_S, on_error=errors.append),

@@ -1,13 +1,16 @@
 """How a watch ends, and where there can be none."""
 
 import gc
+import math
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
@@ -131,11 +134,132 @@ def test_workers_neither_watch_nor_adopt(store: Path) -> None:
     assert len(list(DataLoader(dataset, 64, num_workers=1, multiprocessing_context="fork"))) > 0
 
 
-@pytest.mark.parametrize("arguments", [{"adopt": "later"}, {"interval_s": 0}])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"adopt": "later"},
+        *({"interval_s": s} for s in (0, -1.0, math.inf, math.nan, 1e300, "1", True)),
+    ],
+)
 def test_watch_refuses_arguments_that_cannot_be(store: Path, arguments: dict[str, Any]) -> None:
-    """A misspelt mode or an interval of nothing is an error at once."""
-    with JASPERSteeringDataset(store, "train") as dataset, pytest.raises(UsageError):
+    """A misspelt mode, or an interval that cannot be waited for, is an error at once."""
+    with (
+        JASPERSteeringDataset(store, "train") as dataset,
+        pytest.raises(UsageError, match=next(iter(arguments))),
+    ):
         watch_negatives(dataset, **arguments)
+
+
+@pytest.mark.parametrize("interval_s", [np.float32(0.02), np.int64(1), threading.TIMEOUT_MAX])
+def test_watch_takes_any_number_of_seconds(store: Path, interval_s: Any) -> None:
+    """Of numpy too, and the longest that a thread can wait."""
+    with (
+        JASPERSteeringDataset(store, "train") as dataset,
+        watch_negatives(dataset, interval_s) as watcher,
+    ):
+        time.sleep(0.1)
+        assert watcher.running
+
+
+# Callbacks
+
+
+ANYTHING = (
+    RuntimeError("mine"),
+    SystemExit(3),
+    KeyboardInterrupt(),
+    GeneratorExit(),
+    MemoryError(),
+)
+
+
+@pytest.mark.parametrize("failure", ANYTHING, ids=lambda failure: type(failure).__name__)
+def test_callback_that_raises_anything_is_told_to_on_error(
+    failure: BaseException, store: Path, oracle: Oracle
+) -> None:
+    """In the watch's own thread nothing passes, and the next generation is adopted as well."""
+    told: list[BaseException] = []
+
+    def fail(_: object) -> None:
+        raise failure
+
+    with (
+        JASPERSteeringDataset(store, "train") as dataset,
+        watch_negatives(dataset, QUICK_S, on_reload=fail, on_error=told.append) as watcher,
+    ):
+        for count in (1, 2):
+            number = publish_numbered(store, oracle)
+            until(lambda count=count: len(told) == count)
+            assert dataset.generation == number
+        assert watcher.running
+    assert told == [failure, failure]
+
+
+@pytest.mark.parametrize("failure", ANYTHING, ids=lambda failure: type(failure).__name__)
+def test_failing_on_error_ends_no_watch(
+    failure: BaseException, store: Path, oracle: Oracle
+) -> None:
+    """It hears of its own failure from nobody but the log."""
+    calls: list[object] = []
+
+    def fail(error: object) -> None:
+        calls.append(error)
+        raise failure
+
+    with JASPERSteeringDataset(store, "train") as dataset:
+        file_of(store, publish_numbered(store, oracle)).write_bytes(b"spoilt")
+        watcher = watch_negatives(dataset, QUICK_S, on_error=fail)
+        until(lambda: calls)
+        number = publish_numbered(store, oracle)
+        until(lambda: dataset.generation == number)
+        assert watcher.running
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("failure", ANYTHING, ids=lambda failure: type(failure).__name__)
+def test_callback_in_the_trainers_thread_lets_interrupts_pass(
+    failure: BaseException, store: Path, oracle: Oracle
+) -> None:
+    """`SystemExit` there ends the training as anywhere; an error is told to on_error."""
+    told: list[BaseException] = []
+
+    def fail(_: object) -> None:
+        raise failure
+
+    with (
+        JASPERSteeringDataset(store, "train") as dataset,
+        watch_negatives(dataset, 3600, on_reload=fail, on_error=told.append) as watcher,
+    ):
+        number = publish_numbered(store, oracle)
+        if isinstance(failure, Exception):
+            assert dataset.reload_negatives() == number
+            assert told == [failure]
+        else:
+            with pytest.raises(type(failure)):
+                dataset.reload_negatives()
+            assert told == []
+        assert dataset.generation == number
+        assert watcher.running
+
+
+def test_handler_of_the_log_that_fails_ends_no_watch(
+    store: Path, oracle: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A logger may hand every record to a trainer's own code."""
+    reached: list[object] = []
+
+    def fail(*words: object) -> None:
+        reached.append(words)
+        raise SystemExit(3)
+
+    monkeypatch.setattr("jasper_mmap.watcher._log.error", fail)
+    with JASPERSteeringDataset(store, "train") as dataset:
+        file_of(store, publish_numbered(store, oracle)).write_bytes(b"spoilt")
+        watcher = watch_negatives(dataset, QUICK_S)
+        until(lambda: reached)
+        number = publish_numbered(store, oracle)
+        until(lambda: dataset.generation == number)
+        assert watcher.running
 
 
 # Read-only
