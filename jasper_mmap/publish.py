@@ -39,6 +39,7 @@ def publish_negatives(
     max_changed: float | None = None,
     allow_equal: bool = False,
     grace_s: float = GRACE_S,
+    republish: bool = True,
 ) -> int:
     """Make new hard negatives [N_p,N] (source numbers) and their tiers [N_p,N] (1 to 4) the
     generation in force; its number.
@@ -49,7 +50,8 @@ def publish_negatives(
     of rows (0 to 1) that hold another true source of the question, the pair's own source, a source
     twice, or something else than the generation in force; more is refused. Two tables of equal
     values are refused unless `allow_equal`; where more than half of the rows hold a source twice or
-    their own, the log warns.
+    their own, the log warns. Without `republish`, values that equal those in force make no new
+    generation: the number is that of the one there is.
 
     Raises `ContentError`, `ContentTypeError` or `IndexRangeError` naming file, row and value,
     `BusyError` naming the holder of the lock after `lock_timeout_s`, `AccessError` or
@@ -68,7 +70,14 @@ def publish_negatives(
         check_same_store(store)
         before = lost_or_read(store.path)
         return put_in_force(
-            store, before, incoming, note=note, keep=keep, grace_s=grace_s, limits=limits
+            store,
+            before,
+            incoming,
+            note=note,
+            keep=keep,
+            grace_s=grace_s,
+            limits=limits,
+            republish=republish,
         )
 
 
@@ -133,11 +142,14 @@ def put_in_force(
     keep: int = KEEP,
     grace_s: float = GRACE_S,
     limits: Limits | None = None,
+    republish: bool = True,
 ) -> int:
     """Write generation and pointer, then remove old generations. Call with the lock held."""
     changed = _changed_rows(store, before, incoming.tables)
     if limits is not None:
         limits.check(incoming.lint, changed, store.manifest.sizes["N_p"])
+    if before is not None and changed == 0 and not republish:
+        return before.generation
     folder = store.path
     number = negatives.next_generation(folder, before)
     try:

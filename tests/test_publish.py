@@ -316,3 +316,17 @@ def test_rollback_is_the_remedy_for_a_spoilt_generation(store: Path, oracle: Ora
     assert rollback_negatives(store) == 3
     with JASPERSteeringDataset(store, "train") as dataset:
         assert dataset.generation == 3
+
+
+def test_equal_values_are_published_again_only_where_asked(store: Path, new: Tables) -> None:
+    """Another dtype is no other value; a generation that was spoilt is no equal one."""
+    assert publish_negatives(store, *new) == 2
+    narrow = (new[0].to(torch.int16), new[1].to(torch.uint8))
+    before = contents(store)
+    assert publish_negatives(store, *narrow, republish=False) == 2
+    assert contents(store) == before
+    assert publish_negatives(store, *narrow) == 3
+    changed = with_value(new, 1, 7, 3, int(new[1][7, 3]) % 4 + 1)
+    assert publish_negatives(store, *changed, republish=False) == 4
+    os.truncate(store / FOLDER / file_name(4), 10)
+    assert publish_negatives(store, *changed, republish=False) == 5
