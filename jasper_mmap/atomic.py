@@ -27,17 +27,29 @@ def replacing(path: Path) -> Iterator[io.FileIO]:
     sibling = path.with_name(f".{path.name}.{secrets.token_hex(6)}{_SUFFIX}")
     with storage_errors(path):
         # Not tempfile: its files are 0600 whatever the umask says.
-        fd = os.open(sibling, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        with _named(path):
+            fd = os.open(sibling, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
             with io.FileIO(fd, "wb") as file:
                 yield file
                 os.fsync(fd)
-            sibling.replace(path)
+            with _named(path):
+                sibling.replace(path)
         except BaseException:
             with contextlib.suppress(OSError):
                 sibling.unlink()
             raise
         sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Let the system's errors name `path`: the sibling's name means nothing to anybody, and would
+    make each of them another message."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def write_all(file: io.FileIO, data: bytes | memoryview) -> None:

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
-import queue
-import signal
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,13 +12,17 @@ import click
 
 from . import negatives
 from .console import answering, debug_option
-from .inbox import Inbox, inbox_pattern
+from .dropped import Place
+from .inbox import Inbox
 from .lint import MEANING, suspicion
 from .manifest import read_manifest
 from .publish import KEEP, LOCK_TIMEOUT_S, publish_negatives, rollback_negatives, shares
+from .service import Finite, logged_to_stdout, signals_held
 
 _PATH = click.Path(path_type=Path)
 _SHARE = click.FloatRange(0, 1)
+_SECONDS = Finite(0, min_open=True)
+_AMOUNT = Finite(0)
 
 _store = click.argument("dataset_dir", metavar="DIR", type=_PATH)
 _json = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
@@ -42,7 +41,7 @@ def _publishing(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--lock-timeout",
             "lock_timeout_s",
-            type=click.FloatRange(0),
+            type=_AMOUNT,
             default=LOCK_TIMEOUT_S,
             show_default=True,
             help="Seconds to wait for another publisher.",
@@ -143,65 +142,73 @@ def generations(dataset_dir: Path, as_json: bool) -> None:
     metavar="PATTERN",
     help="A folder, or a pattern of the files of hard negatives.  [default: DIR/inbox]",
 )
-@click.option("--interval", default=1.0, show_default=True, help="Seconds between two looks.")
-@click.option("--settle", default=2.0, show_default=True, help="Seconds that files must rest.")
+@click.option(
+    "--interval",
+    type=_SECONDS,
+    default=1.0,
+    show_default=True,
+    help="Seconds between two looks, above 0.",
+)
+@click.option(
+    "--settle",
+    type=_AMOUNT,
+    default=2.0,
+    show_default=True,
+    help="Seconds that files must rest.",
+)
+@click.option("--once", is_flag=True, help="Handle what is complete now, and end.")
+@click.option(
+    "--keep-days",
+    type=_AMOUNT,
+    help="Remove files that lay in done/ and failed/ for so many days.  [default: keep them]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object an event.")
 @_limited
 @_publishing
 @debug_option
 def watch(
-    dataset_dir: Path, inbox: str | None, interval: float, settle: float, **options: Any
+    dataset_dir: Path,
+    inbox: str | None,
+    interval: float,
+    settle: float,
+    once: bool,
+    keep_days: float | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Publish what a miner drops into an inbox, until interrupted.
 
     A pair is two files whose names differ in hard_negatives and negative_tiers only. It is taken
     once both are there and rest, and then moved to done/ or, with the reason beside, to failed/.
-    One line an event on stdout; ends cleanly on SIGINT and SIGTERM.
+    What is wrong with the store or the disk is said once and tried again. One line an event on
+    stdout; ends cleanly on SIGINT and SIGTERM. With --once, status 1 tells that a pair was refused
+    or could not be published.
     """
     read_manifest(dataset_dir)
-    pattern = inbox_pattern(dataset_dir, inbox)
-    service = Inbox(pattern, partial(publish_negatives, dataset_dir, **options), settle_s=settle)
-    with _logged_to_stdout() as log, _until_signalled() as signalled:
-        log.info("watching %s for %s", pattern, dataset_dir)
-        while True:
-            service.look()
-            try:
-                number = signalled.get(timeout=interval)
-            except queue.Empty:
-                continue
-            log.info("ended by %s", signal.Signals(number).name)
+    store, place = dataset_dir.absolute(), Place.of(dataset_dir, inbox)
+    service = Inbox(
+        store,
+        place,
+        partial(publish_negatives, store, republish=False, **options),
+        settle_s=settle,
+        by_age=once,
+        keep_days=keep_days,
+    )
+    with logged_to_stdout(as_json=as_json), signals_held() as signals:
+        service.begin()
+        service.look(signals.came)
+        if once:
+            if signals.wait(settle) is None:  # the second look sees what has rested since
+                service.look(signals.came)
+            service.check()
             return
+        while (number := signals.wait(interval)) is None:
+            service.look(signals.came)
+        service.end(number.name)
 
 
 COMMANDS = (publish, rollback, generations, watch)
 """For the group of `jasper-mmap`."""
-
-
-@contextmanager
-def _logged_to_stdout() -> Iterator[logging.Logger]:
-    log = logging.getLogger("jasper_mmap")
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    before = log.level
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    try:
-        yield log
-    finally:
-        log.removeHandler(handler)
-        log.setLevel(before)
-
-
-@contextmanager
-def _until_signalled() -> Iterator[queue.SimpleQueue[int]]:
-    """The numbers of SIGINT and SIGTERM as they come; publishing is not interrupted by them."""
-    came: queue.SimpleQueue[int] = queue.SimpleQueue()  # a handler may put to this one at any time
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {n: signal.signal(n, lambda number, _: came.put(number)) for n in numbers}
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _tell(store: Path, generation: int, as_json: bool) -> None:

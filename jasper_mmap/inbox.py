@@ -1,172 +1,273 @@
-"""A folder into which a miner drops pairs of `.pt` files, published one after the other.
+"""A folder into which a miner drops pairs of files, published one after the other, for months.
 
 A pair is complete when both files are there, their size and time rest, and they load. It then
 becomes a generation and moves to `done/`, or to `failed/` with the reason beside.
+
+What fails is sorted by where it comes from. What is wrong with the files of a pair (found by
+reading them once more) is the pair's failure. Whatever else is wrong, with the store, its lock, the
+disk or the system, leaves the pair where it is, is said once and is tried again at every look; no
+other pair waits for it.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
+import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from .atomic import storage_errors
-from .errors import ContentError, FormatError, IndexRangeError, JasperError, UsageError
-from .locks import now
-from .ptfile import Stamp
-from .schema import NEGATIVES
+from .atomic import own_folder
+from .dropped import Pair, Place, age_s, stamps_of
+from .errors import (
+    BusyError,
+    ContentError,
+    FormatError,
+    JasperError,
+    StorageError,
+    StoreChangedError,
+    UnsafeFileError,
+)
+from .filing import DONE, FAILED, Filing, remove_expired
+from .incoming import take_in
+from .negatives import read_pointer
+from .printable import printable
+from .regular import open_regular
+from .store import Store
 
-FOLDER: Final = "inbox"
-DONE: Final = "done"
-FAILED: Final = "failed"
+_NEVER_THE_PAIR: Final = (OSError, StoreChangedError, MemoryError)
+_CLEARING_S: Final = 60.0
+_OF_THE_FILE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM)
+_MESSAGES: Final = 100
+"""So many are remembered, not to be said again."""
 
-_NAMES: Final = tuple(a.name for a in NEGATIVES)
-
-_log = logging.getLogger("jasper_mmap")
-
-
-def inbox_pattern(store: Path, given: str | None) -> Path:
-    """The pattern of the files of hard negatives: `given`, `*hard_negatives*.pt` in the folder
-    `given`, or that in the store's folder `inbox` (which is made)."""
-    name = f"*{_NAMES[0]}*.pt"
-    if given is None:
-        folder = store / FOLDER
-        with storage_errors(folder):
-            folder.mkdir(exist_ok=True)
-        return folder.absolute() / name
-    pattern = Path(given).absolute()
-    if pattern.is_dir():
-        return pattern / name
-    if _NAMES[0] not in pattern.name:
-        raise UsageError(
-            f"{given}: must be a folder, or a pattern with {_NAMES[0]!r} in its last part (the"
-            f" tiers' file has {_NAMES[1]!r} there instead)."
-        )
-    return pattern
-
-
-@dataclass
-class _Pair:
-    """Two files that were seen, and since when they rest."""
-
-    paths: tuple[Path, Path]
-    stamps: tuple[Stamp, Stamp] | None = None
-    since_s: float = 0.0
-    settled: tuple[Stamp, Stamp] | None = None
-    """As they were when they were published or refused: not to be tried again, even where they
-    could not be moved away."""
-    told: set[str] = field(default_factory=set)
-
-    @property
-    def is_settled(self) -> bool:
-        return self.stamps is not None and self.stamps == self.settled
+_log = logging.getLogger("jasper_mmap.inbox")
 
 
 class Inbox:
     """Publishes what lies in an inbox; `look` once in a while, from one thread.
 
-    `publish(hard_negatives, negative_tiers, note=...)` takes paths and returns the generation.
-    Files that rest for `settle_s` seconds are tried. Those that do not load then may still be
-    being written, so they fail only after `patience_s`.
+    `publish(hard_negatives, negative_tiers, note=...)` takes paths and returns the generation, that
+    in force where it holds the same values. Files that rest for `settle_s` seconds are tried. Those
+    that do not load then may still be being written, so they fail only after `patience_s`; with
+    `by_age` also where they were last changed so long ago. What lies in `done/` and `failed/` for
+    `keep_days` is removed. `refused` counts the pairs that failed, `stuck` tells by pair what
+    hindered the last look.
     """
 
     def __init__(
         self,
-        pattern: Path,
+        store: Path,
+        place: Place,
         publish: Callable[..., int],
         *,
         settle_s: float = 2.0,
         patience_s: float = 30.0,
+        by_age: bool = False,
+        keep_days: float | None = None,
     ) -> None:
-        self._pattern = pattern
+        self._store = store
+        self._place = place
         self._publish = publish
         self._settle_s = settle_s
         self._patience_s = patience_s
-        self._pairs: dict[Path, _Pair] = {}
+        self._by_age = by_age
+        self._keep_days = keep_days
+        self._pairs: dict[str, Pair] = {}
+        self._next_clearing_s = 0.0
+        self._said: set[str] = set()
+        self.refused = 0
+        self.stuck: dict[str, str] = {}
 
-    def look(self) -> None:
-        """Publish what is complete, the oldest first; what goes wrong is logged."""
-        try:
-            found = sorted(
-                (path.stat().st_mtime_ns, path)
-                for path in self._pattern.parent.glob(self._pattern.name)
+    def begin(self) -> None:
+        """Make the inbox where it is missing, and tell what is watched."""
+        folder = self._place.folder
+        if self._place.make():
+            _say(logging.INFO, "created", f"created the inbox {folder}", inbox=str(folder))
+        watched = " and ".join(self._place.patterns)
+        _say(logging.INFO, "watching", f"watching {folder} for {watched}", inbox=str(folder))
+
+    def end(self, why: str) -> None:
+        """Tell that nobody will look any more."""
+        _say(logging.INFO, "ended", f"ended by {why}")
+
+    def check(self) -> None:
+        """Raise unless everything complete was published, or was in force already."""
+        folder = self._place.folder
+        if self.stuck:
+            raise StorageError(
+                f"{folder}: {len(self.stuck)} of {len(self._pairs)} pairs could not be published:"
+                f" {printable(next(iter(self.stuck.values())))}"
             )
-        except OSError as error:
-            _log.warning("cannot look into %s: %s", self._pattern.parent, error)
-            return
-        paths = [path for _, path in found]
-        self._pairs = {p: self._pairs.get(p) or _Pair((p, _partner(p))) for p in paths}
-        for pair in self._pairs.values():
-            resting_s = self._resting_s(pair)
-            if resting_s is not None and resting_s >= self._settle_s and not pair.is_settled:
-                self._take(pair, resting_s)
+        if self.refused:
+            raise ContentError(
+                f"{folder}: pairs refused: {self.refused}. The reasons lie beside them in"
+                f" {folder / FAILED}."
+            )
 
-    def _resting_s(self, pair: _Pair) -> float | None:
-        """Seconds for which both files were seen unchanged; None where one is missing."""
-        stamps = _stamps(pair.paths)
+    def look(self, ended: Callable[[], bool] = lambda: False) -> None:
+        """Publish what is complete, the oldest first; stop between two pairs once `ended()`."""
+        self.stuck = {}
+        self._clear_out()
+        try:
+            names = self._place.names()
+        except OSError as error:
+            self.stuck[str(self._place.folder)] = str(error)
+            self._say_once(f"cannot look into {self._place.folder}, will try again: {error}")
+            return
+        self._pairs = {name: self._pairs.get(name) or self._place.pair(name) for name in names}
+        for pair in self._pairs.values():
+            if ended():
+                return
+            try:
+                self._see(pair)
+            except BusyError as error:
+                self._hindered(pair, error)
+                return  # the lock is the same for all
+            except Exception as error:  # noqa: BLE001 - no pair ends the service
+                self._hindered(pair, error)
+
+    def _clear_out(self) -> None:
+        if self._keep_days is None or time.monotonic() < self._next_clearing_s:
+            return
+        self._next_clearing_s = time.monotonic() + _CLEARING_S
+        try:
+            for path in remove_expired(self._place.folder, self._keep_days):
+                _say(logging.INFO, "removed", f"removed {path}", file=str(path))
+        except (OSError, JasperError) as error:
+            self._say_once(f"cannot remove what is older than {self._keep_days:g} days: {error}")
+
+    def _see(self, pair: Pair) -> None:
+        """Take a pair that rests, and put away one that was dealt with."""
+        stamps = stamps_of(pair.paths)
         if stamps is None:
-            self._tell_once(pair, f"waiting for {pair.paths[1].name} beside {pair.paths[0]}")
+            self._say_once(
+                f"waiting for {printable(pair.paths[1].name)} beside {pair.name}", pair, "waiting"
+            )
             pair.stamps = None
-            return None
+            return
         if stamps != pair.stamps:
             pair.stamps, pair.since_s = stamps, time.monotonic()
-        return time.monotonic() - pair.since_s
+        resting_s = time.monotonic() - pair.since_s
+        if stamps == pair.settled:
+            self._put_away(pair)
+        elif resting_s >= self._settle_s:
+            self._take(pair, resting_s)
 
-    def _take(self, pair: _Pair, resting_s: float) -> None:
-        folder = pair.paths[0].parent
+    def _take(self, pair: Pair, resting_s: float) -> None:
+        # Before publishing: what cannot be moved away would be published again and again.
+        for name in (DONE, FAILED):
+            own_folder(self._place.folder / name)
+        before = _in_force(self._store)
         try:
-            # Before publishing: what cannot be moved away would be published again and again.
-            for name in (DONE, FAILED):
-                (folder / name).mkdir(exist_ok=True)
-            generation = self._publish(*pair.paths, note=f"from {pair.paths[0].name}")
-        except FormatError as error:
-            if resting_s >= self._patience_s:
-                self._fail(pair, error)
-            else:
-                self._tell_once(pair, f"not complete yet: {error}")
-        except (ContentError, IndexRangeError) as error:
-            self._fail(pair, error)
-        except (JasperError, OSError) as error:
-            # Not for what is in the files: the store, the lock, the disk.
-            self._tell_once(pair, f"will try again: {error}")
-        else:
-            self._move(pair, DONE, f"{generation:06d}")
+            number = self._publish(*pair.paths, note=f"from {pair.name}")
+        except Exception as error:  # sorted by where it comes from
+            if stamps_of(pair.paths) != pair.stamps:
+                return  # written anew, or taken away
+            fault = self._fault_of(pair, error)
+            if fault is None:
+                raise
+            self._judge(pair, fault, resting_s)
+            return
+        self._said.clear()  # what hindered is over; it may come again
+        news = number != before
+        _say(
+            logging.INFO,
+            "published" if news else "identical",
+            f"published generation {number} from {pair.name}"
+            if news
+            else f"not published: {pair.name} holds what generation {number}, which is in force,"
+            " holds already",
+            pair=pair.name,
+            generation=number,
+        )
+        self._settle(pair, Filing.done(number))
 
-    def _fail(self, pair: _Pair, error: JasperError) -> None:
-        _log.error("refused %s: %s", pair.paths[0], error)
-        mark = now().replace(":", "").replace("+0000", "")
-        self._move(pair, FAILED, mark, reason=str(error))
+    def _fault_of(self, pair: Pair, error: Exception) -> Exception | None:
+        """What is wrong with the pair's own files, found by reading them once more; None where the
+        `error` of publishing came from elsewhere."""
+        for path in pair.paths:
+            try:
+                open_regular(path).close()
+            except JasperError as fault:
+                return fault
+            except OSError as fault:
+                if fault.errno in _OF_THE_FILE:
+                    return FormatError(f"{path}: cannot be read ({fault.strerror}).")
+                return None
+        if isinstance(error, _NEVER_THE_PAIR):
+            return None
+        try:
+            store = Store(self._store)
+        except Exception:  # noqa: BLE001 - whatever it is, it is the store's
+            return None
+        try:
+            take_in(store, *pair.paths)
+        except _NEVER_THE_PAIR:
+            return None
+        except Exception as fault:  # noqa: BLE001 - the files cause it again
+            return fault
+        # The files are sound: a limit was exceeded.
+        return error if isinstance(error, ContentError) else None
 
-    def _move(self, pair: _Pair, folder: str, mark: str, reason: str | None = None) -> None:
-        """Put the pair away, unless it was written anew meanwhile: that is for the next look."""
-        pair.settled = pair.stamps
-        if _stamps(pair.paths) != pair.stamps:
+    def _judge(self, pair: Pair, fault: Exception, resting_s: float) -> None:
+        """Refuse the pair for its `fault`, unless that may be for its not being complete yet."""
+        growing = isinstance(fault, FormatError) and not isinstance(fault, UnsafeFileError)
+        if self._by_age:
+            resting_s = max(resting_s, age_s(pair.paths))
+        if growing and resting_s < self._patience_s:
+            self._say_once(f"{pair.name} is not complete yet: {fault}", pair, "incomplete")
+            return
+        reason = str(fault)
+        if not isinstance(fault, JasperError):
+            reason = f"unexpected {type(fault).__name__}: {fault}"
+        self.refused += 1
+        _say(logging.ERROR, "refused", f"refused {pair.name}: {reason}", pair=pair.name)
+        if not isinstance(fault, JasperError):
+            reason = "\n".join((reason, *traceback.format_exception(fault)))
+        self._settle(pair, Filing.failed(reason))
+
+    def _settle(self, pair: Pair, filing: Filing) -> None:
+        pair.settled, pair.filing = pair.stamps, filing
+        self._put_away(pair)
+
+    def _put_away(self, pair: Pair) -> None:
+        """Move the pair, unless it was written anew meanwhile: that is for the next look."""
+        if pair.filing is None or stamps_of(pair.paths) != pair.settled:
             return
         try:
-            for path in pair.paths:
-                target = path.parent / folder / f"{mark}-{path.name}"
-                path.replace(target)
-                if reason is not None:
-                    target.with_suffix(".reason.txt").write_text(f"{reason}\n")
-        except OSError as error:
-            _log.warning("cannot move %s to %s: %s", pair.paths[0], folder, error)
+            pair.filing.move(pair.paths)
+        except (OSError, JasperError) as error:
+            self._say_once(f"cannot move {pair.name} away, will try again: {error}", pair)
+            self.stuck[pair.name] = str(error)
 
-    def _tell_once(self, pair: _Pair, message: str) -> None:
-        if message not in pair.told:
-            pair.told.add(message)
-            _log.warning("%s", message)
+    def _hindered(self, pair: Pair, error: Exception) -> None:
+        """Nothing of the pair's own: it stays, and is tried again."""
+        what = str(error)
+        if not isinstance(error, JasperError | OSError):
+            what = f"unexpected {type(error).__name__}: {error}"
+        self.stuck[pair.name] = what
+        self._say_once(f"cannot publish now, will try again: {what}")
+
+    def _say_once(self, message: str, pair: Pair | None = None, event: str = "hindered") -> None:
+        said = self._said if pair is None else pair.said
+        if message not in said:
+            if len(said) >= _MESSAGES:
+                said.clear()
+            said.add(message)
+            names = {} if pair is None else {"pair": pair.name}
+            _say(logging.WARNING, event, message, **names)
 
 
-def _stamps(paths: tuple[Path, Path]) -> tuple[Stamp, Stamp] | None:
-    """As both files are now; None where one is missing."""
+def _say(level: int, event: str, message: str, **fields: Any) -> None:
+    """Log one event; `service` writes it as a line of text or of JSON."""
+    _log.log(level, "%s", printable(message), extra={"event": event, "fields": fields})
+
+
+def _in_force(store: Path) -> int:
     try:
-        return Stamp.of(paths[0]), Stamp.of(paths[1])
+        return read_pointer(store).generation
     except JasperError:
-        return None
-
-
-def _partner(path: Path) -> Path:
-    return path.with_name(path.name.replace(_NAMES[0], _NAMES[1]))
+        return 0

@@ -15,12 +15,13 @@ from click.testing import CliRunner, Result
 
 from jasper_mmap import JASPERSteeringDataset, publish_negatives
 from jasper_mmap.cli_negatives import COMMANDS
+from jasper_mmap.dropped import Place
 from jasper_mmap.errors import (
     ContentError,
     MissingFileError,
     UsageError,
 )
-from jasper_mmap.inbox import Inbox, inbox_pattern
+from jasper_mmap.inbox import Inbox
 from jasper_mmap.negatives import read_pointer
 from tests.oracle import Oracle
 from tests.publishing import (
@@ -80,7 +81,9 @@ def _inbox(
         then()
         return number
 
-    return Inbox(inbox_pattern(store, None), publish, settle_s=settle_s, patience_s=patience_s)
+    place = Place.of(store, None)
+    place.make()
+    return Inbox(store, place, publish, settle_s=settle_s, patience_s=patience_s)
 
 
 @pytest.fixture
@@ -222,6 +225,9 @@ def test_watch_command_serves_an_inbox_until_signalled(
 
 def test_inbox_pattern_must_tell_the_two_files_apart(store: Path) -> None:
     """A pattern that could not name the tiers' file is a mistake."""
-    with pytest.raises(UsageError):
-        inbox_pattern(store, "/somewhere/*.pt")
-    assert inbox_pattern(store, str(store)).name == "*hard_negatives*.pt"
+    for given in ("/somewhere/*.pt", "/some[w]here/hard_negatives.pt", str(store / "config.json")):
+        with pytest.raises(UsageError, match="must be a folder, or a pattern"):
+            Place.of(store, given)
+    both = ("*hard_negatives*.pt", "*hard_negatives*.safetensors")
+    assert Place.of(store, str(store)).patterns == both
+    assert Place.of(store, str(store / "a_hard_negatives_*")).patterns == ("a_hard_negatives_*",)
