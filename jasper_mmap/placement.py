@@ -12,6 +12,7 @@ import torch
 from .errors import DeviceError, DeviceMemoryError
 from .modes import plain_tensors
 from .stack import Stack, joinable
+from .tensorfile import flat_bytes
 
 _STAGING_BYTES = 32 << 20
 _HEADROOM_BYTES = 256 << 20
@@ -128,8 +129,7 @@ class _Staging:
 
     def copy(self, table: torch.Tensor, placed: torch.Tensor) -> torch.Tensor:
         """Fill `placed` (contiguous, on the device) with `table`."""
-        source = table.contiguous().reshape(-1).view(torch.uint8)
-        target = placed.reshape(-1).view(torch.uint8)
+        source, target = flat_bytes(table), flat_bytes(placed)
         for begin in range(0, source.numel(), _STAGING_BYTES):
             piece = source[begin : begin + _STAGING_BYTES]
             buffer = self._free_buffer()[: piece.numel()]

@@ -77,7 +77,7 @@ class TensorWriter:
     def write(self, piece: torch.Tensor) -> None:
         """Append the elements of `piece` (any CPU tensor) in row-major order."""
         if piece.numel():
-            self._append(piece.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            self._append(flat_bytes(piece).numpy().data)
 
     def _append(self, data: bytes | memoryview) -> None:
         self._settle()
@@ -178,13 +178,21 @@ def map_tensors(path: Path, *, at: Path | None = None, huge: bool = False) -> Ma
     return MappedFile(tensors, status.st_size, status.st_mtime_ns)
 
 
+def flat_bytes(table: torch.Tensor) -> torch.Tensor:
+    """Its elements in row-major order as bytes; copied only where they do not lie so."""
+    table = table.resolve_neg().contiguous()
+    # A dimension of one element may have any stride, and yet count as contiguous.
+    return table.as_strided((table.numel(),), (1,)).view(torch.uint8)
+
+
 def chunks(table: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The rows of a table in order, in contiguous pieces; copied only where they are not so."""
+    """The rows of a table in order, in contiguous pieces; copied only where they are not so, or
+    have torch's lazy negative bit."""
     if table.numel() == 0:
         return
     rows = max(1, CHUNK_BYTES // (table.nbytes // len(table)))
     for begin in range(0, len(table), rows):
-        yield table[begin : begin + rows].contiguous()
+        yield table[begin : begin + rows].resolve_neg().contiguous()
 
 
 def file_sha256(path: Path, *, at: Path | None = None) -> str:
