@@ -126,7 +126,7 @@ class _Conversion:
             )
             _check_unchanged(self._src, plan.negatives_source, negatives_stamps(self._src))
             for artifact in NEGATIVES:
-                self._advance(artifact.name, read_table(self._src / artifact.source).nbytes)
+                self._advance(artifact.name, checked.bytes[artifact.name])
         manifest = self._manifest(plan, entries, sizes)
         with publisher_lock(self._dst, _PUBLISHER_TIMEOUT_S):
             outcome = settle(

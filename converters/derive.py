@@ -12,7 +12,7 @@ import torch
 from jasper_mmap.schema import ARTIFACTS, Artifact
 from jasper_mmap.tensorfile import CHUNK_BYTES
 
-from .source import Part, Source, read_table, stamp
+from .source import Part, Source, open_table, stamp
 
 _INPUTS: Final = tuple(
     ARTIFACTS[name] for name in ("question_embs", "centroid_embs", "pair_index", "pair_cluster_id")
@@ -30,7 +30,7 @@ def derive(artifact: Artifact, folder: Path) -> Source:
     It is computed when its chunks are asked for, by which time the four tables must have been
     checked: their numbers are used as indices.
     """
-    questions, centroids, pair_index, clusters = (read_table(folder / a.source) for a in _INPUTS)
+    questions, centroids, pair_index, clusters = (open_table(folder / a.source)[0] for a in _INPUTS)
     rows = max(1, CHUNK_BYTES // (8 * max(1, questions.shape[-1])))
 
     def compute() -> Iterator[torch.Tensor]:

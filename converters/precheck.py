@@ -19,7 +19,7 @@ from jasper_mmap.tensorfile import map_tensors
 
 from .derive import derive
 from .plan import Plan, Task
-from .source import Source, open_source, read_table
+from .source import Source, open_source, open_table
 from .write import stored_dtype
 
 _OVERHEAD_BYTES = 1 << 20
@@ -90,7 +90,7 @@ def _negatives(plan: Plan, src: Path, dst: Path) -> list[tuple[torch.Tensor, str
     """The tables that will be in force, with their files' names."""
     if plan.new_negatives or plan.pointer is None:
         paths = [src / a.source for a in NEGATIVES]
-        return [(read_table(path), str(path)) for path in paths]
+        return [(open_table(path)[0], str(path)) for path in paths]
     path = dst / negatives.FOLDER / plan.pointer.file
     tensors = map_tensors(path).tensors
     return [(tensors[a.name], str(path)) for a in NEGATIVES]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from jasper_mmap.errors import ContentError, ContentTypeError
-from jasper_mmap.ptfile import Stamp, read_pt
+from jasper_mmap.ptfile import Seal, Stamp, open_pt, read_pt
 from jasper_mmap.schema import RAGGED_OFFSETS, RAGGED_VALUES, Artifact
 from jasper_mmap.tensorfile import chunks
 
@@ -26,8 +26,13 @@ class Part:
     chunks: Callable[[], Iterator[torch.Tensor]]
 
     @classmethod
-    def of(cls, table: torch.Tensor) -> Part:
-        return cls(table.dtype, tuple(table.shape), lambda: chunks(table))
+    def of(cls, table: torch.Tensor, seal: Seal | None = None) -> Part:
+        """The rows of `table`; with its `seal` the last one is followed by the file's checksum."""
+
+        def pieces() -> Iterator[torch.Tensor]:
+            return seal.checked(chunks(table)) if seal else chunks(table)
+
+        return cls(table.dtype, tuple(table.shape), pieces)
 
     @property
     def bytes(self) -> int:
@@ -68,24 +73,32 @@ def open_source(artifact: Artifact, folder: Path) -> Source:
             shape=(len(offsets) - 1,),
             offsets=offsets,
         )
-    table = read_table(path)
+    table, seal = open_table(path)
     return Source(
         artifact=artifact,
         where=str(path),
-        parts={artifact.name: Part.of(table)},
+        parts={artifact.name: Part.of(table, seal)},
         shape=tuple(table.shape),
     )
 
 
-def read_table(path: Path) -> torch.Tensor:
-    """The tensor that a `.pt` file holds, mapped where its format allows."""
-    value = read_pt(path)
+def open_table(path: Path) -> tuple[torch.Tensor, Seal | None]:
+    """The tensor that a `.pt` file holds, mapped where its format allows, and not read yet."""
+    value, seal = open_pt(path)
     if not isinstance(value, torch.Tensor):
         raise ContentTypeError(
             f"{path}: holds a {type(value).__name__}, not a tensor; save the bare tensor with"
             " torch.save."
         )
-    return value
+    return value, seal
+
+
+def read_table(path: Path) -> torch.Tensor:
+    """The same, once its bytes are those that were saved."""
+    table, seal = open_table(path)
+    if seal is not None:
+        seal.check()
+    return table
 
 
 def read_ragged(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
@@ -102,7 +115,7 @@ def read_ragged(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     if not set(map(type, chain.from_iterable(rows))) <= {int}:
         row, element = _first_element(rows, lambda value: type(value) is not int)
         raise ContentTypeError(
-            f"{path}: row {row}, element {element} is {rows[row][element]!r:.80}, not an int;"
+            f"{path}: row {row}, element {element} is {_shown(rows[row][element])}, not an int;"
             f" {remedy}."
         )
     offsets = np.zeros(len(rows) + 1, np.int64)
@@ -116,6 +129,14 @@ def read_ragged(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
             " Correct the file and run it again."
         ) from None
     return torch.from_numpy(values), torch.from_numpy(offsets)
+
+
+def _shown(value: Any) -> str:
+    """A value in short; of a container the type alone, for its text may be longer than memory."""
+    if isinstance(value, str):
+        return repr(value[:80])
+    plain = value is None or isinstance(value, float)
+    return repr(value) if plain or type(value) is bool else f"a {type(value).__name__}"
 
 
 def _first_element(rows: Any, wrong: Callable[[Any], bool]) -> tuple[int, int]:

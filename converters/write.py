@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from jasper_mmap.checks import TableCheck
+from jasper_mmap.errors import ContentError, IndexRangeError
 from jasper_mmap.manifest import Entry
 from jasper_mmap.tensorfile import DTYPE_NAMES, Written, writing
 
@@ -59,13 +60,19 @@ def write_artifact(
     }
     with writing(path, specs) as (writer, result):
         for part in source.parts.values():
-            for rows in part.chunks():
-                stored = rows
-                if part is checked:
-                    check.feed(rows)
-                    stored = narrowing.narrowed(rows) if narrowing else rows
-                writer.write(stored)
-                advance(stored.nbytes)
+            pieces = part.chunks()
+            try:
+                for rows in pieces:
+                    stored = rows
+                    if part is checked:
+                        check.feed(rows)
+                        stored = narrowing.narrowed(rows) if narrowing else rows
+                    writer.write(stored)
+                    advance(stored.nbytes)
+            except (ContentError, IndexRangeError):
+                for _ in pieces:
+                    pass  # to its end, where a damaged file says so: that is the better answer
+                raise
     return Entry(
         file=artifact.file,
         dtype=DTYPE_NAMES[dtype],

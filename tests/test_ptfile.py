@@ -23,8 +23,6 @@ def test_pt_tensor_is_read_as_it_was_saved(
     tmp_path: Path, dtype: torch.dtype, zipped: bool
 ) -> None:
     """Both formats; views whose whole storage was saved, strided, empty and 0-d ones."""
-    if dtype == torch.uint16 and not zipped:
-        pytest.skip("torch itself cannot read what it wrote")
     base = sample(dtype, 20, 6)
     for table in (base, base[3:9], base[:, 2:4], base.t(), base[:0], base[0, 0]):
         torch.save(table, tmp_path / "t.pt", _use_new_zipfile_serialization=zipped)
