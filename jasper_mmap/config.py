@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from .errors import AccessError, ConfigError, MissingFileError
+from .errors import AccessError, ConfigError, MissingFileError, together
 from .regular import open_regular
 from .schema import VARIANTS
 
 CONFIG_FILE = "config.json"
-_CURRICULUM_KEYS = ("zero_prob_start", "zero_prob_end", "epochs_total")
+# What the earlier implementation takes for a key of `curriculum` that is not there.
+_CURRICULUM: Final = {"zero_prob_start": 0.5, "zero_prob_end": 0.1, "epochs_total": 100}
+_LIKE: Final = 0.8
+"""How much a key must resemble an absent one to count as its misspelling."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,10 @@ class Config:
     steering_probabilities: dict[str, float]
     """Probability of each variant, in the order of `schema.VARIANTS`; sums to 1."""
     curriculum: Curriculum | None
+    curriculum_by_default: bool = False
+    """`curriculum` has none of the keys that are read: those of the earlier implementation hold."""
+    sha256: str = ""
+    """Of the file."""
     raw: dict[str, Any] = field(repr=False)
 
 
@@ -46,7 +54,8 @@ def read_config(folder: Path) -> Config:
     path = folder / CONFIG_FILE
     try:
         with open_regular(path) as file:
-            text = file.read().decode()
+            data = file.read()
+        text = data.decode("utf-8")
     except FileNotFoundError:
         raise MissingFileError(
             f"Config file not found: {path}. Copy the builder's {CONFIG_FILE} there."
@@ -55,99 +64,162 @@ def read_config(folder: Path) -> Config:
         raise AccessError(f"{path}: no permission to read it.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as UTF-8 text: {error}") from None
-    return parse_config(text, path)
+    return parse_config(text, path, sha256=hashlib.sha256(data).hexdigest())
 
 
-def parse_config(text: str, path: Path) -> Config:
-    """Check the text of a `config.json`; `path` is only named in errors."""
+def parse_config(text: str, path: Path, *, sha256: str = "") -> Config:
+    """Check the text of a `config.json`; `path` is only named in errors.
+
+    Raises one `ConfigError` with a line for each problem.
+    """
+    twice: dict[str, None] = {}
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: dict[str, Any] = {}
         for key, value in pairs:
             if key in seen:
-                raise ConfigError(f"{path}: the key {key!r} stands there twice; remove one.")
+                twice[key] = None
             seen[key] = value
         return seen
 
     try:
         raw = json.loads(text, object_pairs_hook=unique)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: must hold a JSON object, found {type(raw).__name__}.")
-
-    required = ("embedding_dim", "n_neg", "steering_probabilities")
-    _check_keys(raw, required, path, optional=("curriculum",))
+    if twice:  # which of the values is meant nobody can tell, so none is looked at
+        raise together(
+            [
+                ConfigError(f"{path}: the key {k!r:.80} stands there twice; remove one.")
+                for k in twice
+            ]
+        )
+    check = _Check(path)
+    check.keys(raw, ("embedding_dim", "n_neg", "steering_probabilities"), optional=("curriculum",))
+    dim, n_neg = (check.integer(raw, key) for key in ("embedding_dim", "n_neg"))
+    probabilities = check.probabilities(raw)
+    curriculum, by_default = check.curriculum(raw)
+    if check.problems:
+        raise together(check.problems)
     return Config(
-        embedding_dim=_integer(raw, "embedding_dim", path),
-        n_neg=_integer(raw, "n_neg", path),
-        steering_probabilities=_probabilities(raw["steering_probabilities"], path),
-        curriculum=_curriculum(raw["curriculum"], path) if "curriculum" in raw else None,
+        embedding_dim=dim,
+        n_neg=n_neg,
+        steering_probabilities=probabilities,
+        curriculum=curriculum,
+        curriculum_by_default=by_default,
+        sha256=sha256,
         raw=raw,
     )
 
 
-def _check_keys(
-    found: dict[str, Any],
-    required: tuple[str, ...],
-    path: Path,
-    *,
-    within: str = "",
-    optional: tuple[str, ...] = (),
-) -> None:
-    unknown = [k for k in found if k not in required and k not in optional]
-    for key in required + optional:
-        if key in found:
-            continue
-        close = difflib.get_close_matches(key, unknown, n=1, cutoff=0.8)
-        if close:
-            raise ConfigError(f"{path}: {within}{close[0]!r} looks misspelt: rename it to {key!r}.")
-        if key in required:
-            raise ConfigError(f"{path}: the key {within}{key!r} is missing; add it.")
-
-
-def _object(value: Any, name: str, path: Path) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path}: {name!r} must be an object, found {value!r}.")
-    return value
-
-
-def _integer(found: dict[str, Any], key: str, path: Path, within: str = "") -> int:
-    value = found[key]
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(
-            f"{path}: {within}{key!r} must be a whole number of at least 1, found {value!r}."
-        )
-    return value
-
-
-def _probability(found: dict[str, Any], key: str, path: Path, within: str) -> float:
-    value = found[key]
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not 0 <= value <= 1:
-        raise ConfigError(f"{path}: {within}{key!r} must be between 0 and 1, found {value!r}.")
-    return float(value)
-
-
-def _probabilities(value: Any, path: Path) -> dict[str, float]:
-    found = _object(value, "steering_probabilities", path)
-    within = "steering_probabilities."
-    _check_keys(found, VARIANTS, path, within=within)
-    probabilities = {v: _probability(found, v, path, within) for v in VARIANTS}
-    total = math.fsum(probabilities.values())
-    if not math.isclose(total, 1.0, abs_tol=1e-6):
-        raise ConfigError(
-            f"{path}: the four 'steering_probabilities' must sum to 1, found {total:.8g}."
-        )
-    return probabilities
-
-
-def _curriculum(value: Any, path: Path) -> Curriculum:
-    found = _object(value, "curriculum", path)
-    within = "curriculum."
-    _check_keys(found, _CURRICULUM_KEYS, path, within=within)
-    return Curriculum(
-        zero_prob_start=_probability(found, "zero_prob_start", path, within),
-        zero_prob_end=_probability(found, "zero_prob_end", path, within),
-        epochs_total=_integer(found, "epochs_total", path, within),
+def default_curriculum(config: Config) -> str | None:
+    """What there is to say where the earlier implementation's curriculum applies; else None."""
+    if not config.curriculum_by_default:
+        return None
+    values = ", ".join(f"{key} {value}" for key, value in _CURRICULUM.items())
+    return (
+        f"{CONFIG_FILE}: 'curriculum' has none of the keys {', '.join(_CURRICULUM)}, so the"
+        f" defaults of the earlier implementation apply: {values}. Write them down, or others."
     )
+
+
+class _Check:
+    """The problems of one configuration, collected. What is wrong comes out as 0."""
+
+    def __init__(self, path: Path) -> None:
+        self.problems: list[ConfigError] = []
+        self._path = path
+
+    def _refuse(self, message: str) -> None:
+        self.problems.append(ConfigError(f"{self._path}: {message}"))
+
+    def keys(
+        self,
+        found: dict[str, Any],
+        required: tuple[str, ...],
+        *,
+        within: str = "",
+        optional: tuple[str, ...] = (),
+        defaults: dict[str, float] | None = None,
+    ) -> None:
+        """Ask for the keys that are missing, by the name under which one may stand there."""
+        for key in required + optional:
+            if key in found:
+                continue
+            unknown = [k for k in found if k not in required and k not in optional]
+            was = f" (the earlier implementation took {defaults[key]})" if defaults else ""
+            close = _misspelling(key, unknown)
+            if close is not None:
+                self._refuse(f"{within}{close!r:.80} looks misspelt: rename it to {key!r}{was}.")
+            elif key in required:
+                self._refuse(f"the key {within}{key!r} is missing{was}; add it.")
+
+    def integer(self, found: dict[str, Any], key: str, *, within: str = "", least: int = 1) -> int:
+        value = found.get(key, least)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            self._refuse(
+                f"{within}{key!r} must be a whole number of at least {least}, found {value!r:.80}."
+            )
+            return 0
+        return value
+
+    def probability(self, found: dict[str, Any], key: str, within: str) -> float:
+        value = found.get(key, 0.0)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 <= value <= 1:
+            self._refuse(f"{within}{key!r} must be between 0 and 1, found {value!r:.80}.")
+            return 0.0
+        return float(value)
+
+    def _object(self, found: dict[str, Any], key: str) -> dict[str, Any] | None:
+        """The object under `key`; None, with the problem told, where there is something else."""
+        value = found.get(key)
+        if isinstance(value, dict):
+            return value
+        if key in found:
+            self._refuse(f"{key!r} must be an object, found {value!r:.80}.")
+        return None
+
+    def probabilities(self, raw: dict[str, Any]) -> dict[str, float]:
+        found = self._object(raw, "steering_probabilities")
+        if found is None:
+            return {}
+        before, within = len(self.problems), "steering_probabilities."
+        self.keys(found, VARIANTS, within=within)
+        probabilities = {v: self.probability(found, v, within) for v in VARIANTS}
+        total = math.fsum(probabilities.values())
+        if len(self.problems) == before and not math.isclose(total, 1.0, abs_tol=1e-6):
+            self._refuse(f"the four 'steering_probabilities' must sum to 1, found {total:.8g}.")
+        return probabilities
+
+    def curriculum(self, raw: dict[str, Any]) -> tuple[Curriculum | None, bool]:
+        """The curriculum, if any, and whether it is the earlier implementation's."""
+        if raw.get("curriculum") in (None, {}):
+            return None, False
+        found = self._object(raw, "curriculum")
+        if found is None:
+            return None, False
+        within, known = "curriculum.", tuple(_CURRICULUM)
+        by_default = not any(key in found for key in known)
+        if by_default:  # one that is misspelt is missed all the same
+            self.keys(found, (), within=within, optional=known, defaults=_CURRICULUM)
+            found = dict(_CURRICULUM)
+        else:
+            self.keys(found, known, within=within, defaults=_CURRICULUM)
+        total = found.get("epochs_total")
+        if isinstance(total, float) and total.is_integer():
+            found = {**found, "epochs_total": int(total)}
+        curriculum = Curriculum(
+            zero_prob_start=self.probability(found, "zero_prob_start", within),
+            zero_prob_end=self.probability(found, "zero_prob_end", within),
+            epochs_total=max(1, self.integer(found, "epochs_total", within=within, least=0)),
+        )
+        return curriculum, by_default
+
+
+def _misspelling(key: str, unknown: list[str]) -> str | None:
+    """The unknown key that stands for the absent `key`, if any: alike, or of the same words."""
+    words = {k: sorted(k.lower().replace("-", "_").split("_")) for k in unknown}
+    same = [k for k, found in words.items() if found == sorted(key.split("_"))]
+    return next(iter(same or difflib.get_close_matches(key, unknown, n=1, cutoff=_LIKE)), None)

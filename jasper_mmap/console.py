@@ -1,4 +1,4 @@
-"""How the package's commands end: 0 done, 1 failed with one line on stderr, 2 wrong usage."""
+"""How the package's commands end: 0 done, 1 failed (a line a problem on stderr), 2 wrong usage."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import click
 
-from .errors import JasperError
+from .errors import FURTHER, JasperError
 from .lint import IN_ANSWER
 
 _DEBUG = "--debug"
@@ -34,7 +34,8 @@ def run(command: click.Command) -> NoReturn:
     except JasperError as error:
         _fail(str(error))
     except Exception as error:  # noqa: BLE001 - whatever it is, it must not look like a result
-        _fail(f"unexpected {type(error).__name__}: {error} ({_DEBUG} shows where)")
+        text = " ".join(str(error).split())
+        _fail(f"unexpected {type(error).__name__}: {text} ({_DEBUG} shows where)")
     sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -56,5 +57,6 @@ def answering() -> Iterator[None]:
 def _fail(message: str) -> NoReturn:
     if _DEBUG in sys.argv[1:]:
         traceback.print_exc()
-    sys.stderr.write(f"Error: {' '.join(message.split())}\n")
+    lines = (" ".join(line.split()) for line in message.split(FURTHER))
+    sys.stderr.write(f"Error: {FURTHER.join(lines)}\n")
     sys.exit(1)

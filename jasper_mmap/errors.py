@@ -6,6 +6,13 @@ string: torch rebuilds a worker's exception as ``type(message)``, a second argum
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Final
+
+FURTHER: Final = "\n  "
+"""Begins each further line of an error that tells of several problems."""
+_MOST_LINES: Final = 20
+
 
 class JasperError(ValueError):
     """Base of all errors of this package; the message says what, where and the remedy."""
@@ -107,3 +114,17 @@ class BatchError(ContentError, AssertionError):
 
 class BatchTypeError(BatchError, ContentTypeError):
     """A batch has a value of the wrong type or dtype."""
+
+
+def together(problems: Sequence[JasperError]) -> JasperError:
+    """One error for all of `problems` (at least one): of the first one's type, a line a problem.
+
+    At most 20 further lines, then their count; errors made here may be put together again.
+    """
+    first = problems[0]
+    lines = list(dict.fromkeys(line for p in problems for line in str(p).split(FURTHER)))
+    if len(lines) == 1:
+        return first
+    if (more := len(lines) - 1 - _MOST_LINES) > 0:
+        lines[1 + _MOST_LINES :] = [f"and {more} more problems"]
+    return type(first)(FURTHER.join(lines))

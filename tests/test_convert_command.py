@@ -146,3 +146,16 @@ def test_it_runs_as_a_module() -> None:
         check=True,
     )
     assert "jasper-convert data/built" in done.stdout
+
+
+def test_the_command_tells_every_problem_in_a_line(
+    folder: Path, tmp_path: Path, run_command: Callable[..., Done]
+) -> None:
+    """The first after "Error: ", the others indented."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "n_neg": 0, "embedding_dim": "x"}))
+    done = run_command(folder, tmp_path / "store")
+    first, second = done.stderr.splitlines()
+    assert (done.status, done.stdout) == (1, "")
+    assert first.startswith(f"Error: {folder / 'config.json'}: 'embedding_dim' must be")
+    assert second.startswith(f"  {folder / 'config.json'}: 'n_neg' must be")
