@@ -26,6 +26,7 @@ from jasper_mmap.schema import EMBEDDING_DTYPES
 
 from .convert import convert
 from .export import export_pt
+from .plan import SOURCE
 from .report import ConversionReport
 
 _LINE_INTERVAL_S = 5.0
@@ -34,17 +35,20 @@ _FOLDER = click.Path(path_type=Path)
 
 @click.command(
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit status: 0 done, 1 failed (one line on stderr says why), 2 wrong usage.",
+    epilog="Exit status: 0 done, 1 failed (stderr says why, a line a problem), 2 wrong usage.",
 )
 @click.argument("src", type=_FOLDER)
 @click.argument("dst", type=_FOLDER, required=False)
 @click.option(
     "--dtype",
-    type=click.Choice(list(EMBEDDING_DTYPES)),
-    help="Store embeddings and steering narrower; the report states the cosine error.",
+    type=click.Choice([*EMBEDDING_DTYPES, SOURCE]),
+    help="Store questions, sources and steering narrower (the report states the cosine error), or"
+    " as they come again; without it as asked for before.",
 )
 @click.option("--force", is_flag=True, help="Write everything, also what did not change.")
-@click.option("--allow-nonfinite", is_flag=True, help="Keep NaN and Inf, and count them.")
+@click.option(
+    "--allow-nonfinite", is_flag=True, help="Keep NaN, Inf and values infinite as float32."
+)
 @click.option("--allow-equal", is_flag=True, help="Take negatives and tiers of equal values.")
 @click.option("--to-pt", is_flag=True, help="Convert back: SRC is a store, DST gets .pt files.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
@@ -114,6 +118,7 @@ def _lines(report: ConversionReport) -> list[str]:
         if count:
             share = f" ({report.shares[name]:.1%})" if name in report.shares else ""
             lines.append(f"warning: {count}{share} {MEANING[name]}")
+    lines += [f"warning: {note}" for note in report.notes]
     lines += [
         f"cosine error of {name}: p50 {e['p50']:.1e}, p99 {e['p99']:.1e}, max {e['max']:.1e}"
         for name, e in report.cosine_error.items()

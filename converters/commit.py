@@ -27,10 +27,12 @@ def commit(
 
     `staged` are the artifacts whose files are to be moved, `manifest` the new one where it
     changes, `config` the bytes of `config.json` where they are to be written. All writing is done
-    before the first move, so only renames are left that a full disk could not stop. The manifest
-    goes first and comes last: whoever opens the store meanwhile is told of a conversion. After a
-    kill anywhere here, the next run finds in the journal what is already in its place.
+    before the first move, so only renames are left that a full disk could not stop. Where tables
+    move, the manifest goes first and comes last: whoever opens the store meanwhile is told of a
+    conversion; one that only says more than before takes the old one's place. After a kill
+    anywhere here, the next run finds in the journal what is already in its place.
     """
+    moved = [entries[name].file for name in staged]
     store, folder = stage.store, stage.folder
     if manifest is not None:
         atomic.write_json(stage.path(MANIFEST_FILE), manifest.to_dict())
@@ -42,11 +44,11 @@ def commit(
     stage.seal(entries, outcome.pointer.generation if outcome.publishes else 0)
 
     with atomic.storage_errors(store):
-        if manifest is not None:
+        if manifest is not None and (moved or (config is not None and outcome.publishes)):
             (store / MANIFEST_FILE).unlink(missing_ok=True)
             atomic.sync_folder(store)
-        for name in staged:
-            (folder / entries[name].file).replace(store / entries[name].file)
+        for name in moved:
+            (folder / name).replace(store / name)
         if config is not None:
             (folder / CONFIG_FILE).replace(store / CONFIG_FILE)
         atomic.sync_folder(store)

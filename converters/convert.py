@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jasper_mmap.atomic import storage_errors
 from jasper_mmap.builder_pair import PAIRS, warn_of_half
-from jasper_mmap.config import CONFIG_FILE, read_config
+from jasper_mmap.config import CONFIG_FILE, Config, read_config
 from jasper_mmap.errors import ContentError, JasperError, MissingFileError, UsageError
 from jasper_mmap.lint import lint_splits
 from jasper_mmap.locks import now
@@ -17,16 +19,18 @@ from jasper_mmap.manifest import STAGING, Entry, Manifest
 from jasper_mmap.negatives import Pointer, made_from_files, publisher_lock, read_pointer
 from jasper_mmap.publish import shares, warn_of
 from jasper_mmap.regular import open_regular
+from jasper_mmap.remarks import remarks
 from jasper_mmap.schema import ARTIFACTS, EMBEDDING_DTYPES, NEGATIVES
 from jasper_mmap.version import installed_version
 
 from .commit import commit
 from .generation import STAGED_FILE, settle, stage_candidate
-from .plan import Plan, Settings, Task, make_plan, negatives_stamps, task_stamp
+from .plan import SOURCE, Plan, Settings, Task, make_plan, negatives_stamps, task_stamp
 from .precheck import Precheck, check_room, open_task, precheck
-from .report import ConversionReport
+from .report import ConversionReport, narrowing_notes
 from .source import read_table
 from .staging import Staging, read_journal, staging
+from .survey import telling_all
 from .write import stored_dtype, write_artifact
 
 Progress = Callable[[str, int, int], None]
@@ -48,19 +52,20 @@ def convert(
     """Convert the builder's folder `src` into the store `dst`, or beside the `.pt` files.
 
     Every dtype is kept bit for bit, unless `embeddings_dtype` ("float16" or "bfloat16") asks for
-    narrower embeddings and steering. NaN and Inf are errors unless `allow_nonfinite`, negatives and
-    tiers of equal values unless `allow_equal`. Only what
-    changed since the last conversion is written, with `force` everything. An old store stays in
-    service until all is written and checked. Raises a `JasperError` naming file, place and
-    remedy, and then leaves the disk as it was; after a kill, run it again to complete it.
+    narrower questions, sources and steering, now or in an earlier conversion into the same store;
+    "source" goes back. NaN, Inf and values that are infinite as float32 are errors unless
+    `allow_nonfinite`, negatives and tiers of equal values unless `allow_equal`. Only what changed
+    since the last conversion is written, with `force` everything. An old store stays in service
+    until all is written and checked. Raises a `JasperError` naming file, place and remedy, and then
+    leaves the disk as it was; after a kill, run it again to complete it.
     """
-    if embeddings_dtype not in (None, *EMBEDDING_DTYPES):
+    if embeddings_dtype not in (None, SOURCE, *EMBEDDING_DTYPES):
         raise UsageError(
-            f"embeddings_dtype must be {' or '.join(EMBEDDING_DTYPES)} or None, not"
-            f" {embeddings_dtype!r}."
+            f"embeddings_dtype must be {' or '.join(EMBEDDING_DTYPES)}, or {SOURCE} (each table as"
+            f" it comes), or None (as asked for before), not {embeddings_dtype!r:.80}."
         )
     settings = Settings(
-        embeddings_dtype=EMBEDDING_DTYPES[embeddings_dtype] if embeddings_dtype else None,
+        embeddings_dtype=embeddings_dtype,
         allow_nonfinite=allow_nonfinite,
         allow_equal=allow_equal,
         force=force,
@@ -83,22 +88,27 @@ class _Conversion:
         self._bytes_total = 0
         self._made: dict[str, Any] | None = None
         """The history's entry of the generation last made from the builder's files."""
+        self._beyond: dict[str, int] = {}
+        """Artifact -> count of its values that are infinite as float32, as far as it is known."""
 
     def run(self) -> ConversionReport:
         if not self._src.is_dir():
             raise MissingFileError(f"Dataset directory not found: {self._src}")
-        plan = self._plan()
+        with telling_all(self._src):
+            plan = self._plan()
         if plan.complete and plan.old and plan.pointer and not (self._dst / STAGING).exists():
-            self._precheck(plan)  # config.json has no stamp, it may have been edited
-            if self._new_config() is None:
-                return self._report(plan, plan.old, plan.pointer, ())
+            with telling_all(self._src):
+                config = self._precheck(plan).config  # it has no stamp, and may have been edited
+            if self._new_config(config) is None and plan.old.config_sha256 == config.sha256:
+                return self._report(plan, config, plan.old, plan.pointer, ())
         self._made = _made_from_files(self._dst)
         stamps = PAIRS.settled(self._src, self._made["source"]) if self._made else None
         with staging(self._dst) as stage:
-            plan = self._plan()  # anew, now that no other conversion can change anything
+            with telling_all(self._src):
+                plan = self._plan()  # anew, now that no other conversion can change anything
+                checked = self._precheck(plan)
             if stamps is not None:
                 _check_unchanged(self._src, stamps, plan.negatives_source)
-            checked = self._precheck(plan)
             check_room(self._dst, checked.bytes)
             self._bytes_total = sum(checked.bytes.values())
             return self._build(stage, plan, checked)
@@ -107,12 +117,20 @@ class _Conversion:
         return make_plan(self._src, self._dst, self._settings, read_journal(self._dst).entries)
 
     def _precheck(self, plan: Plan) -> Precheck:
-        config = read_config(self._src)
-        return precheck(plan, self._src, self._dst, config, self._settings.embeddings_dtype)
+        return precheck(
+            plan,
+            self._src,
+            self._dst,
+            read_config(self._src),
+            allow_nonfinite=self._settings.allow_nonfinite,
+        )
 
     def _build(self, stage: Staging, plan: Plan, checked: Precheck) -> ConversionReport:
         sizes = checked.sizes
-        entries = {t.artifact.name: t.entry or self._write(t, stage, checked) for t in plan.tasks}
+        self._beyond = dict(checked.beyond)
+        entries = {
+            t.artifact.name: t.entry or self._write(plan, t, stage, checked) for t in plan.tasks
+        }
         pair_index = read_table(self._src / ARTIFACTS["pair_index"].source)
         candidate = None
         if plan.new_negatives:
@@ -127,7 +145,7 @@ class _Conversion:
             _check_unchanged(self._src, plan.negatives_source, negatives_stamps(self._src))
             for artifact in NEGATIVES:
                 self._advance(artifact.name, checked.bytes[artifact.name])
-        manifest = self._manifest(plan, entries, sizes)
+        manifest = self._manifest(plan, entries, checked)
         with publisher_lock(self._dst, _PUBLISHER_TIMEOUT_S):
             outcome = settle(
                 self._dst,
@@ -145,7 +163,7 @@ class _Conversion:
                 staged=[t.artifact.name for t in plan.tasks if t.staged or t.entry is None],
                 manifest=None if manifest is plan.old else manifest,
                 outcome=outcome,
-                config=self._new_config(),
+                config=self._new_config(checked.config),
             )
         if outcome.publishes:
             warn_of(self._dst, outcome.pointer, sizes["N_p"])
@@ -154,18 +172,22 @@ class _Conversion:
         published = NEGATIVES if outcome.publishes else ()
         written = [t.artifact.name for t in plan.tasks if t.entry is None]
         return self._report(
-            plan, manifest, outcome.pointer, (*written, *(a.name for a in published))
+            plan,
+            checked.config,
+            manifest,
+            outcome.pointer,
+            (*written, *(a.name for a in published)),
         )
 
-    def _write(self, task: Task, stage: Staging, checked: Precheck) -> Entry:
+    def _write(self, plan: Plan, task: Task, stage: Staging, checked: Precheck) -> Entry:
         artifact = task.artifact
         source = checked.ragged.pop(artifact.name, None) or open_task(task, self._src)
-        entry = write_artifact(
+        entry, self._beyond[artifact.name] = write_artifact(
             source,
             stage.path(artifact.file),
             task.source,
             checked.sizes,
-            dtype=stored_dtype(source, self._settings.embeddings_dtype),
+            dtype=stored_dtype(source, plan.embeddings_dtype),
             allow_nonfinite=self._settings.allow_nonfinite,
             advance=lambda n: self._advance(artifact.name, n),
         )
@@ -178,36 +200,48 @@ class _Conversion:
         if self._progress is not None:
             self._progress(name, self._bytes_done, self._bytes_total)
 
-    def _manifest(self, plan: Plan, entries: dict[str, Entry], sizes: dict[str, int]) -> Manifest:
+    def _manifest(self, plan: Plan, entries: dict[str, Entry], checked: Precheck) -> Manifest:
         """The new manifest, or the old one itself where it says the same."""
         splits = {
             a.name: read_table(self._src / a.source)
             for a in ARTIFACTS.values()
             if a.split is not None
         }
-        counts = lint_splits(splits, sizes["N_p"])
+        counts = lint_splits(splits, checked.sizes["N_p"])
         counts["nonfinite_values"] = sum(entry.nonfinite for entry in entries.values())
-        if plan.old is not None and (plan.old.artifacts, plan.old.warnings) == (entries, counts):
-            return plan.old
-        return Manifest(
+        manifest = Manifest(
             artifacts=entries,
             warnings=counts,
             created=now(),
             converter=f"jasper-mmap {installed_version()}",
+            config_sha256=checked.config.sha256,
+            beyond_float32={name: n for name, n in self._beyond.items() if n},
+            embeddings_dtype=plan.embeddings_dtype,
         )
+        old = plan.old
+        if old is None or old != replace(manifest, created=old.created, converter=old.converter):
+            return manifest
+        return old
 
-    def _new_config(self) -> bytes | None:
+    def _new_config(self, checked: Config) -> bytes | None:
         """The bytes of the builder's `config.json`, where the store has others or none."""
         source, target = self._src / CONFIG_FILE, self._dst / CONFIG_FILE
         with storage_errors(source, "read"), open_regular(source) as file:
             wanted = file.read()
+        if hashlib.sha256(wanted).hexdigest() != checked.sha256:
+            raise ContentError(f"{source}: changed while being converted; run it again.")
         if not target.exists():
             return wanted
         with storage_errors(target, "read"), open_regular(target) as file:
             return None if file.read() == wanted else wanted
 
     def _report(
-        self, plan: Plan, manifest: Manifest, pointer: Pointer, written: tuple[str, ...]
+        self,
+        plan: Plan,
+        config: Config,
+        manifest: Manifest,
+        pointer: Pointer,
+        written: tuple[str, ...],
     ) -> ConversionReport:
         entries = manifest.artifacts
         n_bytes = sum(entries[name].bytes for name in written if name in entries)
@@ -225,6 +259,10 @@ class _Conversion:
             seconds=time.perf_counter() - self._started,
             warnings={**manifest.warnings, **pointer.lint},
             shares=shares(pointer, n_pairs),
+            notes=(
+                *remarks(config, manifest),
+                *narrowing_notes(self._settings.embeddings_dtype, plan.old, manifest),
+            ),
             cosine_error={n: e.cosine_error for n, e in entries.items() if e.cosine_error},
         )
 

@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from jasper_mmap import negatives
 from jasper_mmap.atomic import storage_errors
-from jasper_mmap.errors import JasperError, MissingFileError, NewerFormatError
+from jasper_mmap.errors import JasperError, MissingFileError, NewerFormatError, together
 from jasper_mmap.generation import sound_generation
-from jasper_mmap.manifest import STAGING, Entry, Manifest, read_manifest
-from jasper_mmap.schema import ARTIFACTS, NEGATIVES, STORED, Artifact
+from jasper_mmap.manifest import STAGING, Entry, Manifest, narrowed_to, read_manifest
+from jasper_mmap.schema import ARTIFACTS, EMBEDDING_DTYPES, NEGATIVES, STORED, Artifact
 
 from .derive import derived_stamp
 from .source import stamp
+
+SOURCE: Final = "source"
+"""The `embeddings_dtype` that asks for none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """How to convert."""
 
-    embeddings_dtype: torch.dtype | None = None
-    """Embedding tables and steering wider than it are stored in it."""
+    embeddings_dtype: str | None = None
+    """Embedding tables and steering wider than it are stored in it; SOURCE goes back to the dtypes
+    in which they came, None keeps what was asked for before."""
     allow_nonfinite: bool = False
     allow_equal: bool = False
     """Take negatives and tiers of equal values."""
@@ -45,6 +49,8 @@ class Task:
     """Of a file that already holds this very content; None where it has to be written."""
     staged: bool = False
     """That file still lies in the staging folder."""
+    beyond: int | None = None
+    """Count of that file's values that are infinite as float32; None where nobody counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +62,8 @@ class Plan:
     old: Manifest | None
     pointer: negatives.Pointer | None
     """None where there is no generation, or where the one in force is damaged."""
+    embeddings_dtype: str | None
+    """What the embeddings and the steering are to be stored in; None as they come."""
     force: bool
 
     @property
@@ -71,6 +79,8 @@ class Plan:
         """The store is already what this conversion would make of it, but for `config.json`."""
         return (
             self.old is not None
+            and self.old.beyond_float32 is not None
+            and self.old.embeddings_dtype == self.embeddings_dtype
             and self.pointer is not None
             and self.pointer.store_id == self.old.store_id
             and not self.new_negatives
@@ -81,28 +91,31 @@ class Plan:
 def make_plan(src: Path, dst: Path, settings: Settings, journal: Mapping[str, Entry]) -> Plan:
     """Compare the builder's folder with the store and with what an interrupted run left.
 
-    Raises `MissingFileError` naming the first `.pt` file that is not there.
+    Raises `MissingFileError` naming the `.pt` files that are not there.
     """
-    _check_files(src)
+    check_files(src)
     old = _old_manifest(dst, force=settings.force)
+    asked = settings.embeddings_dtype
+    before = old.narrowed_to if old else narrowed_to(journal.values())
+    embeddings_dtype = None if asked == SOURCE else asked or before
     tasks = []
     for artifact in STORED:
         derived = artifact.derived and not (src / artifact.source).exists()
         source = task_stamp(artifact, derived, src)
         task = Task(artifact=artifact, source=source, derived=derived, entry=None)
-        places = [(old.artifacts[artifact.name], dst)] if old else []
+        places = [(old.artifacts[artifact.name], dst, old.beyond_float32)] if old else []
         if artifact.name in journal:
             left = journal[artifact.name]
-            places += [(left, dst), (left, dst / STAGING)]
-        for entry, folder in places:
-            if not settings.force and _serves(entry, folder, task, settings):
-                task = Task(
-                    artifact=artifact,
-                    source=source,
-                    derived=derived,
-                    entry=entry,
-                    staged=folder != dst,
-                )
+            places += [(left, dst, None), (left, dst / STAGING, None)]
+        for entry, folder, counts in places:
+            beyond = _beyond(artifact, entry, counts)
+            if (
+                not settings.force
+                and (settings.allow_nonfinite or not (entry.nonfinite or beyond))
+                and _has_dtype(artifact, entry, embeddings_dtype, asked)
+                and _serves(entry, folder, task)
+            ):
+                task = replace(task, entry=entry, staged=folder != dst, beyond=beyond)
                 break
         tasks.append(task)
     return Plan(
@@ -110,6 +123,7 @@ def make_plan(src: Path, dst: Path, settings: Settings, journal: Mapping[str, En
         negatives_source=negatives_stamps(src),
         old=old,
         pointer=sound_pointer(dst, old),
+        embeddings_dtype=embeddings_dtype,
         force=settings.force,
     )
 
@@ -124,15 +138,19 @@ def negatives_stamps(src: Path) -> dict[str, Any]:
     return {a.name: stamp(a, src) for a in NEGATIVES}
 
 
-def _check_files(src: Path) -> None:
+def check_files(src: Path) -> None:
+    """Raise one `MissingFileError` for all `.pt` files that are not there."""
     with storage_errors(src, "read"):
         there = {path.name for path in src.iterdir()}
+    missing = []
     for artifact in ARTIFACTS.values():
         if artifact.source in there or artifact.derived:
             continue
         path = src / artifact.source
         what = f"Split file not found: {path}" if artifact.split else f"{path} not found"
-        raise MissingFileError(f"{what}. Let the builder write it, or copy it there.")
+        missing.append(MissingFileError(f"{what}. Let the builder write it, or copy it there."))
+    if missing:
+        raise together(missing)
 
 
 def _old_manifest(dst: Path, *, force: bool) -> Manifest | None:
@@ -160,10 +178,8 @@ def sound_pointer(dst: Path, old: Manifest | None) -> negatives.Pointer | None:
     return pointer
 
 
-def _serves(entry: Entry, folder: Path, task: Task, settings: Settings) -> bool:
-    if entry.source != task.source or (entry.nonfinite and not settings.allow_nonfinite):
-        return False
-    if task.artifact.narrow and not _has_dtype(entry, settings.embeddings_dtype):
+def _serves(entry: Entry, folder: Path, task: Task) -> bool:
+    if entry.source != task.source:
         return False
     try:
         status = (folder / entry.file).stat()
@@ -172,7 +188,18 @@ def _serves(entry: Entry, folder: Path, task: Task, settings: Settings) -> bool:
     return (status.st_size, status.st_mtime_ns) == entry.stamp
 
 
-def _has_dtype(entry: Entry, wanted: torch.dtype | None) -> bool:
+def _has_dtype(artifact: Artifact, entry: Entry, wanted: str | None, asked: str | None) -> bool:
+    if not artifact.narrow:
+        # Version 0.1.0 may have narrowed it: it stays so, for another file is another store,
+        # which ends running trainings, until somebody asks.
+        return entry.cosine_error is None or asked is None
+    dtype = EMBEDDING_DTYPES[wanted] if wanted else None
     if entry.cosine_error is not None:  # it was stored narrower
-        return entry.torch_dtype == wanted
-    return wanted is None or entry.torch_dtype.itemsize <= wanted.itemsize
+        return entry.torch_dtype == dtype
+    return dtype is None or entry.torch_dtype.itemsize <= dtype.itemsize
+
+
+def _beyond(artifact: Artifact, entry: Entry, counts: Mapping[str, int] | None) -> int | None:
+    if counts is None and entry.torch_dtype == torch.float64:
+        return None
+    return (counts or {}).get(artifact.name, 0)

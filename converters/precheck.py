@@ -41,35 +41,42 @@ class Precheck:
     """Artifact -> bytes of data to be written for it; none for those that are left alone."""
     ragged: dict[str, Source]
     """Ragged artifacts to be written: reading them takes long, so it is done once."""
+    beyond: dict[str, int]
+    """Artifact that is left alone -> count of its values that are infinite as float32."""
+    config: Config
 
 
 def precheck(
-    plan: Plan, src: Path, dst: Path, config: Config, embeddings_dtype: torch.dtype | None
+    plan: Plan, src: Path, dst: Path, config: Config, *, allow_nonfinite: bool
 ) -> Precheck:
     """Check dtype and shape of every artifact against the others and `config.json`.
 
     What is not written again is checked by its entry; where its numbers no longer fit the tables
-    they refer to, it is read to name the row.
+    they refer to, it is read to name the row, and where nobody looked for values beyond float32,
+    it is read for them.
     """
     sizes = {"D": config.embedding_dim, "N": config.n_neg}
-    todo, ragged = {}, {}
+    todo, ragged, beyond = {}, {}, {}
     for task in plan.tasks:
         if task.entry is not None:
             _check_entry(task, task.entry, src, sizes)
+            if (count := task.beyond) is None:
+                count = _beyond_float32(task, src, sizes, allow_nonfinite=allow_nonfinite)
+            beyond[task.artifact.name] = count
             continue
         source = open_task(task, src)
         if source.offsets is not None:
             ragged[task.artifact.name] = source
         values = source.checked
         check_form(task.artifact, values.dtype, source.shape, sizes, source.where)
-        saved = values.dtype.itemsize - stored_dtype(source, embeddings_dtype).itemsize
+        saved = values.dtype.itemsize - stored_dtype(source, plan.embeddings_dtype).itemsize
         whole = sum(part.bytes for part in source.parts.values())
         todo[task.artifact.name] = whole - saved * torch.Size(values.shape).numel()
     for artifact, (table, where) in zip(NEGATIVES, _negatives(plan, src, dst), strict=True):
         check_form(artifact, table.dtype, tuple(table.shape), sizes, where)
         if plan.new_negatives:
             todo[artifact.name] = table.nbytes
-    return Precheck(sizes, todo, ragged)
+    return Precheck(sizes, todo, ragged, beyond, config)
 
 
 def _check_entry(task: Task, entry: Entry, src: Path, sizes: dict[str, int]) -> None:
@@ -80,10 +87,24 @@ def _check_entry(task: Task, entry: Entry, src: Path, sizes: dict[str, int]) -> 
         check_ranges(artifact, entry.ranges, sizes, where)
     except IndexRangeError:
         source = open_task(task, src)
-        check = TableCheck(artifact, sizes, where, offsets=source.offsets)
-        for rows in source.checked.chunks():
-            check.feed(rows)
+        _feed(TableCheck(artifact, sizes, where, offsets=source.offsets), source)
         raise
+
+
+def _beyond_float32(
+    task: Task, src: Path, sizes: Mapping[str, int], *, allow_nonfinite: bool
+) -> int:
+    source = open_task(task, src)
+    check = TableCheck(
+        task.artifact, sizes, source.where, allow_nonfinite=True, allow_beyond=allow_nonfinite
+    )
+    _feed(check, source)
+    return check.beyond_float32
+
+
+def _feed(check: TableCheck, source: Source) -> None:
+    for rows in source.checked.chunks():
+        check.feed(rows)
 
 
 def _negatives(plan: Plan, src: Path, dst: Path) -> list[tuple[torch.Tensor, str]]:

@@ -11,6 +11,7 @@ import torch
 from jasper_mmap.checks import TableCheck
 from jasper_mmap.errors import ContentError, IndexRangeError
 from jasper_mmap.manifest import Entry
+from jasper_mmap.schema import EMBEDDING_DTYPES
 from jasper_mmap.tensorfile import DTYPE_NAMES, Written, writing
 
 from .narrow import Narrowing
@@ -20,12 +21,13 @@ Advance = Callable[[int], None]
 """Told the number of bytes just written."""
 
 
-def stored_dtype(source: Source, embeddings_dtype: torch.dtype | None) -> torch.dtype:
+def stored_dtype(source: Source, embeddings_dtype: str | None) -> torch.dtype:
     """The dtype in which the artifact is stored."""
     dtype = source.checked.dtype
     if embeddings_dtype is None or not source.artifact.narrow:
         return dtype
-    return embeddings_dtype if embeddings_dtype.itemsize < dtype.itemsize else dtype
+    wanted = EMBEDDING_DTYPES[embeddings_dtype]
+    return wanted if wanted.itemsize < dtype.itemsize else dtype
 
 
 def write_artifact(
@@ -37,23 +39,25 @@ def write_artifact(
     dtype: torch.dtype,
     allow_nonfinite: bool,
     advance: Advance,
-) -> Entry:
-    """Write `source` to `path` with its values as `dtype`; the entry that vouches for the file.
+) -> tuple[Entry, int]:
+    """Write `source` to `path` with its values as `dtype`; the entry that vouches for the file,
+    and the count of values that are infinite as float32.
 
     `sizes` has the letters of the tables it refers to. Anonymous memory: a few chunks, whatever
     the size. Raises `ContentError` or `IndexRangeError` naming file, row, column and value.
     """
     artifact, checked = source.artifact, source.checked
+    narrowing = None
+    if dtype != checked.dtype:
+        narrowing = Narrowing(artifact.name, source.where, dtype, checked.shape[0])
     check = TableCheck(
         artifact,
         sizes,
         source.where,
         offsets=source.offsets,
         allow_nonfinite=allow_nonfinite,
+        allow_beyond=allow_nonfinite or narrowing is not None,  # which refuses them itself
     )
-    narrowing = None
-    if dtype != checked.dtype:
-        narrowing = Narrowing(artifact.name, source.where, dtype, checked.shape[0])
     specs = {
         name: (dtype if part is checked else part.dtype, part.shape)
         for name, part in source.parts.items()
@@ -73,7 +77,7 @@ def write_artifact(
                 for _ in pieces:
                     pass  # to its end, where a damaged file says so: that is the better answer
                 raise
-    return Entry(
+    entry = Entry(
         file=artifact.file,
         dtype=DTYPE_NAMES[dtype],
         shape=source.entry_shape,
@@ -83,6 +87,7 @@ def write_artifact(
         nonfinite=check.nonfinite,
         cosine_error=narrowing.cosine_error if narrowing else None,
     )
+    return entry, check.beyond_float32
 
 
 def _written(written: Written) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 
 from .checks import TableCheck, check_form, check_offsets
 from .config import CONFIG_FILE, Config
-from .errors import ConfigError, FormatError, IndexRangeError, JasperError
+from .errors import ConfigError, ContentError, FormatError, IndexRangeError, JasperError
 from .manifest import Entry, Manifest
 from .schema import NEGATIVES, STORED, Artifact
 from .tensorfile import chunks, file_sha256
@@ -49,12 +49,14 @@ def table_errors(
     offsets: torch.Tensor | None,
     sizes: Mapping[str, int],
     *,
+    beyond: int | None,
     quick: bool,
 ) -> Iterator[JasperError]:
     """What is wrong with one table, mapped from `path`; `offsets` are those of a ragged one.
 
     `quick` looks at whole numbers only (bounds, and the ranges they had); else floats and the
-    file's checksum are recomputed too. `sizes` has the letters of the tables referred to.
+    file's checksum are recomputed too. `sizes` has the letters of the tables referred to, `beyond`
+    is the count of values beyond float32 when it was converted, None where nobody counted.
     """
     if offsets is not None:
         try:
@@ -64,14 +66,19 @@ def table_errors(
             offsets = None
     if not (quick and artifact.kind == "float"):
         check = TableCheck(
-            artifact, sizes, str(path), offsets=offsets, allow_nonfinite=entry.nonfinite > 0
+            artifact,
+            sizes,
+            str(path),
+            offsets=offsets,
+            allow_nonfinite=entry.nonfinite > 0,
+            allow_beyond=beyond != 0,
         )
         try:
             _feed(check, values)
         except JasperError as error:
             yield error
         else:
-            yield from _changes(artifact, entry, path, check)
+            yield from _changes(artifact, entry, path, check, beyond)
     if not quick and file_sha256(path) != entry.sha256:
         yield FormatError(
             f"{path}: its SHA-256 is not the manifest's, so it was altered or damaged. {_REMEDY}"
@@ -83,8 +90,20 @@ def _feed(check: TableCheck, values: torch.Tensor) -> None:
         check.feed(rows)
 
 
+def uncounted_beyond(artifact: Artifact, path: Path, values: torch.Tensor) -> JasperError | None:
+    """The first value of a float table that is infinite as float32, for a store whose converter
+    did not look for such."""
+    if values.dtype != torch.float64 or artifact.low is not None:
+        return None
+    try:
+        _feed(TableCheck(artifact, {}, str(path), allow_nonfinite=True), values)
+    except ContentError as error:
+        return error
+    return None
+
+
 def _changes(
-    artifact: Artifact, entry: Entry, path: Path, check: TableCheck
+    artifact: Artifact, entry: Entry, path: Path, check: TableCheck, beyond: int | None
 ) -> Iterator[JasperError]:
     if check.ranges != entry.ranges:
         yield IndexRangeError(
@@ -95,6 +114,11 @@ def _changes(
         yield FormatError(
             f"{path}: {artifact.name} holds {check.nonfinite} NaN or infinite values, but"
             f" {entry.nonfinite} when it was converted, so it was altered. {_REMEDY}"
+        )
+    if beyond is not None and check.beyond_float32 != beyond:
+        yield FormatError(
+            f"{path}: {artifact.name} holds {check.beyond_float32} values that are infinite as"
+            f" float32, but {beyond} when it was converted, so it was altered. {_REMEDY}"
         )
 
 

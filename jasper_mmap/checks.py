@@ -19,8 +19,12 @@ from .tensorfile import chunks
 
 Range = tuple[float, float]
 
+_INFINITE: Final = float.fromhex("0x1.ffffffp+127")
+"""The smallest float64 that is infinite as float32."""
+
 _DTYPES: Final = {"float": FLOAT_DTYPES, "int": INT_DTYPES, "ragged": INT_DTYPES}
-_CONFIG_KEYS: Final = {"D": "embedding_dim", "N": "n_neg"}
+CONFIG_KEYS: Final = {"D": "embedding_dim", "N": "n_neg"}
+"""The letters whose sizes `config.json` tells."""
 _FIRST_WITH: Final[dict[str | int, str]] = {}
 for _a in ARTIFACTS.values():
     if _a.split is None:  # the length of a split is its own
@@ -72,8 +76,8 @@ def check_form(
 def _origin(letter: str | int, size: int) -> str:
     if isinstance(letter, int):
         return f"it must have {size}"
-    if letter in _CONFIG_KEYS:
-        return f"{_CONFIG_KEYS[letter]!r} in config.json is {size}"
+    if letter in CONFIG_KEYS:
+        return f"{CONFIG_KEYS[letter]!r} in config.json is {size}"
     return f"{_FIRST_WITH[letter]} has {size} rows"
 
 
@@ -100,7 +104,9 @@ class TableCheck:
 
     Whole numbers must lie inside the tables they refer to or inside fixed bounds, both ends;
     floats must be finite unless `allow_nonfinite` (then they are counted, and excused from
-    bounds). `sizes` has the letters of the tables referred to. `where` names the file in errors.
+    bounds), and without bounds finite as float32 too, which a batch is, unless `allow_beyond`
+    (then those are counted apart). `sizes` has the letters of the tables referred to. `where`
+    names the file in errors.
     A ragged list is fed its values; with its `offsets` errors name row and element.
     Raises `IndexRangeError` or `ContentError` naming row, column and value.
     """
@@ -113,12 +119,15 @@ class TableCheck:
         *,
         offsets: torch.Tensor | None = None,
         allow_nonfinite: bool = False,
+        allow_beyond: bool = False,
     ) -> None:
         self.nonfinite = 0
+        self.beyond_float32 = 0
         self._artifact = artifact
         self._where = where
         self._offsets = offsets
         self._allow_nonfinite = allow_nonfinite
+        self._allow_beyond = allow_beyond
         self._limits = _limits(artifact, sizes)
         self._seen: list[Range] = []
         self._row = 0
@@ -148,26 +157,40 @@ class TableCheck:
         self._see(found)
 
     def _feed_floats(self, rows: torch.Tensor) -> None:
+        found = rows
         low, high = (x.item() for x in torch.aminmax(rows))  # NaN propagates to both
         if not (math.isfinite(low) and math.isfinite(high)):
             finite = torch.isfinite(rows)
             if not self._allow_nonfinite:
-                at = _first(~finite)
-                raise ContentError(
-                    f"{self._where}: {self._artifact.name} holds {rows.reshape(-1)[at].item()} in"
-                    f" {self._place(at)}. Correct it, or convert with --allow-nonfinite"
-                    " (allow_nonfinite=True) to keep such values."
-                )
+                self._refuse_float(rows, ~finite)
             self.nonfinite += int((~finite).sum())
             rows = torch.where(finite, rows, rows[finite][:1] if finite.any() else torch.nan)
             low, high = (x.item() for x in torch.aminmax(rows))
-        if not self._limits or math.isnan(low):
+        if math.isnan(low):
+            return
+        if not self._limits:
+            if max(-low, high) >= _INFINITE:
+                self._see_beyond(found)
             return
         if not _within([(low, high)], self._limits):
             least, most = self._limits[0]
             at = _first((rows < least) | (rows > most))
             self._refuse(at, rows.reshape(-1)[at].item())
         self._see([(low, high)])
+
+    def _see_beyond(self, rows: torch.Tensor) -> None:
+        beyond = torch.isfinite(rows) & (rows.abs() >= _INFINITE)
+        if not self._allow_beyond:
+            self._refuse_float(rows, beyond, ", which is infinite as float32, as batches are")
+        self.beyond_float32 += int(beyond.sum())
+
+    def _refuse_float(self, rows: torch.Tensor, bad: torch.Tensor, why: str = "") -> NoReturn:
+        at = _first(bad)
+        raise ContentError(
+            f"{self._where}: {self._artifact.name} holds {rows.reshape(-1)[at].item()} in"
+            f" {self._place(at)}{why}. Correct it, or convert with --allow-nonfinite"
+            " (allow_nonfinite=True) to keep such values."
+        )
 
     def _see(self, found: Sequence[Range]) -> None:
         before = self._seen or found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from .errors import (
     StoreChangedError,
     UnsafeFileError,
 )
-from .schema import STORED
+from .schema import EMBEDDING_DTYPES, STORED
 from .tensorfile import DTYPE_NAMES
 
 MANIFEST_FILE = "manifest.json"
@@ -26,6 +27,8 @@ STAGING = ".converting"
 """Folder inside a store in which a conversion prepares its files."""
 
 _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+# At the top level, where an older version ignores what it does not know.
+_SINCE_0_2 = ("config_sha256", "beyond_float32", "embeddings_dtype")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,12 +93,24 @@ class Manifest:
     created: str
     """When the conversion ended (UTC, ISO 8601)."""
     converter: str
+    # None, here and below: written by a version that did not know the field.
+    config_sha256: str | None = None
+    """Of `config.json`, as it was when it was converted."""
+    beyond_float32: dict[str, int] | None = None
+    """Artifact -> count of its finite values that are infinite as float32, where there are any."""
+    embeddings_dtype: str | None = None
+    """What embeddings and steering were asked to be stored in; None also where nothing was."""
 
     @property
     def store_id(self) -> str:
         """Names this content: equal for stores whose files are equal byte for byte."""
         lines = sorted(f"{name} {entry.sha256}" for name, entry in self.artifacts.items())
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
+
+    @property
+    def narrowed_to(self) -> str | None:
+        """The `embeddings_dtype` that was asked for, also where only the files tell of it."""
+        return self.embeddings_dtype or narrowed_to(self.artifacts.values())
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -117,8 +132,30 @@ class Manifest:
             "created": self.created,
             "converter": self.converter,
             "warnings": self.warnings,
+            **{name: value for name in _SINCE_0_2 if (value := getattr(self, name)) is not None},
             "artifacts": {name: entry.to_dict() for name, entry in self.artifacts.items()},
         }
+
+
+def _since_0_2(value: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The fields that version 0.1.0 did not write, checked."""
+    found = {name: value.get(name) for name in _SINCE_0_2}
+    sha256, counts, dtype = found.values()
+    sound = (
+        (sha256 is None or isinstance(sha256, str))
+        and (counts is None or isinstance(counts, dict))
+        and all(type(n) is int and n > 0 for n in (counts or {}).values())
+        and dtype in (None, *EMBEDDING_DTYPES)
+    )
+    if not sound:
+        raise FormatError(f"{path}: {', '.join(_SINCE_0_2)} must be text, counts and a dtype.")
+    return found
+
+
+def narrowed_to(entries: Iterable[Entry]) -> str | None:
+    """The `embeddings_dtype` in which tables that came wider were stored, if any was."""
+    narrowed = {entry.torch_dtype for entry in entries if entry.cosine_error is not None}
+    return next((name for name, dtype in EMBEDDING_DTYPES.items() if dtype in narrowed), None)
 
 
 def plain_name(name: object, where: str) -> str:
@@ -182,6 +219,7 @@ def read_manifest(folder: Path) -> Manifest:
         warnings=dict(value.get("warnings") or {}),
         created=str(value.get("created", "")),
         converter=str(value.get("converter", "")),
+        **_since_0_2(value, path),
     )
     if value.get("store_id") != manifest.store_id:
         raise FormatError(

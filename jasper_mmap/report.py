@@ -86,6 +86,8 @@ def print_summary(summary: dict[str, Any]) -> None:
         f" {generation['published']} in the history",
     )
     _warnings(console, summary["warnings"])
+    for note in summary["notes"]:
+        _line(console, f"warning: {note}")
 
 
 def _warnings(console: Console, counts: dict[str, int]) -> None:

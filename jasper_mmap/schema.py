@@ -64,8 +64,8 @@ class Artifact:
         return f"{self.name}.safetensors"
 
 
-def _embeddings(name: str, rows: str) -> Artifact:
-    return Artifact(name=name, kind="float", shape=(rows, "D"), narrow=True)
+def _embeddings(name: str, rows: str, *, narrow: bool = True) -> Artifact:
+    return Artifact(name=name, kind="float", shape=(rows, "D"), narrow=narrow)
 
 
 ARTIFACTS: Final[dict[str, Artifact]] = {
@@ -73,8 +73,9 @@ ARTIFACTS: Final[dict[str, Artifact]] = {
     for a in (
         _embeddings("question_embs", "N_q"),
         _embeddings("source_embs", "N_s"),
-        _embeddings("keyword_embs", "N_k"),
-        _embeddings("centroid_embs", "N_c"),
+        # Small, and read by trainers themselves.
+        _embeddings("keyword_embs", "N_k", narrow=False),
+        _embeddings("centroid_embs", "N_c", narrow=False),
         Artifact(
             name="pair_index",
             kind="int",

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import get_worker_info
 
 from .arguments import integer
-from .audit import form_errors, table_errors
+from .audit import form_errors, table_errors, uncounted_beyond
 from .config import Config, read_config
 from .errors import (
     FormatError,
@@ -115,6 +115,7 @@ def _open(folder: Path, validate: Validation) -> _Parts:
                 raise wrong
             huge = worth_huge_pages(manifest)
             tables = {a.name: _checked(folder, a, manifest, validate, huge, moved) for a in STORED}
+            beyond = _beyond(folder, manifest, tables) if validate == "full" else []
         except JasperError as error:
             failure = error
         try:
@@ -124,6 +125,9 @@ def _open(folder: Path, validate: Validation) -> _Parts:
         if unchanged and failure is not None:
             raise failure
         if unchanged:
+            if beyond:
+                more = f" (and {len(beyond) - 1} more tables)" if len(beyond) > 1 else ""
+                _log.warning("%s%s", beyond[0], more)
             return config, manifest, tables, moved
     raise StoreChangedError(
         f"{folder}: the store was converted again while it was being opened; open it once more."
@@ -204,6 +208,22 @@ def _checked(
     return table
 
 
+def _beyond(folder: Path, manifest: Manifest, tables: dict[str, Table]) -> list[JasperError]:
+    """What version 0.1.0 converted without a word: opened all the same, but not in silence."""
+    found = (beyond_problem(folder, a, manifest, tables[a.name]) for a in STORED)
+    return [wrong for wrong in found if wrong is not None]
+
+
+def beyond_problem(
+    folder: Path, artifact: Artifact, manifest: Manifest, table: Table
+) -> JasperError | None:
+    """`audit.uncounted_beyond` of one table, where the converter did not count such values."""
+    if manifest.beyond_float32 is not None:
+        return None
+    path = folder / manifest.artifacts[artifact.name].file
+    return uncounted_beyond(artifact, path, table_tensor(table))
+
+
 def table_problems(
     folder: Path, artifact: Artifact, manifest: Manifest, table: Table, *, quick: bool
 ) -> Iterator[JasperError]:
@@ -211,7 +231,11 @@ def table_problems(
     entry = manifest.artifacts[artifact.name]
     offsets = table.offsets if isinstance(table, Ragged) else None
     path, values = folder / entry.file, table_tensor(table)
-    return table_errors(artifact, entry, path, values, offsets, manifest.sizes, quick=quick)
+    counts = manifest.beyond_float32
+    beyond = None if counts is None else counts.get(artifact.name, 0)
+    return table_errors(
+        artifact, entry, path, values, offsets, manifest.sizes, beyond=beyond, quick=quick
+    )
 
 
 def map_table(

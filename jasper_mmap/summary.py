@@ -14,6 +14,7 @@ from .curriculum import steering_probabilities
 from .generation import sound_generation
 from .incoming import store_sizes
 from .manifest import FORMAT_VERSION
+from .remarks import remarks
 from .schema import ARTIFACTS, NEGATIVES, SPLITS, TIERS
 from .store import Store, table_tensor
 from .tensorfile import DTYPE_NAMES, chunks
@@ -23,7 +24,8 @@ def summarise(path: str | Path) -> dict[str, Any]:
     """Everything worth knowing about a store, as JSON can hold it.
 
     `artifacts` (with shapes, dtypes, sizes), `splits` (pairs), `steering_probabilities` of a few
-    epochs, `clusters` and `tiers` (counts), `generation` (the one in force), `warnings` (counts).
+    epochs, `clusters` and `tiers` (counts), `generation` (the one in force), `warnings` (counts),
+    `notes` (sentences).
     Raises what opening the store raises.
     """
     store = Store(path)
@@ -64,6 +66,7 @@ def summarise(path: str | Path) -> dict[str, Any]:
         ),
         "generation": _generation(pointer, tables),
         "warnings": {**manifest.warnings, **pointer.lint},
+        "notes": remarks(store.config, manifest),
     }
 
 

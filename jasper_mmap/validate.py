@@ -17,8 +17,9 @@ from .errors import FormatError, JasperError, MissingFileError, StoreChangedErro
 from .generation import content_errors, history_errors, stamped_generation
 from .lint import lint_negatives, lint_splits
 from .manifest import MANIFEST_FILE, Entry, Manifest, read_manifest
+from .remarks import remarks
 from .schema import NEGATIVES, STORED, Artifact
-from .store import few, map_table, not_renewable, table_problems, table_tensor
+from .store import beyond_problem, few, map_table, not_renewable, table_problems, table_tensor
 from .tensorfile import file_sha256
 
 _LOCK_TIMEOUT_S: Final = 10.0
@@ -134,6 +135,7 @@ class _Verification:
         config = self._attempt(CONFIG_FILE, lambda: read_config(self._folder))
         if config is None:
             return
+        self._notes += remarks(config, manifest)
         if self._note_all(CONFIG_FILE, form_errors(self._folder, config, manifest)):
             return  # no table can be trusted to have the rows that another one refers to
         sound = {a.name: t for a in STORED if (t := self._table(a, manifest)) is not None}
@@ -169,6 +171,10 @@ class _Verification:
         self._seen[self._folder / entry.file] = entry.bytes
         errors = table_problems(self._folder, artifact, manifest, table, quick=self._quick)
         if self._note_all(entry.file, errors):
+            return None
+        beyond = None if self._quick else beyond_problem(self._folder, artifact, manifest, table)
+        if beyond is not None:
+            self._note(entry.file, beyond)
             return None
         self._stamped(entry.file, entry.mtime_ns, mtime_ns)
         return table_tensor(table)

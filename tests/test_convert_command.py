@@ -95,10 +95,16 @@ def test_the_command_converts_and_converts_back(
     assert json.loads(done.stdout)["generation"] == 1
     assert "100%" in done.stderr
     again = run_command(folder, tmp_path / "store", "--dtype", "float16")
-    assert "7 of 17 artifacts written" in again.stdout
+    assert "5 of 17 artifacts written" in again.stdout
     assert "cosine error of source_embs: p50" in again.stdout
+    kept = run_command(folder, tmp_path / "store")
+    assert "0 of 17 artifacts written" in kept.stdout
+    assert "warning: question_embs, source_embs, steering_centroid" in kept.stdout
+    assert "stored as float16, as asked for in an earlier conversion; --dtype source" in kept.stdout
 
-    convert(folder, tmp_path / "store")
+    gone = run_command(folder, tmp_path / "store", "--dtype", "source")
+    assert "5 of 17 artifacts written" in gone.stdout
+    assert "running trainings have to be started again" in gone.stdout
     back = run_command(tmp_path / "store", tmp_path / "back", "--to-pt")
     assert (back.status, back.stderr) == (0, "")
     assert same_bits(load(tmp_path / "back", "pair_index"), load(folder, "pair_index"))

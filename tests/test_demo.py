@@ -1,14 +1,18 @@
 """The demonstration shows what it should on a builder's folder, and fails where it does not."""
 
+import json
 import math
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from tools.demo import Epoch, Retrieval, save_remined, shortcomings, train
+from tools.demo_data import make_builder_folder
 
 ROOT = Path(__file__).parents[1]
 FIRST = Epoch(number=0, zero_share=0.5, generation=1, loss=2.0, seconds=1.0)
@@ -16,10 +20,15 @@ LAST = replace(FIRST, number=1, loss=1.0)
 GOOD = Retrieval(accuracy=0.6, mean_rank=2.0)
 
 
+def run(module: str, *arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+    """Run `python -m module`."""
+    command = (sys.executable, "-m", module, *arguments)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
 def demo(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
     """Run `python -m tools.demo`."""
-    command = (sys.executable, "-m", "tools.demo", *arguments)
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return run("tools.demo", *arguments)
 
 
 def test_demo_adopts_published_negatives_and_learns(demo_folder: Path, tmp_path: Path) -> None:
@@ -34,11 +43,68 @@ def test_demo_adopts_published_negatives_and_learns(demo_folder: Path, tmp_path:
     assert (tmp_path / "store" / "negatives" / "000002.safetensors").exists()
 
 
-def test_demo_fails_where_the_loss_cannot_fall(demo_folder: Path) -> None:
-    """One epoch has no later loss: exit status 1 and the reason, not a success."""
-    done = demo(demo_folder, "--epochs", "1")
+def test_demo_fails_where_the_loss_cannot_fall() -> None:
+    """One epoch has no later loss: on its own data exit status 1 and the reason, not a success."""
+    done = demo("--epochs", "1")
     assert done.returncode == 1
     assert "the loss went from" in done.stderr
+
+
+def test_demo_reports_on_a_hard_folder(demo_folder: Path) -> None:
+    """A folder of somebody's own that misses the thresholds is told so, and is no failure."""
+    done = demo(demo_folder, "--epochs", "1")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "hard to learn from: the loss went from" in done.stdout
+    assert "Target among 12 negatives" in done.stdout
+
+
+def test_demo_reports_on_a_folder_without_anything_to_evaluate_on(tmp_path: Path) -> None:
+    """val and test may be empty."""
+    untidy = frozenset({"empty_val", "empty_test"})
+    folder = make_builder_folder(tmp_path / "b", n_pairs=60, dim=8, untidy=untidy)
+    done = demo(folder, "--epochs", "1")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "nothing to evaluate on" in done.stdout
+    assert "generation 1" in done.stdout
+
+
+def test_demo_fails_where_the_loss_is_no_number(tmp_path: Path) -> None:
+    """The largest floats are finite and sound, but nothing can be trained on them."""
+    folder = make_builder_folder(tmp_path / "b", n_pairs=60, dim=8)
+    questions = torch.load(folder / "question_embs.pt", weights_only=True)
+    torch.save(torch.full_like(questions, 3e38), folder / "question_embs.pt")
+    done = demo(folder, "--epochs", "1")
+    assert done.returncode == 1
+    assert "the loss of epoch 0 is nan" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+BUILDER = {"mode": "linear", "start_distance": 0.3, "end_distance": 0.7, "warmup_epochs": 10}
+
+
+def test_default_folder_of_the_builder_goes_all_the_way(tmp_path: Path) -> None:
+    """Its configuration as it writes it, through jasper-convert, inspect and the demonstration."""
+    folder = make_builder_folder(
+        tmp_path / "b", n_pairs=300, dim=16, config_changes={"curriculum": BUILDER}
+    )
+    values = "zero_prob_start 0.5, zero_prob_end 0.1, epochs_total 100"
+    convert = run("converters", folder, tmp_path / "store")
+    assert (convert.returncode, values in convert.stdout) == (0, True), convert.stderr
+    assert "warning: config.json: 'curriculum' has none of the keys" in convert.stdout
+    again = run("converters", folder, tmp_path / "store", "--json")
+    assert values in json.loads(again.stdout)["notes"][0]
+    inspect = run("jasper_mmap", "inspect", tmp_path / "store")
+    assert (inspect.returncode, inspect.stderr) == (0, "")
+    assert "warning: config.json: 'curriculum' has none of the keys" in inspect.stdout
+    assert re.search(r"^ *0 +0\.5000", inspect.stdout, re.MULTILINE)
+    assert re.search(r"^ *100 +0\.1000", inspect.stdout, re.MULTILINE)
+    told = json.loads(run("jasper_mmap", "inspect", tmp_path / "store", "--json").stdout)
+    assert values in told["notes"][0]
+    kept = json.loads((tmp_path / "store" / "config.json").read_text())
+    assert kept["curriculum"] == BUILDER
+    done = demo(folder, "--epochs", "2")
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert values in done.stdout
 
 
 def test_demo_names_what_is_wrong_with_a_folder(tmp_path: Path) -> None:

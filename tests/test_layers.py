@@ -23,7 +23,7 @@ LAYERS = (
         "tools",
         "bench bench_plot bench_table bench_libraries bench_records bench_contenders bench_data",
     ),
-    ("converters", "__main__ __init__ convert commit export precheck generation plan"),
+    ("converters", "__main__ __init__ convert commit export precheck survey generation plan"),
     ("converters", "write narrow derive source staging report"),
     ("jasper_mmap", "__main__ cli cli_bench cli_negatives console version service"),
     ("jasper_mmap", "inbox dropped filing report summary"),

@@ -1,0 +1,138 @@
+"""What is wrong with a builder's folder, all at once, as far as it shows without reading data."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+from jasper_mmap.checks import CONFIG_KEYS, check_form
+from jasper_mmap.config import CONFIG_FILE, read_config
+from jasper_mmap.errors import (
+    ConfigError,
+    ContentError,
+    FormatError,
+    IndexRangeError,
+    JasperError,
+    MissingFileError,
+    NewerFormatError,
+    together,
+)
+from jasper_mmap.manifest import MANIFEST_FILE
+from jasper_mmap.schema import ARTIFACTS
+
+from .plan import check_files
+from .source import open_source
+
+_OF_THE_FOLDER: Final = (
+    ConfigError,
+    ContentError,
+    FormatError,
+    IndexRangeError,
+    MissingFileError,
+)
+_SOURCES: Final = frozenset(artifact.source for artifact in ARTIFACTS.values())
+_LATER_FORMAT: Final = "dataset.h5"
+_DEPTH: Final = 2
+"""How far below a folder its builder's files are looked for."""
+_MOST_FOLDERS: Final = 200
+
+
+@contextmanager
+def telling_all(src: Path) -> Iterator[None]:
+    """Make an error of the block one of every problem of the folder `src` that shows as easily."""
+    try:
+        yield
+    except NewerFormatError:  # of the store, not of the folder
+        raise
+    except _OF_THE_FOLDER as error:
+        nothing = _nothing_there(src)
+        if nothing is not None:
+            raise nothing from None
+        problems = list(_problems(src))
+        if not any(str(error) in str(problem) for problem in problems):
+            problems.append(error)
+        raise together(problems) from None
+
+
+def _problems(src: Path) -> Iterator[JasperError]:
+    looks: tuple[Callable[[Path], object], ...] = (check_files, read_config)
+    for look in looks:
+        try:
+            look(src)
+        except JasperError as error:
+            yield error
+    sizes = dict(told := _told_sizes(src))
+    for artifact in ARTIFACTS.values():
+        if artifact.kind == "ragged" or not (src / artifact.source).exists():
+            continue
+        try:
+            source = open_source(artifact, src)
+            check_form(artifact, source.checked.dtype, source.shape, sizes, source.where)
+        except JasperError as error:
+            yield error
+        # Of these a table says nothing about the others.
+        sizes = {letter: n for letter, n in sizes.items() if letter not in CONFIG_KEYS} | told
+
+
+def _told_sizes(src: Path) -> dict[str, int]:
+    """What `config.json` tells of sizes, whatever else may be wrong with it."""
+    try:
+        raw = json.loads((src / CONFIG_FILE).read_bytes(), object_pairs_hook=_once)
+        found = {letter: raw.get(key) for letter, key in CONFIG_KEYS.items()}
+    except (OSError, ValueError, RecursionError, AttributeError):
+        return {}
+    return {letter: n for letter, n in found.items() if type(n) is int and n > 0}
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Without the keys that stand there twice: which of their values is meant nobody knows."""
+    times = Counter(key for key, _ in pairs)
+    return {key: value for key, value in pairs if times[key] == 1}
+
+
+def _nothing_there(src: Path) -> MissingFileError | None:
+    """The error of a folder with none of the builder's files; it says where they may be."""
+    if _files_in(src) or not os.access(src, os.R_OK):
+        return None
+    what = f"{src}: holds none of the builder's files ({min(_SOURCES)} and so on)"
+    below = max(_folders_below(src), key=_files_in, default=src)
+    if _files_in(below):
+        return MissingFileError(f"{what}, but {below} does: name that folder.")
+    if (src / _LATER_FORMAT).exists():
+        return MissingFileError(
+            f"{what}, but {_LATER_FORMAT}, a later format of that system, which is not read here."
+            " Have the builder write .pt files; or make them of it, each of its tables by"
+            " torch.save(torch.from_numpy(file[name][:]), name + '.pt') with h5py, and"
+            " pair_keyword_ids as a list of lists of ints."
+        )
+    if (src / MANIFEST_FILE).exists():
+        return MissingFileError(
+            f"{what}: it is a converted store, whose .pt files are gone. There is nothing to"
+            f" convert; `jasper-convert {src} DST --to-pt` writes them anew."
+        )
+    return MissingFileError(f"{what}. Correct the path, or let the builder write them there.")
+
+
+def _files_in(folder: Path) -> int:
+    with suppress(OSError):
+        return len(_SOURCES.intersection(path.name for path in folder.iterdir()))
+    return 0
+
+
+def _folders_below(folder: Path) -> list[Path]:
+    found, level = [], [folder]
+    for _ in range(_DEPTH):
+        level = [inner for outer in level for inner in _folders_in(outer)][:_MOST_FOLDERS]
+        found += level
+    return found
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    with suppress(OSError):
+        return sorted(p for p in folder.iterdir() if p.is_dir() and not p.is_symlink())
+    return []

@@ -1,0 +1,43 @@
+"""What is worth a word about a store, beside the counts: sentences, in one place."""
+
+from __future__ import annotations
+
+from .config import CONFIG_FILE, Config, default_curriculum
+from .manifest import Manifest
+from .schema import ARTIFACTS
+
+
+def remarks(config: Config, manifest: Manifest) -> list[str]:
+    """What reports, `inspect` and `verify` say of a store that is sound, a sentence each."""
+    return [
+        *_edited(config, manifest),
+        *([told] if (told := default_curriculum(config)) else []),
+        *_beyond(manifest),
+        *_narrowed(manifest),
+    ]
+
+
+def _edited(config: Config, manifest: Manifest) -> list[str]:
+    if manifest.config_sha256 in (None, config.sha256):
+        return []
+    return [
+        f"{CONFIG_FILE} was edited since the conversion (that is allowed; jasper-convert checks it"
+        " again and takes note of it)."
+    ]
+
+
+def _beyond(manifest: Manifest) -> list[str]:
+    return [
+        f"{name} holds {count} finite values that are infinite as float32, as batches are."
+        for name, count in (manifest.beyond_float32 or {}).items()
+    ]
+
+
+def _narrowed(manifest: Manifest) -> list[str]:
+    """Tables that version 0.1.0 stored narrower and this one would not."""
+    return [
+        f"{name} is stored as {entry.dtype}, narrower than it came, by an earlier version;"
+        " jasper-convert with --dtype or --force stores it as it came."
+        for name, entry in manifest.artifacts.items()
+        if entry.cosine_error is not None and not ARTIFACTS[name].narrow
+    ]
