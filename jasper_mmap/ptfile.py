@@ -8,6 +8,7 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -32,6 +33,15 @@ _BAD_ARCHIVE: Final = (zipfile.BadZipFile, NotImplementedError, ValueError, OSEr
 _HEAD_BYTES: Final = 64
 """Enough for the first pickle of that format: no other file is read whole to be refused."""
 _LEGACY_COUNT: Final = struct.Struct("<q")
+_OTHERS: Final = {
+    b"version https://git-lfs": "a Git LFS pointer, whose file was not fetched (git lfs pull)",
+    b"<!doctype html": "a web page",
+    b"<html": "a web page",
+    b"\x93numpy": "a NumPy file (torch.save(torch.from_numpy(numpy.load(...)), ...) makes a .pt)",
+    b"\x89hdf": "an HDF5 file",
+    b"\x1f\x8b": "a gzip archive",
+}
+"""First bytes, in small letters, of what is taken for a `.pt` file now and then."""
 _BYTE_ORDERS: Final = {b"little": "little", b"big": "big"}
 
 
@@ -71,16 +81,18 @@ class Seal:
         Raises `FormatError` after the last one where the bytes are not those that were saved.
         """
         at, crc, reached = self.begin, 0, self.first
-        with memoryview(self.data) as data:
+        with memoryview(self.data) as data, ThreadPoolExecutor(1, "jasper-crc32") as pool:
+            reading: Future[int] | None = None
             for piece in rows:
                 if reached is not None:
                     reached += piece.nbytes
-                    with data[at:reached] as read:
-                        crc = zlib.crc32(read, crc)
+                    # On a second core, as it releases the GIL, while the piece is worked on.
+                    crc = reading.result() if reading else 0
+                    reading = pool.submit(_crc32, data, at, reached, crc)
                     at = reached
                 yield piece
-            with data[at : self.end] as read:
-                crc = zlib.crc32(read, crc)
+            crc = reading.result() if reading else 0
+            crc = _crc32(data, at, self.end, crc)
         if crc != self.crc32:
             raise FormatError(_damaged(self.where, "its CRC-32 is not the one that was saved"))
 
@@ -114,10 +126,14 @@ def open_pt(path: Path, *, at: Path | None = None) -> tuple[Any, Seal | None]:
         if file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC:
             return _read_archive(file, str(path))
         file.seek(0)
-        if Unpickler(file.read(_HEAD_BYTES), str(path)).load() != _LEGACY_MAGIC:
-            raise FormatError(_damaged(str(path), "it does not begin like one"))
+        _must_be_legacy(file.read(_HEAD_BYTES), str(path))
         file.seek(0)
         return _read_legacy(bytearray(file.read()), str(path)), None
+
+
+def _crc32(data: memoryview, begin: int, end: int, crc: int) -> int:
+    with data[begin:end] as part:
+        return zlib.crc32(part, crc)
 
 
 def _damaged(where: str, reason: str) -> str:
@@ -191,6 +207,17 @@ def _read_archive(file: BufferedReader, where: str) -> tuple[Any, Seal | None]:
             seal.check()
         return _view(_swapped(flat), saved, where), None
     return _view(flat, saved, where), seal
+
+
+def _must_be_legacy(head: bytes, where: str) -> None:
+    """Say what a file is instead that begins with `head`, if that shows."""
+    for magic, kind in _OTHERS.items():
+        if head[: len(magic)].lower() == magic:
+            raise FormatError(f"{where}: is {kind}; put the .pt file there.")
+    if head[8:9] == b"{":
+        raise FormatError(f"{where}: is a safetensors file; save its tensor with torch.save.")
+    if not head or Unpickler(head, where).load() != _LEGACY_MAGIC:
+        raise FormatError(_damaged(where, "it does not begin like one" if head else "it is empty"))
 
 
 def _read_legacy(data: bytearray, where: str) -> Any:
