@@ -18,7 +18,7 @@ MAX_NAMES_TOGETHER = 4  # of one table: a formula may name its inputs
 
 # A module may import those after it. `__init__` stands for the package's own name.
 LAYERS = (
-    ("tools", "demo demo_data demo_negatives __init__"),
+    ("tools", "demo demo_report demo_data demo_negatives __init__"),
     (
         "tools",
         "bench bench_plot bench_table bench_libraries bench_records bench_contenders bench_data",

@@ -15,13 +15,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
@@ -40,6 +38,14 @@ from jasper_mmap.loader import JASPERDataLoader
 from jasper_mmap.schema import NEGATIVES, VARIANTS
 from jasper_mmap.validate import verify_store
 from tools.demo_data import make_builder_folder, remine_negatives
+from tools.demo_report import (
+    Epoch,
+    Retrieval,
+    no_numbers,
+    retrieval_table,
+    shortcomings,
+    training_table,
+)
 
 BATCH_SIZE = 64
 HIDDEN = 256
@@ -47,29 +53,6 @@ EVALUATION_BATCH = 256
 LEARNING_RATE = 3e-3
 TEMPERATURE = 0.05
 ADOPTION_TIMEOUT_S = 30.0
-LOSS_MUST_FALL_TO = 0.8
-"""The last epoch's loss as a share of the first one's, at most."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Epoch:
-    """What the report says of one epoch; `loss` is the mean over its batches."""
-
-    number: int
-    zero_share: float
-    generation: int
-    loss: float
-    seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Retrieval:
-    """How well a split's targets are found among their own negatives."""
-
-    accuracy: float
-    """Share of pairs whose target is nearer to the prediction than all N negatives."""
-    mean_rank: float
-    """1 is best, N + 1 worst."""
 
 
 class Predictor(nn.Module):
@@ -193,55 +176,6 @@ def evaluate(predictor: Predictor, loader: JASPERDataLoader, variant: str) -> Re
         ranks.append(1 + (scores[:, 1:] >= scores[:, :1]).sum(dim=1))
     rank = torch.cat(ranks).double()
     return Retrieval(accuracy=(rank == 1).double().mean().item(), mean_rank=rank.mean().item())
-
-
-def training_table(epochs: list[Epoch]) -> Table:
-    """Return what each epoch was trained on, and its loss."""
-    table = Table("epoch", "zero steering", "negatives", "loss", "seconds", title="Training")
-    for epoch in epochs:
-        table.add_row(
-            str(epoch.number),
-            f"{epoch.zero_share:.0%}",
-            f"generation {epoch.generation}",
-            f"{epoch.loss:.3f}",
-            f"{epoch.seconds:.1f}",
-        )
-    return table
-
-
-def retrieval_table(results: dict[str, Retrieval], split: str, n_neg: int) -> Table:
-    """Return the accuracy and mean rank of each forced steering, and those of chance."""
-    title = f"Target among {n_neg} negatives, {split}"
-    table = Table("steering", "ranked first", "mean rank", title=title)
-    chance = Retrieval(accuracy=1 / (n_neg + 1), mean_rank=(n_neg + 2) / 2)
-    for name, result in {**results, "(chance)": chance}.items():
-        table.add_row(name, f"{result.accuracy:.1%}", f"{result.mean_rank:.2f}")
-    return table
-
-
-def shortcomings(epochs: list[Epoch], results: dict[str, Retrieval], n_neg: int) -> list[str]:
-    """Return what the demonstration failed to show; nothing if all is well."""
-    first, last = epochs[0].loss, epochs[-1].loss
-    chance = 1 / (n_neg + 1)
-    least = min(3 * chance, (1 + chance) / 2)
-    failed = no_numbers(epochs)
-    if not failed and not last <= LOSS_MUST_FALL_TO * first:
-        failed.append(f"the loss went from {first:.3f} to {last:.3f}: it should fall by a fifth")
-    failed += [
-        f"{name} steering: {result.accuracy:.1%} ranked first, at least {least:.1%} expected"
-        for name, result in results.items()
-        if not result.accuracy >= least
-    ]
-    return failed
-
-
-def no_numbers(epochs: list[Epoch]) -> list[str]:
-    """Return the epochs whose loss is no number: batches that nothing can be trained on."""
-    return [
-        f"the loss of epoch {epoch.number} is {epoch.loss}"
-        for epoch in epochs
-        if not math.isfinite(epoch.loss)
-    ]
 
 
 def run(options: argparse.Namespace, scratch: Path, console: Console) -> list[str]:

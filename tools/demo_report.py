@@ -1,0 +1,82 @@
+"""What the demonstration reports, and what it fails to show.
+
+Shape letters: `N` n_neg.
+"""
+
+import math
+from dataclasses import dataclass
+
+from rich.table import Table
+
+LOSS_MUST_FALL_TO = 0.8
+"""The last epoch's loss as a share of the first one's, at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """What the report says of one epoch; `loss` is the mean over its batches."""
+
+    number: int
+    zero_share: float
+    generation: int
+    loss: float
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrieval:
+    """How well a split's targets are found among their own negatives."""
+
+    accuracy: float
+    """Share of pairs whose target is nearer to the prediction than all N negatives."""
+    mean_rank: float
+    """1 is best, N + 1 worst."""
+
+
+def training_table(epochs: list[Epoch]) -> Table:
+    """Return what each epoch was trained on, and its loss."""
+    table = Table("epoch", "zero steering", "negatives", "loss", "seconds", title="Training")
+    for epoch in epochs:
+        table.add_row(
+            str(epoch.number),
+            f"{epoch.zero_share:.0%}",
+            f"generation {epoch.generation}",
+            f"{epoch.loss:.3f}",
+            f"{epoch.seconds:.1f}",
+        )
+    return table
+
+
+def retrieval_table(results: dict[str, Retrieval], split: str, n_neg: int) -> Table:
+    """Return the accuracy and mean rank of each forced steering, and those of chance."""
+    title = f"Target among {n_neg} negatives, {split}"
+    table = Table("steering", "ranked first", "mean rank", title=title)
+    chance = Retrieval(accuracy=1 / (n_neg + 1), mean_rank=(n_neg + 2) / 2)
+    for name, result in {**results, "(chance)": chance}.items():
+        table.add_row(name, f"{result.accuracy:.1%}", f"{result.mean_rank:.2f}")
+    return table
+
+
+def shortcomings(epochs: list[Epoch], results: dict[str, Retrieval], n_neg: int) -> list[str]:
+    """Return what the demonstration failed to show; nothing if all is well."""
+    first, last = epochs[0].loss, epochs[-1].loss
+    chance = 1 / (n_neg + 1)
+    least = min(3 * chance, (1 + chance) / 2)
+    failed = no_numbers(epochs)
+    if not failed and not last <= LOSS_MUST_FALL_TO * first:
+        failed.append(f"the loss went from {first:.3f} to {last:.3f}: it should fall by a fifth")
+    failed += [
+        f"{name} steering: {result.accuracy:.1%} ranked first, at least {least:.1%} expected"
+        for name, result in results.items()
+        if not result.accuracy >= least
+    ]
+    return failed
+
+
+def no_numbers(epochs: list[Epoch]) -> list[str]:
+    """Return the epochs whose loss is no number: batches that nothing can be trained on."""
+    return [
+        f"the loss of epoch {epoch.number} is {epoch.loss}"
+        for epoch in epochs
+        if not math.isfinite(epoch.loss)
+    ]
