@@ -99,7 +99,8 @@ def _nothing_there(src: Path) -> MissingFileError | None:
     """The error of a folder with none of the builder's files; it says where they may be."""
     if _files_in(src) or not os.access(src, os.R_OK):
         return None
-    what = f"{src}: holds none of the builder's files ({min(_SOURCES)} and so on)"
+    first = next(iter(ARTIFACTS.values())).source
+    what = f"{src}: holds none of the builder's files ({first} and so on)"
     below = max(_folders_below(src), key=_files_in, default=src)
     if _files_in(below):
         return MissingFileError(f"{what}, but {below} does: name that folder.")
