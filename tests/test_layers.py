@@ -35,11 +35,11 @@ LAYERS = (
         "agreement dataset batch reading gather slots layout adoption overwritten publish warm",
     ),
     ("jasper_mmap", "builder_pair retention incoming served placement stack validate"),
-    ("jasper_mmap", "store generation audit checks lint negatives manifest locks"),
+    ("jasper_mmap", "remarks store generation audit checks lint negatives manifest locks"),
     ("jasper_mmap", "curriculum config steering permutation printable"),
     (
         "jasper_mmap",
-        "ptfile tensorfile control mapping modes arguments schema shared threads",
+        "ptfile pickled saved tensorfile control mapping modes arguments schema shared threads",
     ),
     ("jasper_mmap", "atomic regular errors"),
 )
