@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from . import arguments
 from .adoption import Adoption
 from .batch import Rows, Sample
+from .config import default_curriculum
 from .control import NO_VARIANT, Control, SplitWords
 from .curriculum import steering_probabilities
 from .errors import IndexRangeError, UnknownAttributeError
@@ -290,6 +291,8 @@ class JASPERSteeringDataset(Dataset[Sample]):
 def _served_together(served: Served, splits: int) -> list[tuple[Adoption, SplitWords]]:
     """Open the tables; for each of so many splits the generation that all serve, and its words."""
     generation = served.open()
+    if (told := default_curriculum(served.config)) is not None:
+        _log.info("%s: %s", served.path, told)
     control = Control(splits)
     adoption = Adoption(served, control, generation)
     return [(adoption, control.split(number)) for number in range(splits)]

@@ -2,10 +2,12 @@
 
 import copy
 import gc
+import json
 import logging
 import math
 import pickle
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from converters import convert
 from jasper_mmap import JASPERSteeringDataset
 from jasper_mmap.errors import (
     ClosedError,
@@ -79,6 +82,25 @@ def test_plain_attributes_say_what_is_served(dataset: JASPERSteeringDataset) -> 
     assert tuple(dataset.steering_probs) == VARIANTS
     assert math.isclose(sum(dataset.steering_probs.values()), 1.0)
     assert set(PUBLIC) <= set(dir(dataset))
+
+
+def test_default_curriculum_is_said_at_open(
+    demo_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once an opening, with the values that apply; the probabilities are those."""
+    folder = Path(shutil.copytree(demo_folder, tmp_path / "built"))
+    config = json.loads((folder / "config.json").read_text())
+    config["curriculum"] = {"mode": "linear", "start_distance": 0.3, "warmup_epochs": 10}
+    (folder / "config.json").write_text(json.dumps(config))
+    convert(folder)
+    with caplog.at_level(logging.INFO, "jasper_mmap"):
+        splits = JASPERSteeringDataset.create_combined_splits(folder)
+    told = [r.getMessage() for r in caplog.records if "curriculum" in r.getMessage()]
+    assert len(told) == 1
+    for value in ("zero_prob_start 0.5", "zero_prob_end 0.1", "epochs_total 100", str(folder)):
+        assert value in told[0]
+    splits["train"].set_epoch(50)
+    assert math.isclose(splits["train"].steering_probs["zero"], 0.3)
 
 
 def test_memory_usage_counts_every_table(any_store: Path, any_oracle: Oracle) -> None:

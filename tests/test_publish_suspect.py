@@ -16,8 +16,9 @@ from converters import convert
 from converters.__main__ import command as convert_command
 from jasper_mmap import publish_negatives, rollback_negatives
 from jasper_mmap.cli import command
+from jasper_mmap.dropped import Place
 from jasper_mmap.errors import ContentError
-from jasper_mmap.inbox import Inbox, inbox_pattern
+from jasper_mmap.inbox import Inbox
 from tests.converting import contents as disk
 from tests.oracle import Oracle
 from tests.publishing import (
@@ -101,7 +102,9 @@ def test_rollback_brings_back_equal_tables(store: Path, oracle: Oracle, twice: T
 
 def test_inbox_refuses_equal_tables_with_the_reason(store: Path, twice: Tables) -> None:
     """The pair goes to failed/."""
-    inbox = Inbox(inbox_pattern(store, None), partial(publish_negatives, store), settle_s=0)
+    place = Place.of(store, None)
+    place.make()
+    inbox = Inbox(store, place, partial(publish_negatives, store), settle_s=0)
     saved(twice, store / "inbox")
 
     def looked() -> list[Path]:

@@ -48,7 +48,8 @@ def serves_on():
     """A trainer that handles some signals; every one of them comes to the whole group."""
     handle(int(n) for n in rest)
     loader, batches = loader_of()
-    next(batches)
+    for _ in range(4):  # what a fork server starts is not safe before its first batch
+        next(batches)
     say("ready", os.getpid(), *loader._pool.pids)
     for line in sys.stdin:
         say("epoch", sum(1 for _ in loader) == len(loader))
