@@ -302,3 +302,20 @@ def test_large_write_is_written_whole(tmp_path: Path) -> None:
     slow = Slow()
     atomic.write_all(slow, b"0123456789")  # type: ignore[arg-type]
     assert slow.taken == b"0123456789"
+
+
+def test_errors_name_the_file_and_not_its_sibling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sibling's name is another one each time, so no error would be like the one before."""
+    path = tmp_path / "x.json"
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "not permitted", str(tmp_path / ".x.json.abc.tmp"))
+
+    for patched, name in ((os, "open"), (Path, "replace")):
+        with monkeypatch.context() as patch:
+            patch.setattr(patched, name, fail)
+            with pytest.raises(AccessError, match=r"x\.json: no permission") as caught:
+                atomic.write_json(path, {})
+        assert ".tmp" not in str(caught.value)
