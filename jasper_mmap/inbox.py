@@ -204,7 +204,8 @@ class Inbox:
         except Exception:  # noqa: BLE001 - whatever it is, it is the store's
             return None
         try:
-            take_in(store, *pair.paths)
+            # Equal ones were refused by now, unless they are allowed.
+            take_in(store, *pair.paths, allow_equal=True)
         except _NEVER_THE_PAIR:
             return None
         except Exception as fault:  # noqa: BLE001 - the files cause it again

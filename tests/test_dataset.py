@@ -95,7 +95,7 @@ def test_default_curriculum_is_said_at_open(
     convert(folder)
     with caplog.at_level(logging.INFO, "jasper_mmap"):
         splits = JASPERSteeringDataset.create_combined_splits(folder)
-    told = [r.getMessage() for r in caplog.records if "curriculum" in r.getMessage()]
+    told = [r.getMessage() for r in caplog.records if "'curriculum'" in r.getMessage()]
     assert len(told) == 1
     for value in ("zero_prob_start 0.5", "zero_prob_end 0.1", "epochs_total 100", str(folder)):
         assert value in told[0]

@@ -127,6 +127,7 @@ def test_watch_command_takes_equal_tables_if_told(store: Path, twice: Tables) ->
     )
     try:
         assert service.stdout is not None
+        assert "created the inbox" in service.stdout.readline()
         assert "watching" in service.stdout.readline()
         saved(twice, store / "inbox")
         until(lambda: in_force(store)["generation"] == 2)
