@@ -23,7 +23,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print the answer a
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit status: 0 done, 1 failed (one line on stderr says why), 2 wrong usage.",
+    epilog="Exit status: 0 done, 1 failed (stderr says why, a line a problem), 2 wrong usage.",
 )
 @click.version_option(installed_version(), prog_name="jasper-mmap")
 @debug_option
