@@ -92,6 +92,7 @@ class Pass(Iterator[Batch]):
         self.epoch_calls = dataset.epoch_calls
         """Of the dataset when the latest batch was handed out, or the pass begun."""
         self._dataset = dataset
+        self._reads = dataset.reader
         self._pin = pin
         # Whoever has it may go on: taking from and adding to a list is atomic.
         self._turn: list[None] = [None]
@@ -101,7 +102,8 @@ class Pass(Iterator[Batch]):
 
     @plain_tensors
     def __next__(self) -> Batch:
-        _ = self._dataset.reader  # a closed one says so, whatever was made ahead
+        if self._reads.closed:
+            _ = self._reads.served  # raises, whatever was made ahead
         try:
             self._turn.pop()
         except IndexError:

@@ -47,6 +47,7 @@ class SplitReader:
         self.n = len(served.tables[f"{split}_idx"])
         """How many pairs the split has."""
         self.words = words
+        self.closed = False
         self._tables: tuple[Served, Adoption] | None = served, adoption
         self._split = split
         self._seed = seed
@@ -62,12 +63,9 @@ class SplitReader:
         """Who says which generation to read; raises `ClosedError` after `close()`."""
         return self._open()[1]
 
-    @property
-    def closed(self) -> bool:
-        return self._tables is None
-
     def close(self) -> None:
         """Let go of the tables."""
+        self.closed = True
         self._tables = None
         self._spares = _Spares()
 
