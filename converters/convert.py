@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -99,7 +100,7 @@ class _Conversion:
         if plan.complete and plan.old and plan.pointer and not (self._dst / STAGING).exists():
             with telling_all(self._src):
                 config = self._precheck(plan).config  # it has no stamp, and may have been edited
-            if self._new_config(config) is None and plan.old.config_sha256 == config.sha256:
+            if self._new_config(config) is None and self._noted(plan, plan.old, config):
                 return self._report(plan, config, plan.old, plan.pointer, ())
         self._made = _made_from_files(self._dst)
         stamps = PAIRS.settled(self._src, self._made["source"]) if self._made else None
@@ -112,6 +113,13 @@ class _Conversion:
             check_room(self._dst, checked.bytes)
             self._bytes_total = sum(checked.bytes.values())
             return self._build(stage, plan, checked)
+
+    def _noted(self, plan: Plan, old: Manifest, config: Config) -> bool:
+        """Whether the manifest notes all there is to note, or nothing can be written."""
+        if old.config_sha256 is None and not os.access(self._dst, os.W_OK):
+            return True  # version 0.1.0 noted nothing
+        told = (old.config_sha256, old.embeddings_dtype)
+        return told == (config.sha256, plan.embeddings_dtype) and old.beyond_float32 is not None
 
     def _plan(self) -> Plan:
         return make_plan(self._src, self._dst, self._settings, read_journal(self._dst).entries)

@@ -76,11 +76,10 @@ class Plan:
 
     @property
     def complete(self) -> bool:
-        """The store is already what this conversion would make of it, but for `config.json`."""
+        """The files of the store are what this conversion would make of them, but for
+        `config.json` and what the manifest notes."""
         return (
             self.old is not None
-            and self.old.beyond_float32 is not None
-            and self.old.embeddings_dtype == self.embeddings_dtype
             and self.pointer is not None
             and self.pointer.store_id == self.old.store_id
             and not self.new_negatives

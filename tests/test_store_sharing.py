@@ -123,6 +123,27 @@ print(len(report.renewed), report.notes)
 """
 
 
+def test_read_only_store_of_the_first_version_needs_no_conversion(
+    demo_folder: Path, tmp_path: Path
+) -> None:
+    """Its manifest lacks what this version notes, but there is nothing that could be written."""
+    built = Path(shutil.copytree(demo_folder, tmp_path / "built"))
+    convert(built)
+    added = ("config_sha256", "beyond_float32", "embeddings_dtype")
+    edit_manifest(built, lambda m: [m.pop(key, None) for key in added])
+    mounted = f"mount --bind {built} {built} && mount -o remount,bind,ro {built}"
+    unshare = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
+    command = f"{mounted} && exec {sys.executable} -W ignore -m converters {built}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*unshare, command], capture_output=True, text=True, env=environment, check=False
+    )
+    if "mount" in done.stderr:
+        pytest.skip(f"no mount namespaces here: {done.stderr}")
+    assert done.returncode == 0, done.stderr
+    assert "0 of 17 artifacts written" in done.stdout
+
+
 def test_read_only_mount_serves_and_verifies(store: Path, tmp_path: Path) -> None:
     """Nothing is written for reading; stale stamps are told and left."""
     os.utime(store / "source_embs.safetensors", ns=(1, 1))
