@@ -146,6 +146,14 @@ def store(demo_store: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def built(demo_folder: Path, tmp_path: Path) -> Path:
+    """Return a store that lies beside its `.pt` files."""
+    folder = Path(shutil.copytree(demo_folder, tmp_path / "built"))
+    convert(folder)
+    return folder
+
+
+@pytest.fixture
 def oracle(oracle_named: Callable[[str], Oracle]) -> Oracle:
     """Return the oracle of `store`, as long as nothing was published to it."""
     return oracle_named(DEMO)

@@ -183,14 +183,6 @@ def test_what_rested_since_an_earlier_call_need_not_rest_again(builder: Builder)
 # What is published
 
 
-@pytest.fixture
-def built(demo_folder: Path, tmp_path: Path) -> Path:
-    """Return a store that lies beside its `.pt` files."""
-    folder = own_copy(demo_folder, tmp_path / "built")
-    convert(folder)
-    return folder
-
-
 def heard(caplog: pytest.LogCaptureFixture) -> list[str]:
     """Return the warnings."""
     return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]

@@ -20,23 +20,12 @@ from tests.publishing import (
     generations_left,
     in_force,
     numbered,
-    own_copy,
     publish_numbered,
     saved,
     with_value,
 )
 
 # The old way of working
-
-
-@pytest.fixture
-def built(demo_folder: Path, tmp_path: Path) -> Path:
-    """Return a store that lies beside its `.pt` files."""
-    from converters import convert
-
-    folder = own_copy(demo_folder, tmp_path / "built")
-    convert(folder)
-    return folder
 
 
 def test_reload_publishes_overwritten_files_once(built: Path, oracle: Oracle) -> None:
