@@ -17,6 +17,8 @@ import os
 import select
 import signal
 import time
+import weakref
+from multiprocessing import process as bookkeeping
 from multiprocessing import util
 from typing import Any, Final
 
@@ -30,6 +32,19 @@ _FIRST, _SECOND = 101, 100
 """Priorities among `multiprocessing`'s finalizers: from 0 on they run before it sends SIGTERM to
 all that is left, which workers may ignore, and waits for them without limit."""
 
+_started: weakref.WeakSet[Any] = weakref.WeakSet()
+"""The worker processes that this one started."""
+
+
+def _disown() -> None:
+    """In a process made by a bare `os.fork`: at its exit `multiprocessing`, which still takes its
+    parent's workers for its own children, would send them SIGTERM."""
+    bookkeeping._children.difference_update(_started)  # type: ignore[attr-defined]
+    _started.clear()
+
+
+os.register_at_fork(after_in_child=_disown)
+
 
 class Child:
     """One started process; as much of `multiprocessing`'s interface as is needed of it."""
@@ -38,6 +53,7 @@ class Child:
         self._process = process
         self.pid: int = process.pid
         self._descriptor = process_descriptor(self.pid)
+        _started.add(process)
 
     @property
     def sentinel(self) -> int:

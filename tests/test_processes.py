@@ -5,6 +5,8 @@ import gc
 import multiprocessing
 import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from jasper_mmap import JASPERSteeringDataset, create_loader, set_epoch, watch_n
 from jasper_mmap.control import in_worker
 from jasper_mmap.errors import UsageError
 from tests.oracle import VARIANTS, Oracle
-from tests.publishing import Witness, publish_numbered, until
+from tests.publishing import IMPORTING, Witness, publish_numbered, until
 from tests.serving import CONTEXTS, loader_of, next_positions, variants_in_epoch, variants_of
 
 Report = dict[str, Any]
@@ -256,3 +258,31 @@ def test_copy_of_a_used_loader_serves_what_comes_next(demo_store: Path) -> None:
         assert len(batches) == len(want)
     assert loader.watcher is not None
     loader.watcher.stop()
+
+
+def test_end_of_a_bare_fork_leaves_the_workers_of_its_parent_alone(demo_store: Path) -> None:
+    """Go on with a pass after a copy of the trainer, made by `os.fork` alone, ended as usual."""
+    program = (
+        "import os, sys\n"
+        "from jasper_mmap import create_loader\n"
+        "def main():\n"
+        "    loader = create_loader(sys.argv[1], 'train', 1, num_workers=2, prefetch_factor=1)\n"
+        "    batches = iter(loader)\n"
+        "    next(batches)\n"
+        "    child = os.fork()\n"
+        "    if not child:\n"
+        "        sys.exit(7)\n"
+        "    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7\n"
+        "    assert len(list(batches)) == len(loader) - 1\n"
+        "if __name__ == '__main__':\n"
+        "    main()\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program, str(demo_store)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=IMPORTING,
+        check=False,
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
