@@ -23,6 +23,7 @@ from .mapping import Bytes, map_private, tensor_at
 from .pickled import Unpickler
 from .regular import open_regular
 from .saved import SavedTensor
+from .threads import in_background
 
 _ZIP_MAGIC: Final = b"PK\x03\x04"
 _LOCAL_HEADER: Final = struct.Struct("<4s22xHH")
@@ -88,7 +89,7 @@ class Seal:
                     reached += piece.nbytes
                     # On a second core, as it releases the GIL, while the piece is worked on.
                     crc = reading.result() if reading else 0
-                    reading = pool.submit(_crc32, data, at, reached, crc)
+                    reading = in_background(pool, _crc32, data, at, reached, crc)
                     at = reached
                 yield piece
             crc = reading.result() if reading else 0

@@ -20,6 +20,7 @@ from .atomic import replacing, storage_errors, write_all
 from .errors import FormatError
 from .mapping import map_private, tensor_at
 from .regular import open_regular
+from .threads import in_background
 
 ALIGNMENT = 4096
 """The data section of every file written here begins at a multiple of it, in bytes."""
@@ -82,7 +83,7 @@ class TensorWriter:
     def _append(self, data: bytes | memoryview) -> None:
         self._settle()
         # Both release the GIL, so the hash costs a second core instead of time.
-        self._hashing = self._pool.submit(self._sha256.update, data)
+        self._hashing = in_background(self._pool, self._sha256.update, data)
         write_all(self._file, data)
         self.bytes += len(data)
 

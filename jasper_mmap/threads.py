@@ -1,10 +1,16 @@
-"""A lock for threads that no forked process inherits locked."""
+"""A lock for threads that no forked process inherits locked; work for another thread."""
 
 from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from types import TracebackType
+from typing import ParamSpec, TypeVar
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 class ProcessLock:
@@ -30,3 +36,16 @@ class ProcessLock:
         traceback: TracebackType | None,
     ) -> None:
         self._lock.release()
+
+
+def in_background(
+    pool: Executor, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs
+) -> Future[_T]:
+    """Have `pool` do `work`; at the end of the interpreter (`atexit`), when no pool takes any more,
+    it is done before this returns."""
+    try:
+        return pool.submit(work, *args, **kwargs)
+    except RuntimeError:
+        done: Future[_T] = Future()
+        done.set_result(work(*args, **kwargs))
+        return done

@@ -3,6 +3,8 @@
 import hashlib
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,10 @@ from jasper_mmap.errors import (
     UsageError,
 )
 from jasper_mmap.negatives import FOLDER, POINTER, file_name
+from tests.converting import state
 from tests.oracle import Oracle
 from tests.publishing import (
+    IMPORTING,
     NAMES,
     Tables,
     contents,
@@ -330,3 +334,32 @@ def test_equal_values_are_published_again_only_where_asked(store: Path, new: Tab
     assert publish_negatives(store, *changed, republish=False) == 4
     os.truncate(store / FOLDER / file_name(4), 10)
     assert publish_negatives(store, *changed, republish=False) == 5
+
+
+def test_publishing_and_converting_at_the_end_of_the_interpreter(
+    store: Path, demo_folder: Path, tmp_path: Path
+) -> None:
+    """A trainer may do so in a function of `atexit`, when no thread can be started any more."""
+    program = (
+        "import atexit, sys, torch\n"
+        "from pathlib import Path\n"
+        "from converters import convert\n"
+        "from jasper_mmap import publish_negatives\n"
+        "store, folder, target = map(Path, sys.argv[1:])\n"
+        "tables = (torch.load(folder / f'{name}.pt') for name in "
+        "('hard_negatives', 'negative_tiers'))\n"
+        "negatives, tiers = tables\n"
+        "atexit.register(lambda: print(convert(folder, target).generation))\n"
+        "atexit.register(lambda: print(publish_negatives(store, negatives.flip(0), tiers)))\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program, str(store), str(demo_folder), str(tmp_path / "target")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=IMPORTING,
+        check=False,
+    )
+    assert (ran.stdout.split(), ran.stderr) == (["2", "1"], "")
+    assert state(store) is not None
+    assert state(tmp_path / "target") is not None
