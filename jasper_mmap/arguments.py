@@ -48,9 +48,10 @@ def split_name(split: Any) -> str:
     """The name of a split, or `UnknownSplitError` with the nearest one."""
     if isinstance(split, str) and split in SPLITS:
         return split
+    hint = nearest(split, SPLITS, cutoff=0.0) if isinstance(split, str) else "."
     raise UnknownSplitError(
         f"Split file not found: there is no split {split!r:.100}. The splits are"
-        f" {', '.join(SPLITS)}{nearest(str(split), SPLITS, cutoff=0.0)}"
+        f" {', '.join(SPLITS)}{hint}"
     )
 
 

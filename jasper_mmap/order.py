@@ -5,6 +5,7 @@ A `Plan` is the order of one pass as a pure function; a `PassCounter` says which
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -99,6 +100,9 @@ _LIKE: Final = {
 }
 """What a loader has to be made with, for each key of a state that says so."""
 
+_KEYS: Final = (*_LIKE, "epoch", "pass", "consumed")
+"""What a state of any version has."""
+
 counting = ProcessLock()
 """Held while a pass is counted and begun; one for all, for a counter can be copied."""
 
@@ -184,6 +188,13 @@ class PassCounter:
     def load_state_dict(self, state: dict[str, Any], *, other_store: bool = False) -> None:
         """Go on where `state_dict` was taken, also with another world or batch size."""
         dataset = self._dataset
+        if not isinstance(state, Mapping):
+            raise UsageError(
+                "not the state of a loader: it must be the dict that state_dict() gave, not a"
+                f" {type(state).__name__}."
+            )
+        if missing := [key for key in _KEYS if key not in state]:
+            raise UsageError(f"not the state of a loader: it has no {', '.join(missing)}.")
         own = {"split": dataset.split, "pairs": len(dataset), "seed": dataset.seed}
         try:
             differs = {k: (state[k], v) for k, v in own.items() if state[k] != v}
@@ -192,8 +203,8 @@ class PassCounter:
             # What 0.1.0 wrote names neither.
             following = integer("next_pass", state.get("next_pass", number + 1))
             store_id = state.get("store_id", dataset.store_id)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UsageError(f"not the state of a loader: {error}") from None
+        except UsageError as error:
+            raise UsageError(f"not the state of a loader: {error}.") from None
         if differs:
             told = "; ".join(f"{k} was {old!r}, is {new!r}" for k, (old, new) in differs.items())
             wanted = ", ".join(_LIKE[k].format(old) for k, (old, _) in differs.items())

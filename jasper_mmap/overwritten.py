@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any, Final
 
-from . import negatives
+from . import arguments, negatives
 from .builder_pair import PAIRS, PairWatch, warn_of_half
 from .errors import FormatError, MissingFileError
 from .incoming import Incoming, take_in
@@ -39,7 +39,7 @@ def publish_overwritten(
     remembered. Raises as `publish_negatives`, and `MissingFileError` where `source_dir` has no
     such files; without it the log says so once.
     """
-    source = folder if source_dir is None else Path(source_dir).absolute()
+    source = folder if source_dir is None else arguments.folder("source_dir", source_dir)
     missing = [a.source for a in NEGATIVES if not (source / a.source).exists()]
     if missing and source_dir is not None:
         raise MissingFileError(

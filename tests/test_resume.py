@@ -1,9 +1,11 @@
 """Passes are counted, and a state goes on at the very sample where it was taken."""
 
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -168,11 +170,29 @@ def test_state_of_another_loader_is_refused(loader: Any, change: Any, words: str
     assert next_positions(loader) == before
 
 
-@pytest.mark.parametrize("state", [{}, {"epoch": 1}, {"epoch": "x"}, 5, None])
-def test_what_is_no_state_is_refused(loader: Any, state: Any) -> None:
-    """Whatever was handed over, the error is ours."""
-    with pytest.raises(UsageError, match="not the state of a loader"):
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ({}, "it has no split, pairs, seed, epoch, pass, consumed."),
+        ({"epoch": 1, "pass": 0, "consumed": 0, "seed": 42}, "it has no split, pairs."),
+        (5, "it must be the dict that state_dict() gave, not a int."),
+        ([], "it must be the dict that state_dict() gave, not a list."),
+        (None, "it must be the dict that state_dict() gave, not a NoneType."),
+    ],
+)
+def test_what_is_no_state_is_refused(loader: Any, state: Any, words: str) -> None:
+    """Whatever was handed over, the error is ours and says what is missing."""
+    with pytest.raises(UsageError, match=f"^{re.escape('not the state of a loader: ' + words)}$"):
         loader.load_state_dict(state)
+
+
+def test_state_may_be_any_mapping(loader: Any) -> None:
+    """Some frameworks wrap what they restore."""
+    next(iter(loader))
+    state = loader.state_dict()
+    next(iter(loader))
+    loader.load_state_dict(MappingProxyType(state))
+    assert loader.state_dict() == state
 
 
 def test_samplers_are_the_torch_ones_they_stand_for(demo_store: Path) -> None:

@@ -84,6 +84,8 @@ def test_what_reads_nothing_goes_on_after_close(demo_store: Path) -> None:
         (lambda d: d.force_steering("centriod"), "did you mean 'centroid'"),
         (lambda d: d.force_steering(1), "zero, centroid, keyword, residual"),
         (lambda d: d.set_epoch("1"), "epoch must be an integer"),
+        (lambda d: d.reload_negatives(3), "source_dir must be a path"),
+        (lambda d: type(d)(d.dataset_dir, None), "The splits are train, val, test."),
         (lambda d: set_epoch(d.config, 1), "set_epoch takes a JASPERSteeringDataset"),
     ],
 )
