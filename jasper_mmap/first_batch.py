@@ -109,7 +109,8 @@ def _manifest(dataset: JASPERSteeringDataset) -> Manifest:
 
 
 def _nonfinite_allowed(dataset: JASPERSteeringDataset) -> bool:
-    return any(entry.nonfinite for entry in _manifest(dataset).artifacts.values())
+    manifest = _manifest(dataset)
+    return bool(manifest.beyond_float32) or any(e.nonfinite for e in manifest.artifacts.values())
 
 
 def _check_clusters(clusters: torch.Tensor, datasets: list[JASPERSteeringDataset]) -> None:

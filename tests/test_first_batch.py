@@ -10,8 +10,10 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset, d
 
 from converters import convert
 from jasper_mmap import JASPERSteeringDataset, create_loader, validate_first_batch
-from jasper_mmap.errors import ContentError, ContentTypeError, JasperError, UsageError
+from jasper_mmap.errors import BatchError, ContentError, ContentTypeError, JasperError, UsageError
 from jasper_mmap.schema import COLUMNS
+from tests.converting import SMALL, edit
+from tests.damage import edit_manifest
 from tests.serving import SPLITS, loader_of, next_positions
 from tools.demo_data import make_builder_folder
 
@@ -161,3 +163,15 @@ def test_nonfinite_values_pass_where_they_were_allowed(tmp_path: Path) -> None:
         torch.save(torch.full_like(table, NAN), folder / f"{name}.pt")
     convert(folder, tmp_path / "s", allow_nonfinite=True)
     assert validate_first_batch(create_loader(tmp_path / "s", "train", 4)) is True
+
+
+def test_values_beyond_float32_pass_where_they_were_allowed(tmp_path: Path) -> None:
+    """As NaN and infinity do; not in a store that 0.1.0 converted without a word."""
+    folder = make_builder_folder(tmp_path / "f", seed=4, float_dtype=torch.float64, **SMALL)
+    edit(folder, "question_embs", lambda t: torch.full_like(t, 1e300))
+    store = tmp_path / "s"
+    convert(folder, store, allow_nonfinite=True)
+    assert validate_first_batch(create_loader(store, "train", 8))
+    edit_manifest(store, lambda manifest: manifest.pop("beyond_float32"))
+    with pytest.raises(BatchError, match=r"question_emb: row 0, place .* holds inf"):
+        validate_first_batch(create_loader(store, "train", 8))
