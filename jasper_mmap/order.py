@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,6 +107,19 @@ counting = ProcessLock()
 """Held while a pass is counted and begun; one for all, for a counter can be copied."""
 
 
+class _Next(NamedTuple):
+    """The pass that comes next: its number, how much of it was consumed before, the number of the
+    one after it, and the epoch that a state named, where one was loaded."""
+
+    number: int
+    start: int
+    following: int
+    resumed: int | None = None
+
+
+_FIRST: Final = _Next(0, 0, 1)
+
+
 class PassCounter:
     """Knows which pass of which epoch comes next, and where an interrupted one goes on."""
 
@@ -126,32 +139,29 @@ class PassCounter:
         self._rank = rank
         self._world = world
         self._seen_calls = dataset.epoch_calls
-        self._pass = 0
-        self._start = 0
-        self._following = 1
-        """The pass after the next one."""
-        self._resumed_epoch: int | None = None
+        self._next = _FIRST
 
     def peek(self) -> Plan:
-        """The plan of the next iteration."""
-        with counting:
-            if self._seen_calls != self._dataset.epoch_calls:
-                self._seen_calls = self._dataset.epoch_calls
-                # A training loop calls set_epoch after load_state_dict: that must not lose the
-                # place.
-                if self._resumed_epoch != self._dataset.current_epoch:
-                    self._go_to(0, 0, 1, None)
-            return self._plan()
+        """The plan of the next iteration; looking at it changes nothing."""
+        return self._plan(self._coming())
 
-    def _plan(self) -> Plan:
+    def _coming(self) -> _Next:
+        # A training loop calls set_epoch after load_state_dict, perhaps for the epochs before too:
+        # the place is lost only where a pass of another epoch begins.
+        called = self._seen_calls != self._dataset.epoch_calls
+        if called and self._next.resumed != self._dataset.current_epoch:
+            return _FIRST
+        return self._next
+
+    def _plan(self, coming: _Next) -> Plan:
         return Plan(
             n=len(self._dataset),
             split=self._dataset.split,
             shuffle=self._shuffle,
             seed=self._dataset.seed,
             epoch=self._dataset.current_epoch,
-            pass_number=self._pass,
-            start=self._start,
+            pass_number=coming.number,
+            start=coming.start,
             batch_size=self._batch_size,
             drop_last=self._drop_last,
             rank=self._rank,
@@ -160,20 +170,16 @@ class PassCounter:
 
     def begin(self) -> Plan:
         """The plan of the iteration that starts now; counts it. Call with `counting` held."""
-        plan = self.peek()
-        self._go_to(self._following, 0, self._following + 1, None)
-        return plan
-
-    def _go_to(self, number: int, start: int, following: int, resumed: int | None) -> None:
-        self._pass, self._start, self._following = number, start, following
-        self._resumed_epoch = resumed
+        coming, self._seen_calls = self._coming(), self._dataset.epoch_calls
+        self._next = _Next(coming.following, 0, coming.following + 1)
+        return self._plan(coming)
 
     def state_dict(self, plan: Plan | None, batches: int) -> dict[str, Any]:
         """Where training stands: `batches` into `plan`, or before the next pass if it is None."""
-        following = self.peek()
-        after = following.pass_number
+        coming = self._coming()
+        following, after = self._plan(coming), coming.number
         if plan is None or plan.epoch != following.epoch or batches >= len(plan):
-            plan, batches, after = following, 0, self._following
+            plan, batches, after = following, 0, coming.following
         return {
             "split": plan.split,
             "pairs": plan.n,
@@ -220,4 +226,4 @@ class PassCounter:
             )
         dataset.set_epoch(epoch)
         self._seen_calls = dataset.epoch_calls
-        self._go_to(number, consumed, following, epoch)
+        self._next = _Next(number, consumed, following, epoch)

@@ -220,6 +220,29 @@ def test_ranks_of_real_loaders_share_one_pass(demo_store: Path) -> None:
         assert plans[0].pass_number == 1
 
 
+@pytest.mark.parametrize("look", [False, True])
+def test_loop_over_the_epochs_before_keeps_the_place(
+    loader: Any, demo_store: Path, look: bool
+) -> None:
+    """A loop that passes over what was trained already finds the place, whether or not somebody
+    looks on the way; a pass of another epoch that begins loses it."""
+    set_epoch(loader, 2)
+    state = after(loader, 3)
+    resumed = loader_of(demo_store, "train", 16)
+    resumed.load_state_dict(state)
+    want = next_positions(resumed)
+    for epoch in range(3):
+        set_epoch(resumed, epoch)
+        if look:
+            assert len(resumed.sampler_obj) == len(resumed.dataset_obj)
+            assert (resumed.state_dict()["consumed"] > 0) == (epoch == 2)
+    assert next_positions(resumed) == want
+    set_epoch(resumed, 1)
+    next(iter(resumed))
+    set_epoch(resumed, 2)
+    assert resumed.state_dict()["consumed"] == 0
+
+
 # An epoch that is begun anew in the middle of a pass
 
 

@@ -102,12 +102,13 @@ def test_passes_begun_at_once_are_counted_one_by_one(
 ) -> None:
     """However long it takes to count one."""
     loader = loader_of(demo_store, "train", 64)
-    count = PassCounter._go_to
+    count = PassCounter._coming
 
-    def slow(*arguments: Any) -> None:
+    def slow(*arguments: Any) -> Any:
+        coming = count(*arguments)
         time.sleep(0.05)
-        count(*arguments)
+        return coming
 
-    monkeypatch.setattr(PassCounter, "_go_to", slow)
+    monkeypatch.setattr(PassCounter, "_coming", slow)
     begun = in_threads(lambda: iter(loader).plan.pass_number)
     assert sorted(begun) == list(range(THREADS))
