@@ -85,7 +85,7 @@ class UnknownAttributeError(JasperError, AttributeError):
 
 
 class WorkerError(JasperError, RuntimeError):
-    """A worker process died, or gave no batch in time."""
+    """A worker process died or gave no batch in time, or no thread can be started."""
 
 
 class BusyError(JasperError, TimeoutError):

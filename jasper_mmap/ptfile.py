@@ -8,7 +8,7 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -23,7 +23,7 @@ from .mapping import Bytes, map_private, tensor_at
 from .pickled import Unpickler
 from .regular import open_regular
 from .saved import SavedTensor
-from .threads import in_background
+from .threads import second_core
 
 _ZIP_MAGIC: Final = b"PK\x03\x04"
 _LOCAL_HEADER: Final = struct.Struct("<4s22xHH")
@@ -82,14 +82,14 @@ class Seal:
         Raises `FormatError` after the last one where the bytes are not those that were saved.
         """
         at, crc, reached = self.begin, 0, self.first
-        with memoryview(self.data) as data, ThreadPoolExecutor(1, "jasper-crc32") as pool:
+        with memoryview(self.data) as data, second_core("jasper-crc32") as pool:
             reading: Future[int] | None = None
             for piece in rows:
                 if reached is not None:
                     reached += piece.nbytes
                     # On a second core, as it releases the GIL, while the piece is worked on.
                     crc = reading.result() if reading else 0
-                    reading = in_background(pool, _crc32, data, at, reached, crc)
+                    reading = pool.submit(_crc32, data, at, reached, crc)
                     at = reached
                 yield piece
             crc = reading.result() if reading else 0

@@ -7,7 +7,7 @@ import json
 import os
 import struct
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
@@ -20,7 +20,7 @@ from .atomic import replacing, storage_errors, write_all
 from .errors import FormatError
 from .mapping import map_private, tensor_at
 from .regular import open_regular
-from .threads import in_background
+from .threads import second_core
 
 ALIGNMENT = 4096
 """The data section of every file written here begins at a multiple of it, in bytes."""
@@ -68,7 +68,7 @@ class MappedFile:
 class TensorWriter:
     """Takes the tensors of a file in order, in pieces; hashes them while they are written."""
 
-    def __init__(self, file: FileIO, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, file: FileIO, pool: Executor) -> None:
         self._file = file
         self._pool = pool
         self._sha256 = hashlib.sha256()
@@ -83,7 +83,7 @@ class TensorWriter:
     def _append(self, data: bytes | memoryview) -> None:
         self._settle()
         # Both release the GIL, so the hash costs a second core instead of time.
-        self._hashing = in_background(self._pool, self._sha256.update, data)
+        self._hashing = self._pool.submit(self._sha256.update, data)
         write_all(self._file, data)
         self.bytes += len(data)
 
@@ -112,7 +112,7 @@ def writing(path: Path, specs: Specs) -> Iterator[tuple[TensorWriter, _Result]]:
     """
     header, data_bytes = _header(specs)
     result = _Result()
-    with ThreadPoolExecutor(1, thread_name_prefix="jasper-sha256") as pool:
+    with second_core("jasper-sha256") as pool:
         with replacing(path) as file:
             writer = TensorWriter(file, pool)
             writer._append(header)

@@ -1,16 +1,13 @@
-"""A lock for threads that no forked process inherits locked; work for another thread."""
+"""A lock for threads that no forked process inherits locked, and work for a second core."""
 
 from __future__ import annotations
 
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import ParamSpec, TypeVar
-
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
+from typing import Any
 
 
 class ProcessLock:
@@ -38,14 +35,21 @@ class ProcessLock:
         self._lock.release()
 
 
-def in_background(
-    pool: Executor, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs
-) -> Future[_T]:
-    """Have `pool` do `work`; at the end of the interpreter (`atexit`), when no pool takes any more,
-    it is done before this returns."""
+def second_core(name: str) -> Executor:
+    """An executor with one thread; where the system starts no more threads, the caller's own."""
+    pool = ThreadPoolExecutor(1, name)
     try:
-        return pool.submit(work, *args, **kwargs)
+        pool.submit(int).result()  # starts the thread now
     except RuntimeError:
-        done: Future[_T] = Future()
-        done.set_result(work(*args, **kwargs))
+        pool.shutdown(wait=False, cancel_futures=True)
+        return _Here()
+    return pool
+
+
+class _Here(Executor):
+    """Does what it is given at once."""
+
+    def submit(self, work: Callable[..., Any], /, *given: Any, **options: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(work(*given, **options))
         return done

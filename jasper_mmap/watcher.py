@@ -24,7 +24,7 @@ from .adoption import Adopt, Adoption
 from .control import in_worker
 from .dataset import JASPERSteeringDataset
 from .epochs import datasets_of
-from .errors import ClosedError, UsageError
+from .errors import ClosedError, UsageError, WorkerError
 from .look import Look, looking
 
 _EXIT_S: Final = 1.0
@@ -108,7 +108,17 @@ class Watcher:
             daemon=True,
         )
         looking[self._thread] = wake
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            looking.pop(self._thread)
+            for look in looks:
+                look.leave()
+            raise WorkerError(
+                f"watch_negatives cannot start its thread ({error}). Raise the limit of processes"
+                " and threads (ulimit -u, or the container's), or call reload_negatives() from time"
+                " to time."
+            ) from None
 
     def stop(self) -> None:
         """End the watch and wait for a look under way; what waits for an epoch is let go of."""
