@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jasper_mmap.atomic import storage_errors
+from jasper_mmap.arguments import folder
+from jasper_mmap.atomic import is_folder, storage_errors
 from jasper_mmap.builder_pair import PAIRS, warn_of_half
 from jasper_mmap.config import CONFIG_FILE, Config, read_config
 from jasper_mmap.errors import ContentError, JasperError, MissingFileError, UsageError
@@ -28,14 +28,12 @@ from .commit import commit
 from .generation import STAGED_FILE, settle, stage_candidate
 from .plan import SOURCE, Plan, Settings, Task, make_plan, negatives_stamps, task_stamp
 from .precheck import Precheck, check_room, open_task, precheck
+from .progress import Progress, Show, errors_of_show_passed_on
 from .report import ConversionReport, narrowing_notes
 from .source import read_table
 from .staging import Staging, read_journal, staging
 from .survey import telling_all
 from .write import stored_dtype, write_artifact
-
-Progress = Callable[[str, int, int], None]
-"""Called with the artifact at hand and the bytes done and to be done in the whole conversion."""
 
 _PUBLISHER_TIMEOUT_S = 60.0
 
@@ -48,7 +46,7 @@ def convert(
     allow_nonfinite: bool = False,
     allow_equal: bool = False,
     force: bool = False,
-    progress: Progress | None = None,
+    progress: Show | None = None,
 ) -> ConversionReport:
     """Convert the builder's folder `src` into the store `dst`, or beside the `.pt` files.
 
@@ -71,29 +69,29 @@ def convert(
         allow_equal=allow_equal,
         force=force,
     )
-    src = Path(src).absolute()
-    dst = src if dst is None else Path(dst).absolute()
-    return _Conversion(src, dst, settings, progress).run()
+    counted = Progress(progress)
+    src = folder("src", src)
+    dst = src if dst is None else folder("dst", dst)
+    with errors_of_show_passed_on(), storage_errors(dst):
+        return _Conversion(src, dst, settings, counted).run()
 
 
 class _Conversion:
     """One call of `convert`."""
 
-    def __init__(self, src: Path, dst: Path, settings: Settings, progress: Progress | None) -> None:
+    def __init__(self, src: Path, dst: Path, settings: Settings, progress: Progress) -> None:
         self._started = time.perf_counter()
         self._src = src
         self._dst = dst
         self._settings = settings
         self._progress = progress
-        self._bytes_done = 0
-        self._bytes_total = 0
         self._made: dict[str, Any] | None = None
         """The history's entry of the generation last made from the builder's files."""
         self._beyond: dict[str, int] = {}
         """Artifact -> count of its values that are infinite as float32, as far as it is known."""
 
     def run(self) -> ConversionReport:
-        if not self._src.is_dir():
+        if not is_folder(self._src):
             raise MissingFileError(f"Dataset directory not found: {self._src}")
         with telling_all(self._src):
             plan = self._plan()
@@ -111,7 +109,7 @@ class _Conversion:
             if stamps is not None:
                 _check_unchanged(self._src, stamps, plan.negatives_source)
             check_room(self._dst, checked.bytes)
-            self._bytes_total = sum(checked.bytes.values())
+            self._progress.total = sum(checked.bytes.values())
             return self._build(stage, plan, checked)
 
     def _noted(self, plan: Plan, old: Manifest, config: Config) -> bool:
@@ -152,7 +150,7 @@ class _Conversion:
             )
             _check_unchanged(self._src, plan.negatives_source, negatives_stamps(self._src))
             for artifact in NEGATIVES:
-                self._advance(artifact.name, checked.bytes[artifact.name])
+                self._progress.advance(artifact.name, checked.bytes[artifact.name])
         manifest = self._manifest(plan, entries, checked)
         with publisher_lock(self._dst, _PUBLISHER_TIMEOUT_S):
             outcome = settle(
@@ -197,16 +195,11 @@ class _Conversion:
             checked.sizes,
             dtype=stored_dtype(source, plan.embeddings_dtype),
             allow_nonfinite=self._settings.allow_nonfinite,
-            advance=lambda n: self._advance(artifact.name, n),
+            advance=lambda n: self._progress.advance(artifact.name, n),
         )
         _check_unchanged(self._src, task.source, task_stamp(artifact, task.derived, self._src))
         stage.record(artifact.name, entry)
         return entry
-
-    def _advance(self, name: str, n_bytes: int) -> None:
-        self._bytes_done += n_bytes
-        if self._progress is not None:
-            self._progress(name, self._bytes_done, self._bytes_total)
 
     def _manifest(self, plan: Plan, entries: dict[str, Entry], checked: Precheck) -> Manifest:
         """The new manifest, or the old one itself where it says the same."""

@@ -13,7 +13,7 @@ from typing import IO, Any, Final, cast
 
 import torch
 
-from jasper_mmap import atomic, negatives
+from jasper_mmap import arguments, atomic, negatives
 from jasper_mmap.config import CONFIG_FILE
 from jasper_mmap.errors import ExistsError, JasperError, MissingFileError
 from jasper_mmap.generation import sound_generation
@@ -35,8 +35,8 @@ def export_pt(store: str | Path, dst: str | Path) -> list[Path]:
     `ExistsError` where `dst` has any of these files already; a failure removes what was written,
     and after a kill it can be run again.
     """
-    store, dst = Path(store).absolute(), Path(dst).absolute()
-    if not store.is_dir():
+    store, dst = arguments.folder("store", store), arguments.folder("dst", dst)
+    if not atomic.is_folder(store):
         raise MissingFileError(f"Dataset directory not found: {store}")
     opened = Store(store)
     pointer = negatives.read_pointer(store)
@@ -44,7 +44,7 @@ def export_pt(store: str | Path, dst: str | Path) -> list[Path]:
     tables = opened.tables | generation.tables
 
     targets = [dst / CONFIG_FILE, *(dst / a.source for a in ARTIFACTS.values())]
-    with staging(dst) as stage:
+    with atomic.storage_errors(dst), staging(dst) as stage:
         _check_free(stage, targets)
         with atomic.storage_errors(store, "read"), open_regular(store / CONFIG_FILE) as config:
             text = config.read()

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from jasper_mmap import negatives
+from jasper_mmap.atomic import storage_errors
 from jasper_mmap.checks import TableCheck, check_form, check_ranges
 from jasper_mmap.config import Config
 from jasper_mmap.errors import IndexRangeError, StorageError
@@ -119,7 +120,8 @@ def _negatives(plan: Plan, src: Path, dst: Path) -> list[tuple[torch.Tensor, str
 
 def check_room(folder: Path, sizes: Mapping[str, int]) -> None:
     """Raise `StorageError` unless the disk has room for these files beside what is there."""
-    status = os.statvfs(folder)
+    with storage_errors(folder):
+        status = os.statvfs(folder)
     free = status.f_bavail * status.f_frsize
     need = sum(sizes.values()) + _OVERHEAD_BYTES
     if need > free:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from . import negatives
+from .atomic import storage_errors
 from .control import Control
 from .errors import AccessError, JasperError, MissingFileError, UsageError
 from .negatives import Pointer
@@ -184,7 +185,8 @@ class Adoption:
         overwritten; the number then in service."""
         self._must_own()
         try:
-            publish_overwritten(self.path, source_dir=source_dir, allow_equal=allow_equal)
+            with storage_errors(self.path):
+                publish_overwritten(self.path, source_dir=source_dir, allow_equal=allow_equal)
         except AccessError as error:
             _log.warning("serving what is published, for nothing can be published here: %s", error)
         pointer = negatives.read_pointer(self.path)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import math
 import operator
 import os
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -30,6 +32,29 @@ def integer(name: str, value: Any, low: int = 0, high: int = LARGEST) -> int:
         bounds = f">= {low}" if number < low else f"<= {high}"
         raise UsageError(f"{name} must be an integer {bounds}, not {number}")
     return number
+
+
+def number(name: str, value: Any, low: float, high: float) -> float:
+    """`value` as a float from `low` to `high`, or `UsageError` naming the argument."""
+    try:
+        found = math.nan if isinstance(value, bool | str) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        found = math.nan
+    if not low <= found <= high:
+        raise UsageError(f"{name} must be a number from {low:g} to {high:g}, not {value!r:.100}")
+    return found
+
+
+def seconds(name: str, value: Any) -> float:
+    """A time that can be waited for, or `UsageError` naming the argument."""
+    return number(name, value, 0.0, threading.TIMEOUT_MAX)
+
+
+def text(name: str, value: Any) -> str:
+    """`value` itself where it is a string, or `UsageError` naming the argument."""
+    if isinstance(value, str):
+        return value
+    raise UsageError(f"{name} must be a string, not {value!r:.100}")
 
 
 def seed(value: Any) -> int:

@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .errors import AccessError, FormatError, JasperError, MissingFileError, StorageError
+from .errors import AccessError, FormatError, JasperError
+from .failures import TEMPORARY, failure, missing
 from .regular import open_regular
-
-_SUFFIX = ".tmp"
 
 
 @contextlib.contextmanager
@@ -24,13 +23,13 @@ def replacing(path: Path) -> Iterator[io.FileIO]:
 
     Nothing is visible under `path` before that; when the block fails, the sibling is removed.
     """
-    sibling = path.with_name(f".{path.name}.{secrets.token_hex(6)}{_SUFFIX}")
+    sibling = path.with_name(f".{path.name}.{secrets.token_hex(6)}{TEMPORARY}")
     with storage_errors(path):
         # Not tempfile: its files are 0600 whatever the umask says.
         with _named(path):
             fd = os.open(sibling, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
-            with io.FileIO(fd, "wb") as file:
+            with _file(fd) as file:
                 yield file
                 os.fsync(fd)
             with _named(path):
@@ -40,6 +39,14 @@ def replacing(path: Path) -> Iterator[io.FileIO]:
                 sibling.unlink()
             raise
         sync_folder(path.parent)
+
+
+def _file(fd: int) -> io.FileIO:
+    try:
+        return io.FileIO(fd, "wb")
+    except BaseException:
+        os.close(fd)
+        raise
 
 
 @contextlib.contextmanager
@@ -117,9 +124,21 @@ def refuse_link(path: Path) -> None:
 def sweep(folder: Path) -> None:
     """Remove siblings that killed writers left. Call under the lock that excludes live ones."""
     with storage_errors(folder):
-        for leftover in folder.glob(f".*{_SUFFIX}"):
+        for leftover in folder.glob(f".*{TEMPORARY}"):
             if leftover.is_symlink() or not leftover.is_dir():
                 leftover.unlink(missing_ok=True)
+
+
+def exists(path: Path) -> bool:
+    """Whether there is something of this name; an error of ours where the system cannot tell."""
+    with storage_errors(path, "read"):
+        return path.exists()
+
+
+def is_folder(path: Path) -> bool:
+    """Whether this is a folder; an error of ours where the system cannot tell."""
+    with storage_errors(path, "read"):
+        return path.is_dir()
 
 
 @contextlib.contextmanager
@@ -130,15 +149,10 @@ def storage_errors(path: Path, verb: str = "write") -> Iterator[None]:
     except JasperError:
         raise
     except FileNotFoundError as error:
-        where = error.filename or path
-        raise MissingFileError(f"{where}: not found; cannot {verb} {path}.") from None
+        raise missing(error, path, verb) from None
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageError(
-                f"{path}: the disk is full or the quota reached; free some space and run it again."
-            ) from None
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise AccessError(
                 f"{error.filename or path}: no permission to {verb} it ({error.strerror})."
             ) from None
-        raise StorageError(f"{path}: cannot {verb} it: {error}") from None
+        raise failure(error, path, verb) from None

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from .errors import AccessError, ConfigError, MissingFileError, together
+from .atomic import storage_errors
+from .errors import ConfigError, MissingFileError, together
 from .regular import open_regular
 from .schema import VARIANTS
 
@@ -53,16 +54,14 @@ def read_config(folder: Path) -> Config:
     """
     path = folder / CONFIG_FILE
     try:
-        with open_regular(path) as file:
+        with storage_errors(path, "read"), open_regular(path) as file:
             data = file.read()
         text = data.decode("utf-8")
-    except FileNotFoundError:
+    except MissingFileError:
         raise MissingFileError(
             f"Config file not found: {path}. Copy the builder's {CONFIG_FILE} there."
         ) from None
-    except PermissionError:
-        raise AccessError(f"{path}: no permission to read it.") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: cannot be read as UTF-8 text: {error}") from None
     return parse_config(text, path, sha256=hashlib.sha256(data).hexdigest())
 

@@ -75,7 +75,8 @@ def stamped_generation(
         )
     path = store / FOLDER / pointer.file
     file = _opened(path)
-    n_bytes = os.fstat(file.fd).st_size
+    with storage_errors(path, "read"):
+        n_bytes = os.fstat(file.fd).st_size
     if n_bytes != pointer.bytes:
         raise FormatError(
             f"{path}: has {n_bytes} bytes, published were {pointer.bytes}; {_REMEDY}."

@@ -5,19 +5,21 @@ Shape letters as in `schema`.
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from . import negatives
-from .atomic import own_folder, storage_errors
+from .arguments import number
+from .atomic import own_folder, storage_errors, write_all
 from .checks import TableCheck, check_form
-from .errors import ContentError, ContentTypeError, FormatError, UsageError
+from .errors import ContentError, ContentTypeError, FormatError
+from .failures import TEMPORARY
 from .lint import MEANING, equal, lint_negatives
 from .ptfile import Stamp, read_pt
 from .regular import open_regular
@@ -50,8 +52,8 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, share in vars(self).items():
-            if share is not None and not 0 <= share <= 1:
-                raise UsageError(f"{name} is a share of rows, 0 to 1, not {share!r}")
+            if share is not None:
+                number(f"{name} (a share of rows)", share, 0.0, 1.0)
 
     def check(self, lint: Mapping[str, int], changed_rows: int | None, n_pairs: int) -> None:
         """Raise `ContentError` where a count is above its limit."""
@@ -147,16 +149,24 @@ def _frozen(path: Path, name: str, folder: Path) -> tuple[torch.Tensor, Stamp]:
     """
     before = Stamp.of(path)
     own_folder(folder)
-    with storage_errors(folder):
-        # Where the file system needs a name after all, `atomic.sweep` knows this one.
-        copy = tempfile.TemporaryFile(dir=folder, prefix=".incoming", suffix=".tmp")  # noqa: SIM115
-    with copy:
+    # Where the file system needs a name after all, `atomic.sweep` knows this one.
+    temporary = {"prefix": ".incoming", "suffix": TEMPORARY}
+    with (
+        storage_errors(folder),
+        tempfile.TemporaryFile(buffering=0, dir=folder, **temporary) as copy,
+    ):
         with storage_errors(path, "read"), open_regular(path) as file:
-            shutil.copyfileobj(file, copy, CHUNK_BYTES)
-        copy.flush()
+            _copy(file, copy, folder)
         _unchanged(path, before)
         # The mapping keeps the copy alive when its descriptor is closed.
         return _read(path, name, Path(f"/dev/fd/{copy.fileno()}")), before
+
+
+def _copy(file: BufferedReader, copy: FileIO, folder: Path) -> None:
+    """Copy a file; what keeps the copy from being written is an error of its `folder`."""
+    while piece := file.read(CHUNK_BYTES):
+        with storage_errors(folder):
+            write_all(copy, piece)
 
 
 def _unchanged(path: Path, since: Stamp) -> None:

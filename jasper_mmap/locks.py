@@ -40,7 +40,8 @@ def exclusive(path: Path, timeout_s: float, remedy: str) -> Iterator[None]:
     finally:
         with suppress(OSError):
             holder.unlink(missing_ok=True)
-        lock.release()
+        with suppress(OSError):  # what was done under it is done; it ends with this process
+            lock.release()
 
 
 def _read_holder(path: Path) -> str:

@@ -18,13 +18,12 @@ from .errors import (
     StoreChangedError,
     UnsafeFileError,
 )
+from .failures import STAGING as STAGING
 from .schema import EMBEDDING_DTYPES, STORED
 from .tensorfile import DTYPE_NAMES
 
 MANIFEST_FILE = "manifest.json"
 FORMAT_VERSION = 1
-STAGING = ".converting"
-"""Folder inside a store in which a conversion prepares its files."""
 
 _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 # At the top level, where an older version ignores what it does not know.
@@ -180,7 +179,7 @@ def _committed(folder: Path) -> dict[str, Any]:
         try:
             return atomic.read_json(path)
         except MissingFileError:
-            if (folder / STAGING).exists():
+            if atomic.exists(folder / STAGING):
                 raise StoreChangedError(
                     f"{folder}: a conversion of this store is under way or was interrupted; wait"
                     " for it, or run jasper-convert again to complete it."
@@ -197,7 +196,7 @@ def read_manifest(folder: Path) -> Manifest:
     under way or was interrupted, `FormatError` for a damaged or newer manifest.
     """
     path = folder / MANIFEST_FILE
-    if not folder.is_dir():
+    if not atomic.is_folder(folder):
         raise MissingFileError(f"Dataset directory not found: {folder}")
     value = _committed(folder)
     version = value.get("format_version")

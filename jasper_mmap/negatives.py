@@ -214,7 +214,9 @@ def generations_on_disk(store: Path) -> dict[int, Path]:
     A file beyond `MAX_GENERATION` is nobody's generation: it is ignored, with one warning.
     """
     found = {}
-    for path in (store / FOLDER).iterdir():
+    with atomic.storage_errors(store / FOLDER, "read"):
+        paths = list((store / FOLDER).iterdir())
+    for path in paths:
         match = _FILE.fullmatch(path.name)
         number = int(match[1]) if match else 0
         if number > MAX_GENERATION:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from . import arguments, negatives
+from .atomic import exists, storage_errors
 from .builder_pair import PAIRS, PairWatch, warn_of_half
 from .errors import FormatError, MissingFileError
 from .incoming import Incoming, take_in
@@ -40,7 +41,7 @@ def publish_overwritten(
     such files; without it the log says so once.
     """
     source = folder if source_dir is None else arguments.folder("source_dir", source_dir)
-    missing = [a.source for a in NEGATIVES if not (source / a.source).exists()]
+    missing = [a.source for a in NEGATIVES if not exists(source / a.source)]
     if missing and source_dir is not None:
         raise MissingFileError(
             f"{source / missing[0]} not found. Let the builder write it, or correct source_dir."
@@ -95,5 +96,6 @@ def _equal(store: Store, made: dict[str, Any], incoming: Incoming) -> bool:
     """Whether the tables would make the very file that was made then; it may be gone by now."""
     path = store.path / negatives.FOLDER / _CANDIDATE
     written = negatives.write_file(path, **incoming.tables)
-    path.unlink()
+    with storage_errors(path):
+        path.unlink()
     return bool(written.sha256 == made["sha256"])

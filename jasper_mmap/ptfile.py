@@ -19,6 +19,7 @@ import torch
 
 from .atomic import storage_errors
 from .errors import ContentTypeError, FormatError
+from .failures import Noted
 from .mapping import Bytes, map_private, tensor_at
 from .pickled import Unpickler
 from .regular import open_regular
@@ -148,9 +149,12 @@ class _Archive:
         self._file = file
         self._where = where
         self.size = os.fstat(file.fileno()).st_size
+        noted = Noted(file)
         try:
-            records = zipfile.ZipFile(file).infolist()
+            records = zipfile.ZipFile(noted).infolist()
         except _BAD_ARCHIVE as error:
+            if noted.failure is not None:
+                raise noted.failure from None
             raise FormatError(_damaged(where, str(error))) from None
         self._records = {record.filename: record for record in records}
         if not records or len(records) > len(self._records):

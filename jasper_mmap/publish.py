@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 import torch
 
-from . import negatives
+from . import arguments, negatives
 from .errors import FormatError, JasperError, MissingFileError, StoreChangedError, UsageError
 from .generation import sound_generation
 from .incoming import Given, Incoming, Limits, store_sizes, take_in
@@ -63,7 +64,7 @@ def publish_negatives(
         max_repeats=max_repeats,
         max_changed=max_changed,
     )
-    _check_keep(keep)
+    keep, note, lock_timeout_s, grace_s = _checked(keep, note, lock_timeout_s, grace_s)
     store = Store(dataset_dir)
     incoming = take_in(store, hard_negatives, negative_tiers, allow_equal=allow_equal)
     with publisher_lock(store.path, lock_timeout_s):
@@ -96,7 +97,9 @@ def rollback_negatives(
     generations that can be gone back to where this one's file is no longer there, `FormatError`
     where it was altered, else as `publish_negatives`.
     """
-    _check_keep(keep)
+    keep, note, lock_timeout_s, grace_s = _checked(keep, note, lock_timeout_s, grace_s)
+    if generation is not None:
+        generation = arguments.integer("generation", generation, low=1)
     store = Store(dataset_dir)
     with publisher_lock(store.path, lock_timeout_s):
         check_same_store(store)
@@ -107,9 +110,15 @@ def rollback_negatives(
         return put_in_force(store, before, incoming, note=note, keep=keep, grace_s=grace_s)
 
 
-def _check_keep(keep: int) -> None:
-    if keep < 1:
-        raise UsageError(f"keep must be 1 or more, not {keep}")
+def _checked(
+    keep: int, note: str, lock_timeout_s: float, grace_s: float
+) -> tuple[int, str, float, float]:
+    return (
+        arguments.integer("keep", keep, low=1),
+        arguments.text("note", note),
+        arguments.seconds("lock_timeout_s", lock_timeout_s),
+        arguments.number("grace_s", grace_s, 0.0, math.inf),
+    )
 
 
 def lost_or_read(folder: Path) -> Pointer | None:

@@ -23,12 +23,12 @@ def remove_old(store: Path, pointer: Pointer, keep: int, grace_s: float) -> None
 
     The pointer is in force already, so that failing here only leaves something behind.
     """
-    on_disk = generations_on_disk(store)
-    published = [e["generation"] for e in pointer.history if e["generation"] in on_disk]
-    stay = {pointer.generation, *published[-keep:]}
     replaced = _replaced_at(pointer)
     removed = []
     try:
+        on_disk = generations_on_disk(store)
+        published = [e["generation"] for e in pointer.history if e["generation"] in on_disk]
+        stay = {pointer.generation, *published[-keep:]}
         for number, path in on_disk.items():
             # What no entry names was never in force: its own time counts.
             since = replaced.get(number) or path.stat().st_mtime

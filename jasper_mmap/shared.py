@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing import context, reduction
 from typing import Any
 
@@ -24,7 +25,8 @@ class Descriptor:
     def close(self) -> None:
         fd, self.fd = self.fd, -1
         if fd >= 0:
-            os.close(fd)
+            with suppress(OSError):  # it is closed all the same, and was only read from
+                os.close(fd)
 
     def __del__(self) -> None:
         self.close()

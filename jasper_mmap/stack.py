@@ -19,8 +19,10 @@ from pathlib import Path
 
 import torch
 
+from .atomic import storage_errors
 from .mapping import HUGE_PAGE, LIBC, MAP_FIXED, MAP_NORESERVE, Bytes, Region, map_at
 from .modes import plain_tensors
+from .regular import open_regular
 from .tensorfile import ALIGNMENT
 
 
@@ -79,7 +81,7 @@ def map_stacked(
 
 
 def _data_begin(path: Path) -> int:
-    with path.open("rb") as file:
+    with storage_errors(path, "read"), open_regular(path) as file:
         (header,) = struct.unpack("<Q", file.read(8))
     return 8 + int(header)
 
@@ -105,7 +107,7 @@ class _Range:
         """Map the `length` bytes of data of `path` at `offset`."""
         address = self._region.begin + self._begin + offset
         flags = mmap.MAP_PRIVATE | MAP_NORESERVE | MAP_FIXED
-        with path.open("rb") as file:
+        with storage_errors(path, "read"), open_regular(path) as file:
             if ALIGNMENT + length != os.fstat(file.fileno()).st_size:
                 return False
             if map_at(address, length, flags, file.fileno(), ALIGNMENT) is None:

@@ -11,7 +11,8 @@ from typing import Final, Literal, overload
 import torch
 from torch.utils.data import get_worker_info
 
-from .arguments import integer
+from .arguments import folder, integer
+from .atomic import storage_errors
 from .audit import form_errors, table_errors, uncounted_beyond
 from .config import Config, read_config
 from .errors import (
@@ -86,10 +87,11 @@ class Store:
     def __init__(self, path: str | Path, *, validate: Validation = "auto") -> None:
         if validate not in ("auto", "full"):
             raise UsageError(f"validate must be 'auto' or 'full', not {validate!r}")
-        self.path = Path(path).absolute()
-        self.config, self.manifest, self.tables, moved = _open(self.path, validate)
-        if validate == "auto":
-            _warn_of(self.path, moved)
+        self.path = folder("dataset_dir", path)
+        with storage_errors(self.path, "read"):
+            self.config, self.manifest, self.tables, moved = _open(self.path, validate)
+            if validate == "auto":
+                _warn_of(self.path, moved)
 
     @property
     def store_id(self) -> str:
@@ -170,8 +172,9 @@ def not_renewable(folder: Path) -> str | None:
     another store.
     """
     for path in (folder / MANIFEST_FILE, folder / FOLDER):
-        if path.is_symlink():
-            return f"{path} is a link"
+        with storage_errors(path, "read"):
+            if path.is_symlink():
+                return f"{path} is a link"
     for path in (folder, folder / FOLDER):
         if not os.access(path, os.W_OK):
             return f"{path} cannot be written"

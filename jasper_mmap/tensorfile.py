@@ -155,11 +155,14 @@ def map_tensors(path: Path, *, at: Path | None = None, huge: bool = False) -> Ma
         # The library opens by name; the name of our descriptor is sure to be the same file even
         # when the path is being replaced.
         name = f"/dev/fd/{fd}"
+        name = name if os.path.exists(name) else str(path)  # noqa: PTH110
         try:
             # "numpy" because "pt" would map the data as well, within the limits of memory.
-            with safe_open(name if os.path.exists(name) else path, framework="numpy"):  # noqa: PTH110
+            with safe_open(name, framework="numpy"):
                 pass
         except (SafetensorError, OSError) as error:
+            # The library says neither of too many open files nor of a failing disk that it is so.
+            open_regular(path, at=Path(name)).close()
             raise FormatError(
                 f"{path}: damaged, truncated or no safetensors file ({error}); convert again or"
                 " copy it anew."

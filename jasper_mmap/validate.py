@@ -10,20 +10,21 @@ from typing import Any, Final, TypeVar
 
 import torch
 
-from . import atomic, negatives
+from . import arguments, atomic, negatives
 from .audit import form_errors
 from .config import CONFIG_FILE, read_config
 from .errors import FormatError, JasperError, MissingFileError, StoreChangedError
 from .generation import content_errors, history_errors, stamped_generation
 from .lint import lint_negatives, lint_splits
 from .manifest import MANIFEST_FILE, Entry, Manifest, read_manifest
+from .negatives import FOLDER, generations_on_disk
 from .remarks import remarks
 from .schema import NEGATIVES, STORED, Artifact
 from .store import beyond_problem, few, map_table, not_renewable, table_problems, table_tensor
 from .tensorfile import file_sha256
 
 _LOCK_TIMEOUT_S: Final = 10.0
-_POINTER_FILE: Final = f"{negatives.FOLDER}/{negatives.POINTER}"
+_POINTER_FILE: Final = f"{FOLDER}/{negatives.POINTER}"
 
 _NOT_DONE: Final = (
     "quick, so not checked: the SHA-256 of any file, the values of floating-point tables (NaN,"
@@ -84,8 +85,8 @@ def verify_store(path: str | Path, *, quick: bool = False, renew: bool = True) -
     is, with a note. Raises `MissingFileError` where there is no folder at all, and
     `StoreChangedError` where it was converted again meanwhile.
     """
-    folder = Path(path).absolute()
-    if not folder.is_dir():
+    folder = arguments.folder("dataset_dir", path)
+    if not atomic.is_folder(folder):
         raise MissingFileError(f"Dataset directory not found: {folder}")
     started = time.perf_counter()
     verification = _Verification(folder, quick)
@@ -146,7 +147,8 @@ class _Verification:
     def _attempt(self, file: str, read: Callable[[], _T]) -> _T | None:
         """What `read` returns; None, with the problem noted, where it raises."""
         try:
-            return read()
+            with atomic.storage_errors(self._folder / file, "read"):
+                return read()
         except JasperError as error:
             self._note(file, error)
             return None
@@ -157,7 +159,8 @@ class _Verification:
     def _note_all(self, file: str, errors: Iterable[JasperError]) -> bool:
         """Note what is wrong with `file`; whether there was anything."""
         before = len(self._problems)
-        for error in errors:
+        left = iter(errors)
+        while error := self._attempt(file, lambda: next(left, None)):
             self._note(file, error)
         return len(self._problems) > before
 
@@ -203,7 +206,7 @@ class _Verification:
         if tables and pair_index is not None and not self._quick:
             hard_negatives = tables[NEGATIVES[0].name]
             self._warnings |= lint_negatives(pair_index, hard_negatives, sizes["N_s"])
-        on_disk = negatives.generations_on_disk(self._folder)
+        on_disk = self._attempt(FOLDER, lambda: generations_on_disk(self._folder)) or {}
         for entry in pointer.history:
             number = entry["generation"]
             if number != pointer.generation and number in on_disk:
@@ -213,11 +216,9 @@ class _Verification:
         self, pointer: negatives.Pointer, manifest: Manifest, sizes: dict[str, int]
     ) -> dict[str, torch.Tensor] | None:
         """The tables of the generation in force, if there is nothing wrong with them."""
-        file = f"{negatives.FOLDER}/{pointer.file}"
-        store_id = manifest.store_id
-        opened = self._attempt(
-            file, lambda: stamped_generation(self._folder, pointer, store_id, sizes)
-        )
+        file = f"{FOLDER}/{pointer.file}"
+        folder, store_id = self._folder, manifest.store_id
+        opened = self._attempt(file, lambda: stamped_generation(folder, pointer, store_id, sizes))
         if opened is None:
             return None
         self._seen[opened.path] = pointer.bytes
@@ -228,7 +229,7 @@ class _Verification:
 
     def _older(self, path: Path, entry: dict[str, Any]) -> None:
         """An older generation is only ever read whole, by a rollback: its checksum is enough."""
-        file = f"{negatives.FOLDER}/{path.name}"
+        file = f"{FOLDER}/{path.name}"
 
         def check() -> None:
             with atomic.storage_errors(path, "read"):
@@ -288,7 +289,7 @@ class _Verification:
 
     def _renew_pointer(self, checked: negatives.Pointer) -> str | None:
         """Renew the stamp of the generation in force; what keeps it from being renewed."""
-        file, path = f"{negatives.FOLDER}/{checked.file}", negatives.pointer_path(self._folder)
+        file, path = f"{FOLDER}/{checked.file}", negatives.pointer_path(self._folder)
         if file not in self._moved or negatives.read_pointer(self._folder) != checked:
             return None
         if path.is_symlink():

@@ -24,7 +24,7 @@ LAYERS = (
         "bench bench_plot bench_table bench_libraries bench_records bench_contenders bench_data",
     ),
     ("converters", "__main__ __init__ convert commit export precheck survey generation plan"),
-    ("converters", "write narrow derive source staging report"),
+    ("converters", "write narrow derive source staging report progress"),
     ("jasper_mmap", "__main__ cli cli_bench cli_negatives console version service"),
     ("jasper_mmap", "inbox dropped filing report summary"),
     ("jasper_mmap", "bench machine turns __init__"),
@@ -41,7 +41,7 @@ LAYERS = (
         "jasper_mmap",
         "ptfile pickled saved tensorfile control mapping modes arguments schema shared threads",
     ),
-    ("jasper_mmap", "atomic regular errors"),
+    ("jasper_mmap", "atomic failures regular errors"),
 )
 ORDER = [
     f"{package}.{module}".removesuffix(".__init__")

@@ -13,7 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from jasper_mmap import JASPERSteeringDataset, negatives, publish_negatives, rollback_negatives
+from jasper_mmap import (
+    JASPERSteeringDataset,
+    incoming,
+    negatives,
+    publish_negatives,
+    rollback_negatives,
+)
 from jasper_mmap.errors import (
     ContentError,
     ContentTypeError,
@@ -160,7 +166,7 @@ def test_file_written_anew_while_both_are_read_is_refused(
     """`written` of the two, once `read` of them were: what came of it would be of two pairs."""
     paths = saved(numbered(oracle, 2), tmp_path / "mined")
     later = saved(numbered(oracle, 3), tmp_path / "later")
-    copy, copies = shutil.copyfileobj, 0
+    copy, copies = incoming._copy, 0
 
     def copy_and_write(*arguments: Any) -> None:
         nonlocal copies
@@ -170,7 +176,7 @@ def test_file_written_anew_while_both_are_read_is_refused(
             for number in written:
                 later[number].replace(paths[number])
 
-    monkeypatch.setattr(shutil, "copyfileobj", copy_and_write)
+    monkeypatch.setattr(incoming, "_copy", copy_and_write)
     with pytest.raises(FormatError, match="changed while being read"):
         publish_negatives(store, *paths)
     assert in_force(store)["generation"] == 1
@@ -181,13 +187,13 @@ def test_file_cut_while_it_is_read_is_not_called_damaged(
 ) -> None:
     """Its writer has begun anew."""
     paths = saved(numbered(oracle, 2), tmp_path / "mined")
-    copy = shutil.copyfileobj
+    copy = incoming._copy
 
     def cut_and_copy(*arguments: Any) -> None:
         os.truncate(paths[0], 100)
         copy(*arguments)
 
-    monkeypatch.setattr(shutil, "copyfileobj", cut_and_copy)
+    monkeypatch.setattr(incoming, "_copy", cut_and_copy)
     with pytest.raises(FormatError, match="changed while being read"):
         publish_negatives(store, *paths)
 
