@@ -95,7 +95,7 @@ def _save(value: torch.Tensor | list[Any], path: Path) -> None:
         except Exception as error:  # noqa: BLE001 - whatever torch makes of it
             # After a failed write torch only says that the end of the archive is not where it
             # should be.
-            raise whole.failure or error from None
+            raise (OSError(*whole.failure) if whole.failure else error) from None
 
 
 class _Whole:
@@ -103,13 +103,14 @@ class _Whole:
 
     def __init__(self, file: FileIO) -> None:
         self._file = file
-        self.failure: OSError | None = None
+        # No exception, whose traceback would hold the store open: torch never lets go of this.
+        self.failure: tuple[int | None, str] | None = None
 
     def write(self, data: bytes | memoryview) -> int:
         try:
             atomic.write_all(self._file, data)
         except OSError as error:
-            self.failure = self.failure or error
+            self.failure = self.failure or (error.errno, error.strerror or str(error))
             raise
         return len(data)
 

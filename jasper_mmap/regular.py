@@ -31,7 +31,12 @@ def open_regular(path: Path, *, at: Path | None = None) -> BufferedReader:
     errors are to call it. Raises `UnsafeFileError` for a FIFO, device or socket, `FormatError` for
     a folder, and `OSError` where the system refuses.
     """
-    return os.fdopen(regular_descriptor(path, at=at), "rb")
+    fd = regular_descriptor(path, at=at)
+    try:
+        return os.fdopen(fd, "rb")
+    except BaseException:
+        os.close(fd)
+        raise
 
 
 def regular_descriptor(path: Path, *, at: Path | None = None) -> int:
