@@ -38,7 +38,7 @@ class AccessError(JasperError, PermissionError):
 
 
 class StorageError(JasperError, OSError):
-    """Writing failed: disk full, quota, I/O error. What was there before is still in force."""
+    """Disk full, quota, I/O error, no descriptor left. What was there before is still in force."""
 
 
 class ConfigError(JasperError, KeyError):
