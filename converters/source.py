@@ -6,15 +6,23 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 
 from jasper_mmap.errors import ContentError, ContentTypeError
 from jasper_mmap.ptfile import Seal, Stamp, open_pt, read_pt
-from jasper_mmap.schema import RAGGED_OFFSETS, RAGGED_VALUES, Artifact
+from jasper_mmap.schema import ARTIFACTS, RAGGED_OFFSETS, RAGGED_VALUES, Artifact
 from jasper_mmap.tensorfile import chunks
+
+_ROOM: Final = 1 << 20
+_ROOM_OF_A_PAIR: Final = 1 << 12
+"""Bytes of a list of lists in its file, and ids in it: so many for each pair, and `_ROOM` beside.
+
+A row costs a byte at least, and what is small in the file may be large in memory."""
+_SHARED: Final = 16
+"""Ids to a byte of the file: an id takes two, but rows may be one and the same list."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,8 @@ def open_source(artifact: Artifact, folder: Path) -> Source:
     """The artifact's `.pt` file; raises `FormatError` or `ContentTypeError`."""
     path = folder / artifact.source
     if artifact.kind == "ragged":
-        values, offsets = read_ragged(path)
+        pair_index = open_table(folder / ARTIFACTS["pair_index"].source)[0]
+        values, offsets = read_ragged(path, pair_index.shape[0] if pair_index.dim() else 0)
         return Source(
             artifact=artifact,
             where=str(path),
@@ -101,9 +110,14 @@ def read_table(path: Path) -> torch.Tensor:
     return table
 
 
-def read_ragged(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """The list of lists in a `.pt` file as int64 values [nnz] and offsets [rows + 1]."""
-    rows: Any = read_pt(path)
+def read_ragged(path: Path, n_pairs: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The list of lists in a `.pt` file as int64 values [nnz] and offsets [rows + 1].
+
+    What it may cost is bounded by the number of pairs and the size of the file; raises
+    `FormatError` or `ContentError` naming the limit.
+    """
+    room = n_pairs * _ROOM_OF_A_PAIR
+    rows: Any = read_pt(path, most_pickled=_ROOM + room)
     remedy = "save a plain list of lists of ints with torch.save"
     if not isinstance(rows, list | tuple):
         raise ContentTypeError(f"{path}: holds a {type(rows).__name__}; {remedy}.")
@@ -111,6 +125,12 @@ def read_ragged(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
         row = next(i for i, r in enumerate(rows) if type(r) not in (list, tuple))
         raise ContentTypeError(
             f"{path}: row {row} is a {type(rows[row]).__name__}, not a list; {remedy}."
+        )
+    count, limit = sum(map(len, rows)), _ROOM + min(room, _SHARED * Stamp.of(path).bytes)
+    if count > limit:
+        raise ContentError(
+            f"{path}: its {len(rows)} rows hold {count} ids, many in lists that rows share; at most"
+            f" {limit} are read, given {n_pairs} pairs and the file's size. Correct the lists."
         )
     if not set(map(type, chain.from_iterable(rows))) <= {int}:
         row, element = _first_element(rows, lambda value: type(value) is not int)
@@ -125,7 +145,7 @@ def read_ragged(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     except OverflowError:
         row, element = _first_element(rows, lambda value: not -(2**63) <= value < 2**63)
         raise ContentError(
-            f"{path}: row {row}, element {element} is {rows[row][element]}, beyond 64 bits."
+            f"{path}: row {row}, element {element} is {rows[row][element]!r:.40}, beyond 64 bits."
             " Correct the file and run it again."
         ) from None
     return torch.from_numpy(values), torch.from_numpy(offsets)

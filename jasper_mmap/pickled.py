@@ -13,7 +13,10 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from .errors import ContentTypeError, FormatError, JasperError, UnsafeFileError
-from .saved import NOT_DENSE, Name, Storage, is_known, rebuilt, storage
+from .saved import NOT_DENSE, LimitError, Name, Storage, is_known, rebuilt, storage
+
+MOST_KEYS: Final = 1000
+"""Of a dict: numbers as keys can be chosen so that each new one is compared with all the others."""
 
 
 class Unpickler:
@@ -42,6 +45,11 @@ class Unpickler:
             (value,) = self._run()
         except JasperError:
             raise
+        except LimitError as error:
+            raise FormatError(
+                f"{self._where}: refused, since {error}. Save one dense tensor, or a plain list of"
+                " lists of ints, with torch.save."
+            ) from None
         except (LookupError, TypeError, ValueError, struct.error):
             value = _NOTHING
         if isinstance(value, Name | Storage):
@@ -121,12 +129,15 @@ class Unpickler:
         # Nothing nested as a key: Python hashes that recursively, to any depth.
         if type(self._stack[-1]) is not dict or not {*map(type, items[::2])} <= {str, int}:
             raise TypeError
+        if len(self._stack[-1]) + len(items) // 2 > MOST_KEYS:
+            raise LimitError(f"a dict has more than {MOST_KEYS} keys")
         self._stack[-1].update(zip(items[::2], items[1::2], strict=True))
 
     def build(self) -> None:
         """Attributes of a container, which nobody reads."""
         self.pop(1)
-        self.update([])
+        if type(self._stack[-1]) is not dict:
+            raise TypeError
 
     def storage(self) -> Storage:
         found = storage(*self.pop(1))

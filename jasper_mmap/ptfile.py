@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import struct
 import sys
-import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
@@ -18,20 +17,15 @@ import numpy as np
 import torch
 
 from .atomic import storage_errors
-from .errors import ContentTypeError, FormatError
-from .failures import Noted
+from .errors import ContentTypeError, FormatError, UnsafeFileError
 from .mapping import Bytes, map_private, tensor_at
 from .pickled import Unpickler
+from .ptarchive import MOST_PICKLED, ZIP_MAGIC, Archive, damaged
 from .regular import open_regular
 from .saved import SavedTensor
 from .threads import second_core
 
-_ZIP_MAGIC: Final = b"PK\x03\x04"
-_LOCAL_HEADER: Final = struct.Struct("<4s22xHH")
-"""Its magic, and the lengths of the two fields between it and the record's data."""
 _LEGACY_MAGIC: Final = 0x1950A86A20F9469CFC6C
-_BAD_ARCHIVE: Final = (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error)
-"""What the zipfile module raises over one, by seeking to before its beginning among others."""
 _HEAD_BYTES: Final = 64
 """Enough for the first pickle of that format: no other file is read whole to be refused."""
 _LEGACY_COUNT: Final = struct.Struct("<q")
@@ -44,7 +38,6 @@ _OTHERS: Final = {
     b"\x1f\x8b": "a gzip archive",
 }
 """First bytes, in small letters, of what is taken for a `.pt` file now and then."""
-_BYTE_ORDERS: Final = {b"little": "little", b"big": "big"}
 
 
 @dataclass(frozen=True)
@@ -96,7 +89,7 @@ class Seal:
             crc = reading.result() if reading else 0
             crc = _crc32(data, at, self.end, crc)
         if crc != self.crc32:
-            raise FormatError(_damaged(self.where, "its CRC-32 is not the one that was saved"))
+            raise FormatError(damaged(self.where, "its CRC-32 is not the one that was saved"))
 
     def check(self) -> None:
         """Read all of it now; raises `FormatError`."""
@@ -104,33 +97,36 @@ class Seal:
             pass
 
 
-def read_pt(path: Path, *, at: Path | None = None) -> Any:
+def read_pt(path: Path, *, at: Path | None = None, most_pickled: int = MOST_PICKLED) -> Any:
     """The object that `path` holds: a strided CPU tensor, or lists, tuples, dicts and numbers.
 
     Where `at` is given (the name of a descriptor), the file is opened there, `path` only says what
     errors are to call it.
-    Tensors of the zip format are views of a private mapping of the file, so that a file larger
-    than memory can be read by rows; the pre-zip format is read whole. A lazy negative bit of a
-    float tensor stays on: pieces of it have to be resolved (`tensorfile.chunks` does).
+    Tensors are views of a private mapping of the file, so that a file larger than memory can be
+    read by rows. A lazy negative bit of a float tensor stays on: pieces of it have to be resolved
+    (`tensorfile.chunks` does). A pickle takes up to 64 bytes of memory for one of its own, so it
+    may have `most_pickled` bytes at most.
     Raises `UnsafeFileError` where the pickle wants anything beyond plain tensors and containers
     (it is not run), `FormatError` where the file is of neither format, is damaged or truncated, or
     of a size that its pickle does not say.
     """
-    value, seal = open_pt(path, at=at)
+    value, seal = open_pt(path, at=at, most_pickled=most_pickled)
     if seal is not None:
         seal.check()
     return value
 
 
-def open_pt(path: Path, *, at: Path | None = None) -> tuple[Any, Seal | None]:
+def open_pt(
+    path: Path, *, at: Path | None = None, most_pickled: int = MOST_PICKLED
+) -> tuple[Any, Seal | None]:
     """As `read_pt`, but the bytes of a mapped tensor are not checked yet: the seal does that."""
     with storage_errors(path, "read"), open_regular(path, at=at) as file:
-        if file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC:
-            return _read_archive(file, str(path))
+        if file.read(len(ZIP_MAGIC)) == ZIP_MAGIC:
+            return _read_archive(file, str(path), most_pickled)
         file.seek(0)
         _must_be_legacy(file.read(_HEAD_BYTES), str(path))
         file.seek(0)
-        return _read_legacy(bytearray(file.read()), str(path)), None
+        return _read_legacy(file, str(path), most_pickled), None
 
 
 def _crc32(data: memoryview, begin: int, end: int, crc: int) -> int:
@@ -138,67 +134,9 @@ def _crc32(data: memoryview, begin: int, end: int, crc: int) -> int:
         return zlib.crc32(part, crc)
 
 
-def _damaged(where: str, reason: str) -> str:
-    return f"{where}: damaged, truncated or no torch file at all ({reason}); copy or save it again."
-
-
-class _Archive:
-    """The records of a zip archive as torch writes it: whole, and not compressed."""
-
-    def __init__(self, file: BufferedReader, where: str) -> None:
-        self._file = file
-        self._where = where
-        self.size = os.fstat(file.fileno()).st_size
-        noted = Noted(file)
-        try:
-            records = zipfile.ZipFile(noted).infolist()
-        except _BAD_ARCHIVE as error:
-            if noted.failure is not None:
-                raise noted.failure from None
-            raise FormatError(_damaged(where, str(error))) from None
-        self._records = {record.filename: record for record in records}
-        if not records or len(records) > len(self._records):
-            raise FormatError(_damaged(where, "its list of records is empty or names one twice"))
-        self._folder = records[0].filename.partition("/")[0]
-
-    def extent(self, name: str) -> tuple[int, int, int]:
-        """Where the data of a record begins and ends, and its CRC-32 (0 where there is none)."""
-        record = self._records.get(f"{self._folder}/{name}")
-        if record is None:
-            raise FormatError(_damaged(self._where, f"it has no record {name!r:.80}"))
-        self._file.seek(record.header_offset)
-        header = self._file.read(_LOCAL_HEADER.size)
-        magic, *lengths = _LOCAL_HEADER.unpack(header.ljust(_LOCAL_HEADER.size, b"\0"))
-        begin = record.header_offset + _LOCAL_HEADER.size + sum(lengths)
-        stored = record.compress_type == zipfile.ZIP_STORED and not record.flag_bits & 1
-        if magic != _ZIP_MAGIC or not stored or record.file_size != record.compress_size:
-            raise FormatError(_damaged(self._where, f"its record {name!r} is no stored one"))
-        end = begin + record.file_size
-        if end > self.size:
-            raise FormatError(_damaged(self._where, f"its record {name!r} ends after the file"))
-        return begin, end, record.CRC
-
-    def read(self, name: str) -> bytes:
-        begin, end, crc = self.extent(name)
-        self._file.seek(begin)
-        data = self._file.read(end - begin)
-        if len(data) < end - begin or (crc and zlib.crc32(data) != crc):
-            raise FormatError(_damaged(self._where, f"the CRC-32 of its record {name!r} differs"))
-        return data
-
-    @property
-    def byte_order(self) -> str:
-        if f"{self._folder}/byteorder" not in self._records:
-            return "little"
-        order = self.read("byteorder")
-        if order not in _BYTE_ORDERS:
-            raise FormatError(_damaged(self._where, f"its byte order is {order[:20]!r}"))
-        return _BYTE_ORDERS[order]
-
-
-def _read_archive(file: BufferedReader, where: str) -> tuple[Any, Seal | None]:
-    archive = _Archive(file, where)
-    saved = Unpickler(archive.read("data.pkl"), where).load()
+def _read_archive(file: BufferedReader, where: str, most_pickled: int) -> tuple[Any, Seal | None]:
+    archive = Archive(file, where)
+    saved = Unpickler(archive.read("data.pkl", most_pickled), where).load()
     if not isinstance(saved, SavedTensor):
         return saved, None
     begin, end, crc = archive.extent(f"data/{saved.storage.key}")
@@ -222,25 +160,33 @@ def _must_be_legacy(head: bytes, where: str) -> None:
     if head[8:9] == b"{":
         raise FormatError(f"{where}: is a safetensors file; save its tensor with torch.save.")
     if not head or Unpickler(head, where).load() != _LEGACY_MAGIC:
-        raise FormatError(_damaged(where, "it does not begin like one" if head else "it is empty"))
+        raise FormatError(damaged(where, "it does not begin like one" if head else "it is empty"))
 
 
-def _read_legacy(data: bytearray, where: str) -> Any:
+def _read_legacy(file: BufferedReader, where: str, most_pickled: int) -> Any:
     """What a file in the format before torch 1.6 holds: five pickles, then the storages."""
-    unpickler = Unpickler(data, where)
-    _magic, _protocol, _system = (unpickler.load() for _ in range(3))
-    saved, keys = unpickler.load(), unpickler.load()
+    unpickler = Unpickler(file.read(most_pickled), where)
+    size = os.fstat(file.fileno()).st_size
+    try:
+        _magic, _protocol, _system, saved, keys = (unpickler.load() for _ in range(5))
+    except UnsafeFileError:
+        raise
+    except FormatError as error:
+        if size <= most_pickled:
+            raise
+        raise FormatError(f"{error} At most {most_pickled} bytes of pickles are read.") from None
+    data = map_private(file.fileno(), size)
     extents: dict[str, tuple[int, int]] = {}
     at = unpickler.at
     for key in keys if isinstance(keys, list) else ():
         storage = unpickler.storages.get(key) if isinstance(key, str) else None
         begin = at + _LEGACY_COUNT.size
         if storage is None or begin > len(data):
-            raise FormatError(_damaged(where, "its storages are not those of its pickle"))
+            raise FormatError(damaged(where, "its storages are not those of its pickle"))
         (count,) = _LEGACY_COUNT.unpack_from(data, at)
         at = begin + storage.bytes
         if count * storage.dtype.itemsize != storage.bytes or at > len(data):
-            raise FormatError(_damaged(where, "a storage is not as long as its pickle says"))
+            raise FormatError(damaged(where, "a storage is not as long as its pickle says"))
         extents[key] = begin, at
     if not isinstance(saved, SavedTensor):
         return saved
@@ -248,7 +194,7 @@ def _read_legacy(data: bytearray, where: str) -> Any:
     _check_size(saved, end - begin, where)
     flat = torch.empty(0, dtype=saved.dtype, device="cpu")
     if count := (end - begin) // saved.dtype.itemsize:
-        flat = torch.frombuffer(data, dtype=saved.dtype, count=count, offset=begin)
+        flat = tensor_at(data, saved.dtype, (count,), begin)
     # The format is little-endian wherever it was written.
     return _view(flat if sys.byteorder == "little" else _swapped(flat), saved, where)
 
@@ -257,9 +203,9 @@ def _check_size(saved: SavedTensor, n_bytes: int, where: str) -> None:
     """Raise unless the storage has exactly the size that the pickle says, as torch wants it."""
     if n_bytes != saved.storage.bytes:
         reason = f"its pickle claims {saved.storage.bytes} bytes of data, the file has {n_bytes}"
-        raise FormatError(_damaged(where, reason))
+        raise FormatError(damaged(where, reason))
     if saved.end > n_bytes:
-        raise FormatError(_damaged(where, "the tensor reaches past its storage"))
+        raise FormatError(damaged(where, "the tensor reaches past its storage"))
 
 
 def _view(flat: torch.Tensor, saved: SavedTensor, where: str) -> torch.Tensor:
@@ -273,7 +219,7 @@ def _view(flat: torch.Tensor, saved: SavedTensor, where: str) -> torch.Tensor:
         else:
             table = flat.as_strided(saved.shape, saved.strides, saved.offset)
     except (RuntimeError, OverflowError, TypeError) as error:
-        raise FormatError(_damaged(where, str(error).partition("\n")[0][:100])) from None
+        raise FormatError(damaged(where, str(error).partition("\n")[0][:100])) from None
     if not saved.negated:
         return table
     if table.is_floating_point():

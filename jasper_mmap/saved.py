@@ -30,6 +30,8 @@ _PARAMETER: Final = (
 )
 _WITH_ATTRIBUTES: Final = "torch._tensor._rebuild_from_type_v2"
 _DICT: Final = "collections.OrderedDict"
+MOST_DIMENSIONS: Final = 64
+"""What torch's own operations take; a pickle may name one long shape any number of times."""
 # Only named beside `_WITH_ATTRIBUTES`; called, they would make a tensor of no saved bytes.
 _TYPES: Final = ("torch.Tensor", "torch.nn.parameter.Parameter")
 _KNOWN: Final = {
@@ -50,6 +52,10 @@ NOT_DENSE: Final = {
     "numpy._core.multiarray._reconstruct": "a NumPy array",
 }
 """Names that stand for something else than a plain tensor -> how to say it."""
+
+
+class LimitError(ValueError):
+    """A pickle asks for more than is read; the text says what, and the limit."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +156,8 @@ def _tensor(
 ) -> SavedTensor:
     if not isinstance(storage, Storage) or type(shape) is not tuple or type(strides) is not tuple:
         raise TypeError
+    if max(len(shape), len(strides)) > MOST_DIMENSIONS:
+        raise LimitError(f"a tensor has more than {MOST_DIMENSIONS} dimensions")
     if len(shape) != len(strides):
         raise ValueError
     return SavedTensor(

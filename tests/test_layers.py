@@ -39,7 +39,8 @@ LAYERS = (
     ("jasper_mmap", "curriculum config steering permutation printable"),
     (
         "jasper_mmap",
-        "ptfile pickled saved tensorfile control mapping modes arguments schema shared threads",
+        "ptfile ptarchive pickled saved tensorfile control mapping modes arguments schema shared"
+        " threads",
     ),
     ("jasper_mmap", "atomic failures regular errors"),
 )
