@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BufferedReader, FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -29,6 +29,12 @@ from .tensorfile import CHUNK_BYTES, chunks, map_tensors
 
 Given = torch.Tensor | str | Path
 """A tensor [N_p,N], or the path of a `.pt` or `.safetensors` file that holds one."""
+
+
+_WIDEST_BYTES: Final = 8
+_VIEWED: Final = 16
+"""How many times larger than its table a file may be, which may be part of a larger one."""
+_ROOM: Final = 16 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +91,7 @@ def take_in(
     `builder` is the folder of the builder's files, where that is not the store's.
     """
     tables, where, stamps = {}, {}, {}
+    sizes = store_sizes(store)
     frozen: list[tuple[Path, Stamp]] = []
     for artifact, given in zip(NEGATIVES, (hard_negatives, negative_tiers), strict=True):
         name = artifact.name
@@ -92,7 +99,7 @@ def take_in(
             tables[name], where[name] = _plain(given, f"{name} (as given)"), f"{name} (as given)"
             continue
         path = Path(given).absolute()
-        tables[name], stamp = _frozen(path, name, store.path / negatives.FOLDER)
+        tables[name], stamp = _frozen(path, name, store.path / negatives.FOLDER, sizes)
         where[name] = str(path)
         frozen.append((path, stamp))
         if path == (builder or store.path) / artifact.source:
@@ -100,7 +107,6 @@ def take_in(
     for path, stamp in frozen:
         _unchanged(path, stamp)  # or the first would be of the pair before
     pair_index = table_tensor(store.tables["pair_index"])
-    sizes = store_sizes(store)
     lint = examine(tables, where, pair_index, sizes, allow_equal=allow_equal)
     source = stamps if len(stamps) == len(tables) else {}
     return Incoming(tables=tables, lint=lint, source=source)
@@ -141,13 +147,16 @@ def examine(
     return lint_negatives(pair_index, tables["hard_negatives"], sizes["N_s"])
 
 
-def _frozen(path: Path, name: str, folder: Path) -> tuple[torch.Tensor, Stamp]:
+def _frozen(
+    path: Path, name: str, folder: Path, sizes: Mapping[str, int]
+) -> tuple[torch.Tensor, Stamp]:
     """The table `name` of a file as it was when its stamp was taken.
 
     From a nameless copy beside the generations: a miner that writes the file anew while it is
     mapped would end this process (SIGBUS), or change what was already checked.
     """
     before = Stamp.of(path)
+    _check_size(path, before.bytes, name, sizes)
     own_folder(folder)
     # Where the file system needs a name after all, `atomic.sweep` knows this one.
     temporary = {"prefix": ".incoming", "suffix": TEMPORARY}
@@ -156,17 +165,34 @@ def _frozen(path: Path, name: str, folder: Path) -> tuple[torch.Tensor, Stamp]:
         tempfile.TemporaryFile(buffering=0, dir=folder, **temporary) as copy,
     ):
         with storage_errors(path, "read"), open_regular(path) as file:
-            _copy(file, copy, folder)
+            _copy(file, before.bytes, copy, folder)
         _unchanged(path, before)
         # The mapping keeps the copy alive when its descriptor is closed.
         return _read(path, name, Path(f"/dev/fd/{copy.fileno()}")), before
 
 
-def _copy(file: BufferedReader, copy: FileIO, folder: Path) -> None:
-    """Copy a file; what keeps the copy from being written is an error of its `folder`."""
-    while piece := file.read(CHUNK_BYTES):
+def _copy(file: BufferedReader, left: int, copy: FileIO, folder: Path) -> None:
+    """Copy the first `left` bytes, and no more of a file that grows as fast as it is read; what
+    keeps the copy from being written is an error of its `folder`."""
+    while piece := file.read(min(left, CHUNK_BYTES)):
+        left -= len(piece)
         with storage_errors(folder):
             write_all(copy, piece)
+
+
+def _check_size(path: Path, n_bytes: int, name: str, sizes: Mapping[str, int]) -> None:
+    """Raise `ContentError` where a file is so large that copying it might fill the disk, and it
+    can hold no table of this store."""
+    with storage_errors(path, "read"):
+        open_regular(path).close()  # the size of anything else says nothing
+    table = sizes["N_p"] * sizes["N"] * _WIDEST_BYTES
+    limit = _ROOM + _VIEWED * table
+    if n_bytes > limit:
+        raise ContentError(
+            f"{path}: has {n_bytes} bytes, but {name} [{sizes['N_p']}, {sizes['N']}] needs at most"
+            f" {table}, and files beyond {limit} are not read. Give the file of {name}; of a part"
+            " of a larger tensor save a copy (torch.save(part.clone(), ...))."
+        )
 
 
 def _unchanged(path: Path, since: Stamp) -> None:
