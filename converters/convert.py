@@ -14,6 +14,7 @@ from jasper_mmap.atomic import is_folder, storage_errors
 from jasper_mmap.builder_pair import PAIRS, warn_of_half
 from jasper_mmap.config import CONFIG_FILE, Config, read_config
 from jasper_mmap.errors import ContentError, JasperError, MissingFileError, UsageError
+from jasper_mmap.jsonfile import read_small
 from jasper_mmap.lint import lint_splits
 from jasper_mmap.locks import now
 from jasper_mmap.manifest import STAGING, Entry, Manifest
@@ -227,14 +228,14 @@ class _Conversion:
     def _new_config(self, checked: Config) -> bytes | None:
         """The bytes of the builder's `config.json`, where the store has others or none."""
         source, target = self._src / CONFIG_FILE, self._dst / CONFIG_FILE
-        with storage_errors(source, "read"), open_regular(source) as file:
-            wanted = file.read()
+        with storage_errors(source, "read"):
+            wanted = read_small(source)
         if hashlib.sha256(wanted).hexdigest() != checked.sha256:
             raise ContentError(f"{source}: changed while being converted; run it again.")
         if not target.exists():
             return wanted
         with storage_errors(target, "read"), open_regular(target) as file:
-            return None if file.read() == wanted else wanted
+            return None if file.read(len(wanted) + 1) == wanted else wanted
 
     def _report(
         self,

@@ -18,8 +18,8 @@ from jasper_mmap.config import CONFIG_FILE
 from jasper_mmap.errors import ExistsError, JasperError, MissingFileError
 from jasper_mmap.generation import sound_generation
 from jasper_mmap.incoming import store_sizes
+from jasper_mmap.jsonfile import read_small
 from jasper_mmap.ptfile import Stamp
-from jasper_mmap.regular import open_regular
 from jasper_mmap.schema import ARTIFACTS
 from jasper_mmap.store import Ragged, Store
 
@@ -46,8 +46,8 @@ def export_pt(store: str | Path, dst: str | Path) -> list[Path]:
     targets = [dst / CONFIG_FILE, *(dst / a.source for a in ARTIFACTS.values())]
     with atomic.storage_errors(dst), staging(dst) as stage:
         _check_free(stage, targets)
-        with atomic.storage_errors(store, "read"), open_regular(store / CONFIG_FILE) as config:
-            text = config.read()
+        with atomic.storage_errors(store, "read"):
+            text = read_small(store / CONFIG_FILE)
         with atomic.replacing(stage.path(CONFIG_FILE)) as file:
             atomic.write_all(file, text)
         for artifact in ARTIFACTS.values():

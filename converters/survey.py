@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from jasper_mmap.errors import (
     NewerFormatError,
     together,
 )
+from jasper_mmap.jsonfile import parsed, read_small
 from jasper_mmap.manifest import MANIFEST_FILE
 from jasper_mmap.schema import ARTIFACTS
 
@@ -82,9 +82,9 @@ def _problems(src: Path) -> Iterator[JasperError]:
 def _told_sizes(src: Path) -> dict[str, int]:
     """What `config.json` tells of sizes, whatever else may be wrong with it."""
     try:
-        raw = json.loads((src / CONFIG_FILE).read_bytes(), object_pairs_hook=_once)
+        raw = parsed(read_small(src / CONFIG_FILE), _once)
         found = {letter: raw.get(key) for letter, key in CONFIG_KEYS.items()}
-    except (OSError, ValueError, RecursionError, AttributeError):
+    except (OSError, ValueError, AttributeError):
         return {}
     return {letter: n for letter, n in found.items() if type(n) is int and n > 0}
 

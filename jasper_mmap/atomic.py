@@ -14,7 +14,7 @@ from typing import Any
 
 from .errors import AccessError, FormatError, JasperError
 from .failures import TEMPORARY, failure, missing
-from .regular import open_regular
+from .jsonfile import MOST_BYTES, parsed, read_small
 
 
 @contextlib.contextmanager
@@ -67,21 +67,28 @@ def write_all(file: io.FileIO, data: bytes | memoryview) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace `path` by the JSON text of `value`."""
+    """Replace `path` by the JSON text of `value`; `StorageError` if `read_json` would refuse it."""
+    data = (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+    if len(data) > MOST_BYTES:
+        raise StorageError(
+            f"{path}: not written, it would have {len(data)} bytes, and at most {MOST_BYTES} are"
+            " read. Shorten the notes in it."
+        )
     with replacing(path) as file:
-        write_all(file, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+        write_all(file, data)
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`.
 
-    Raises `MissingFileError`, `AccessError`, or `FormatError` where it holds no JSON object.
+    Raises `MissingFileError`, `AccessError`, or `FormatError` where it holds no JSON object, or
+    more than `jsonfile.MOST_BYTES`.
     """
-    with storage_errors(path, "read"), open_regular(path) as file:
-        text = file.read()
+    with storage_errors(path, "read"):
+        text = read_small(path)
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        value = parsed(text)
+    except ValueError as error:
         raise FormatError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise FormatError(f"{path}: must hold a JSON object, found {type(value).__name__}.")

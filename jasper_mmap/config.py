@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,12 +11,14 @@ from typing import Any, Final
 
 from .atomic import storage_errors
 from .errors import ConfigError, MissingFileError, together
-from .regular import open_regular
+from .jsonfile import parsed, read_small
 from .schema import VARIANTS
 
 CONFIG_FILE = "config.json"
 # What the earlier implementation takes for a key of `curriculum` that is not there.
 _CURRICULUM: Final = {"zero_prob_start": 0.5, "zero_prob_end": 0.1, "epochs_total": 100}
+_COMPARED: Final = 1000
+"""Keys that are looked at to name a problem: comparing takes long."""
 _LIKE: Final = 0.8
 """How much a key must resemble an absent one to count as its misspelling."""
 
@@ -54,8 +55,8 @@ def read_config(folder: Path) -> Config:
     """
     path = folder / CONFIG_FILE
     try:
-        with storage_errors(path, "read"), open_regular(path) as file:
-            data = file.read()
+        with storage_errors(path, "read"):
+            data = read_small(path)
         text = data.decode("utf-8")
     except MissingFileError:
         raise MissingFileError(
@@ -82,8 +83,8 @@ def parse_config(text: str, path: Path, *, sha256: str = "") -> Config:
         return seen
 
     try:
-        raw = json.loads(text, object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
+        raw = parsed(text, unique)
+    except ValueError as error:
         raise ConfigError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: must hold a JSON object, found {type(raw).__name__}.")
@@ -91,7 +92,7 @@ def parse_config(text: str, path: Path, *, sha256: str = "") -> Config:
         raise together(
             [
                 ConfigError(f"{path}: the key {k!r:.80} stands there twice; remove one.")
-                for k in twice
+                for k in list(twice)[:_COMPARED]
             ]
         )
     check = _Check(path)
@@ -146,7 +147,7 @@ class _Check:
         for key in required + optional:
             if key in found:
                 continue
-            unknown = [k for k in found if k not in required and k not in optional]
+            unknown = [k for k in found if k not in required and k not in optional][:_COMPARED]
             was = f" (the earlier implementation took {defaults[key]})" if defaults else ""
             close = _misspelling(key, unknown)
             if close is not None:

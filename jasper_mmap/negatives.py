@@ -7,11 +7,13 @@ reader sees. Readers take no lock.
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from types import NoneType
 from typing import Any, Final
@@ -20,6 +22,7 @@ import torch
 
 from . import atomic
 from .errors import FormatError, MissingFileError, StorageError, UnsafeFileError
+from .jsonfile import MOST_BYTES
 from .locks import exclusive, now, process_name
 from .manifest import plain_name
 from .schema import NEGATIVES
@@ -191,7 +194,10 @@ def successor(
 
 def _shortened(history: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
     made = next((e for e in reversed(history) if e.get("source")), None)
-    dropped, kept = history[:-HISTORY_LENGTH], history[-HISTORY_LENGTH:]
+    sizes = accumulate(len(json.dumps(e, indent=2)) for e in reversed(history))
+    fitting = sum(size <= MOST_BYTES // 4 for size in sizes)  # where notes are long
+    length = min(HISTORY_LENGTH, max(1, fitting))
+    dropped, kept = history[:-length], history[-length:]
     return (*(e for e in dropped if e is made), *kept)
 
 

@@ -41,6 +41,8 @@ DTYPE_NAMES: dict[torch.dtype, str] = {
 }
 _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
+_MOST_HEADER = 1 << 20
+
 CHUNK_BYTES = 8 << 20
 """Tables are read, checked and written in pieces of about this size."""
 
@@ -156,6 +158,7 @@ def map_tensors(path: Path, *, at: Path | None = None, huge: bool = False) -> Ma
         # when the path is being replaced.
         name = f"/dev/fd/{fd}"
         name = name if os.path.exists(name) else str(path)  # noqa: PTH110
+        _check_header(fd, path)
         try:
             # "numpy" because "pt" would map the data as well, within the limits of memory.
             with safe_open(name, framework="numpy"):
@@ -180,6 +183,16 @@ def map_tensors(path: Path, *, at: Path | None = None, huge: bool = False) -> Ma
         begin = 8 + length + entry["data_offsets"][0]
         tensors[key] = tensor_at(mapping, dtype, tuple(entry["shape"]), begin)
     return MappedFile(tensors, status.st_size, status.st_mtime_ns)
+
+
+def _check_header(fd: int, path: Path) -> None:
+    """Raise `FormatError` where the header is one that the library would read, at any cost."""
+    length = int.from_bytes(os.pread(fd, 8, 0), "little")
+    if _MOST_HEADER < length <= os.fstat(fd).st_size and os.pread(fd, 1, 8) == b"{":
+        raise FormatError(
+            f"{path}: its header has {length} bytes, at most {_MOST_HEADER} are read; convert"
+            " again, or save the tensor alone."
+        )
 
 
 def flat_bytes(table: torch.Tensor) -> torch.Tensor:

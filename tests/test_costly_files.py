@@ -15,8 +15,18 @@ import pytest
 import torch
 
 from converters import convert
-from jasper_mmap.errors import ContentError, ContentTypeError, FormatError, JasperError
+from jasper_mmap import JASPERSteeringDataset, publish_negatives
+from jasper_mmap.atomic import read_json, write_json
+from jasper_mmap.errors import (
+    ContentError,
+    ContentTypeError,
+    FormatError,
+    JasperError,
+    StorageError,
+)
+from jasper_mmap.negatives import read_pointer
 from jasper_mmap.ptfile import read_pt
+from jasper_mmap.tensorfile import map_tensors
 from tests.converting import FORK, SMALL, load
 from tools.demo_data import make_builder_folder
 
@@ -175,7 +185,7 @@ def _sparse_list(path: Path) -> None:
 
 
 def _many_records(path: Path) -> None:
-    """An archive of a hundred thousand records."""
+    """An archive of thirty thousand records."""
     with zipfile.ZipFile(path, "w") as file:
         for number in range(30_000):
             file.writestr(f"archive/{number}", b"")
@@ -244,3 +254,118 @@ def test_legacy_table_is_mapped(tmp_path: Path) -> None:
     assert torch.equal(table, load(tmp_path, "t"))
     table.zero_()
     assert path.read_bytes() == before
+
+
+# Negatives handed in
+
+
+@pytest.fixture
+def store(folder: Path, tmp_path: Path) -> Path:
+    """Return a small store."""
+    convert(folder, tmp_path / "store")
+    return tmp_path / "store"
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_sparse_file_is_refused_before_it_is_copied(
+    suffix: str, store: Path, folder: Path, tmp_path: Path
+) -> None:
+    """Two terabytes would fill the disk of the store; the message says what the table needs."""
+    path = tmp_path / f"hard_negatives{suffix}"
+    path.write_bytes((folder / "hard_negatives.pt").read_bytes())
+    os.truncate(path, 2 * LARGE)
+    tiers = folder / "negative_tiers.pt"
+    kind, message = refused(lambda: publish_negatives(store, path, tiers))
+    assert kind is ContentError
+    assert (
+        f"{path}: has {2 * LARGE} bytes, but hard_negatives [60, 4] needs at most 1920" in message
+    )
+    assert read_pointer(store).generation == 1
+
+
+def test_part_of_a_larger_table_is_published(store: Path, folder: Path, tmp_path: Path) -> None:
+    """What was saved may be the first columns of many, which are all in the file."""
+    negatives = load(folder, "hard_negatives")
+    wide = torch.cat([negatives.roll(1, 0), *[negatives] * 15], 1)
+    torch.save(wide[:, :4], tmp_path / "hard_negatives.pt")
+    assert (tmp_path / "hard_negatives.pt").stat().st_size > wide.nbytes
+    number = publish_negatives(store, tmp_path / "hard_negatives.pt", folder / "negative_tiers.pt")
+    assert number == 2
+    with JASPERSteeringDataset(store, "train") as dataset:
+        assert torch.equal(dataset.hard_negatives.long(), negatives.roll(1, 0).long())
+
+
+# JSON and headers
+
+TEXTS = {
+    "large": (b'{"a": [' + b"[]," * (12 << 20) + b"[]]}", "has more than 16777216 bytes"),
+    "deep": (b'{"a": ' + b"[" * 10_000_000, "nested too deeply"),
+    "digits": (b'{"a": 1' + b"0" * 10_000_000 + b"}", "10000001 digits, at most 100 are read"),
+}
+CONTROL = ("config.json", "manifest.json", "negatives/CURRENT.json")
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+@pytest.mark.parametrize("name", CONTROL)
+def test_costly_json_of_a_store_is_refused(kind: str, name: str, store: Path) -> None:
+    """In words of ours."""
+    text, words = TEXTS[kind]
+    (store / name).write_bytes(text)
+    _, message = refused(lambda: JASPERSteeringDataset(store, "train"))
+    assert str(store / name) in message
+    assert words in message
+    assert "sys." not in message
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_costly_config_of_a_builder_is_refused(kind: str, folder: Path) -> None:
+    """Once, though the folder is looked at for further problems."""
+    text, words = TEXTS[kind]
+    (folder / "config.json").write_bytes(text)
+    _, message = refused(lambda: convert(folder, folder / "store"))
+    assert message.count(words) == 1
+
+
+def test_sparse_json_is_refused(tmp_path: Path) -> None:
+    """A terabyte of nothing is not read."""
+    (tmp_path / "x.json").touch()
+    os.truncate(tmp_path / "x.json", LARGE)
+    _, message = refused(lambda: read_json(tmp_path / "x.json"))
+    assert "more than 16777216 bytes" in message
+
+
+def test_config_of_many_unknown_keys_is_told_what_is_missing(folder: Path) -> None:
+    """Comparing each of them with what is missing would take minutes."""
+    keys = {f"embedding{n}": 0 for n in range(500_000)}
+    (folder / "config.json").write_text(json.dumps(keys))
+    _, message = refused(lambda: convert(folder, folder / "store"))
+    assert "'n_neg' is missing" in message
+
+
+def test_json_that_could_not_be_read_is_not_written(tmp_path: Path) -> None:
+    """What was there stays."""
+    write_json(tmp_path / "x.json", {"a": 1})
+    with pytest.raises(StorageError, match="at most 16777216 are read"):
+        write_json(tmp_path / "x.json", {"a": "x" * (16 << 20)})
+    assert read_json(tmp_path / "x.json") == {"a": 1}
+
+
+def test_history_of_long_notes_is_shortened_and_read(store: Path, folder: Path) -> None:
+    """The oldest entries go; publishing goes on."""
+    tables = [load(folder, name) for name in ("hard_negatives", "negative_tiers")]
+    for number in range(2, 9):
+        assert publish_negatives(store, *tables, note=str(number) * (1 << 20)) == number
+    pointer = read_pointer(store)
+    assert pointer.generation == 8
+    assert [entry["generation"] for entry in pointer.history] == [1, 6, 7, 8]
+
+
+def test_large_header_is_refused(tmp_path: Path) -> None:
+    """Of seven hundred thousand tensors without an element; the library takes it."""
+    entry = '{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
+    header = "{" + ",".join(f'"{n}":{entry}' for n in range(700_000)) + "}"
+    header += " " * (-len(header) % 8)
+    path = tmp_path / "t.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header.encode())
+    _, message = refused(lambda: map_tensors(path))
+    assert "at most 1048576 are read" in message

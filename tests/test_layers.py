@@ -42,7 +42,7 @@ LAYERS = (
         "ptfile ptarchive pickled saved tensorfile control mapping modes arguments schema shared"
         " threads",
     ),
-    ("jasper_mmap", "atomic failures regular errors"),
+    ("jasper_mmap", "atomic failures jsonfile regular errors"),
 )
 ORDER = [
     f"{package}.{module}".removesuffix(".__init__")
