@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .errors import AccessError, FormatError, JasperError
+from .errors import AccessError, FormatError, JasperError, StorageError
 from .failures import TEMPORARY, failure, missing
 from .jsonfile import MOST_BYTES, parsed, read_small
 
