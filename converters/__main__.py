@@ -20,8 +20,9 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from jasper_mmap.console import answering, debug_option, run
-from jasper_mmap.lint import MEANING, suspicion
+from jasper_mmap.console import Command, answering, debug_option, run
+from jasper_mmap.lint import sentences, suspicion
+from jasper_mmap.printable import printable
 from jasper_mmap.schema import EMBEDDING_DTYPES
 
 from .convert import convert
@@ -34,8 +35,10 @@ _FOLDER = click.Path(path_type=Path)
 
 
 @click.command(
+    cls=Command,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit status: 0 done, 1 failed (stderr says why, a line a problem), 2 wrong usage.",
+    epilog="Exit status: 0 done, 1 failed (stderr says why, a line a problem), 2 wrong usage, 130"
+    " interrupted.",
 )
 @click.argument("src", type=_FOLDER)
 @click.argument("dst", type=_FOLDER, required=False)
@@ -103,7 +106,7 @@ def command(
 
 
 def _print(as_json: bool, value: dict[str, Any], lines: list[str]) -> None:
-    click.echo(json.dumps(value, indent=2) if as_json else "\n".join(lines))
+    click.echo(json.dumps(value, indent=2) if as_json else "\n".join(map(printable, lines)))
 
 
 def _lines(report: ConversionReport) -> list[str]:
@@ -114,10 +117,7 @@ def _lines(report: ConversionReport) -> list[str]:
         f" {len(report.left_alone)} unchanged; generation {report.generation} of negatives"
     ]
     lines += [f"computed, since its .pt file is missing: {name}" for name in report.derived]
-    for name, count in report.warnings.items():
-        if count:
-            share = f" ({report.shares[name]:.1%})" if name in report.shares else ""
-            lines.append(f"warning: {count}{share} {MEANING[name]}")
+    lines += [f"warning: {sentence}" for sentence in sentences(report.warnings, report.shares)]
     lines += [f"warning: {note}" for note in report.notes]
     lines += [
         f"cosine error of {name}: p50 {e['p50']:.1e}, p99 {e['p99']:.1e}, max {e['max']:.1e}"

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from jasper_mmap.arguments import folder
-from jasper_mmap.atomic import is_folder, storage_errors
+from jasper_mmap.atomic import storage_errors
 from jasper_mmap.builder_pair import PAIRS, warn_of_half
 from jasper_mmap.config import CONFIG_FILE, Config, read_config
-from jasper_mmap.errors import ContentError, JasperError, MissingFileError, UsageError
+from jasper_mmap.errors import ContentError, JasperError, UsageError
 from jasper_mmap.jsonfile import read_small
 from jasper_mmap.lint import lint_splits
 from jasper_mmap.locks import now
-from jasper_mmap.manifest import STAGING, Entry, Manifest
+from jasper_mmap.manifest import STAGING, Entry, Manifest, must_be_folder
 from jasper_mmap.negatives import Pointer, made_from_files, publisher_lock, read_pointer
 from jasper_mmap.publish import shares, warn_of
 from jasper_mmap.regular import open_regular
@@ -92,8 +92,7 @@ class _Conversion:
         """Artifact -> count of its values that are infinite as float32, as far as it is known."""
 
     def run(self) -> ConversionReport:
-        if not is_folder(self._src):
-            raise MissingFileError(f"Dataset directory not found: {self._src}")
+        must_be_folder(self._src)
         with telling_all(self._src):
             plan = self._plan()
         if plan.complete and plan.old and plan.pointer and not (self._dst / STAGING).exists():

@@ -15,7 +15,7 @@ import torch
 
 from jasper_mmap import arguments, atomic, negatives
 from jasper_mmap.config import CONFIG_FILE
-from jasper_mmap.errors import ExistsError, JasperError, MissingFileError
+from jasper_mmap.errors import ExistsError, JasperError
 from jasper_mmap.generation import sound_generation
 from jasper_mmap.incoming import store_sizes
 from jasper_mmap.jsonfile import read_small
@@ -36,8 +36,6 @@ def export_pt(store: str | Path, dst: str | Path) -> list[Path]:
     and after a kill it can be run again.
     """
     store, dst = arguments.folder("store", store), arguments.folder("dst", dst)
-    if not atomic.is_folder(store):
-        raise MissingFileError(f"Dataset directory not found: {store}")
     opened = Store(store)
     pointer = negatives.read_pointer(store)
     generation = sound_generation(store, pointer, opened.store_id, store_sizes(opened))

@@ -7,7 +7,9 @@ import errno
 import io
 import json
 import os
+import pwd
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -159,7 +161,48 @@ def storage_errors(path: Path, verb: str = "write") -> Iterator[None]:
         raise missing(error, path, verb) from None
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise AccessError(
-                f"{error.filename or path}: no permission to {verb} it ({error.strerror})."
-            ) from None
+            raise access_error(path, verb, error) from None
         raise failure(error, path, verb) from None
+
+
+def access_error(path: Path, verb: str, error: OSError) -> AccessError:
+    """What to say where the system does not permit something with `path`: which folder or file
+    stands in the way, whose it is, and its mode."""
+    tried = Path(error.filename) if isinstance(error.filename, str) else path
+    while tried.name.startswith("."):  # a name of ours in it that means nothing to anybody
+        tried = tried.parent
+    what = f"{tried}: no permission to {verb} it ({error.strerror})"
+    if error.errno == errno.EROFS:
+        return AccessError(f"{what}. Use a folder on a disk that can be written.")
+    barrier = _barrier(tried, verb)
+    try:
+        status = barrier.lstat()
+    except OSError:
+        return AccessError(f"{what}. Ask the owner of the folder for it.")
+    which = "it" if barrier == tried else f"{barrier}"
+    remedy = ", or use a folder of your own" if verb == "write" else ""
+    return AccessError(
+        f"{what}: {which} belongs to {_user(status.st_uid)}, has the mode"
+        f" {stat.filemode(status.st_mode)}, and this process runs as {_user(os.geteuid())}. Ask the"
+        f" owner to permit it (chmod){remedy}."
+    )
+
+
+def _barrier(path: Path, verb: str) -> Path:
+    """The folder above `path`, or the file itself, that the user may not pass, read or write."""
+    above = [folder for folder in path.parents if os.path.lexists(folder)]
+    for folder in reversed(above):
+        if not os.access(folder, os.X_OK):
+            return folder
+    if verb == "read" or path.is_dir() or not above:
+        return path
+    if os.access(above[0], os.W_OK) and path.exists() and not os.access(path, os.W_OK):
+        return path
+    return above[0]
+
+
+def _user(number: int) -> str:
+    try:
+        return f"{pwd.getpwuid(number).pw_name} (uid {number})"
+    except KeyError:
+        return f"uid {number}"

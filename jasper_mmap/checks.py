@@ -46,10 +46,12 @@ def check_form(
     """
     letters = ", ".join(str(d) for d in artifact.shape)
     if dtype not in _DTYPES[artifact.kind]:
-        kind = "floating-point numbers" if artifact.kind == "float" else "whole numbers"
+        kind = "floating-point numbers" if artifact.kind == "float" else "integers"
+        remedy = "Save it again with such a dtype."
+        if dtype == torch.bool and artifact.split:
+            remedy = "A mask gives its pair numbers by mask.nonzero().flatten(): save those."
         raise ContentTypeError(
-            f"{where}: {artifact.name} holds {_bare(dtype)}; it must hold {kind}. Save it again"
-            " with such a dtype."
+            f"{where}: {artifact.name} has the dtype {_bare(dtype)}; it must hold {kind}. {remedy}"
         )
     if len(shape) != len(artifact.shape):
         raise ContentError(
@@ -91,7 +93,7 @@ def check_offsets(offsets: torch.Tensor, n_values: int, where: str) -> None:
     # Neighbours are compared by slices: torch.diff would make a third array of this length.
     if not sound or not all(bool((c[:, 1] >= c[:, 0]).all()) for c in chunks(_pairs(offsets))):
         raise FormatError(
-            f"{where}: its row offsets do not rise from 0 to {n_values}; convert again."
+            f"{where}: its row offsets must rise from 0 to {n_values}; convert again."
         )
 
 
@@ -264,7 +266,14 @@ def _outside(
         if artifact.split
         else (f"{artifact.name} references {row_of}")
     )
+    remedy = "Correct whichever file is wrong and run it again."
+    if value == -1 and artifact.kind == "ragged":
+        remedy = "-1 is not padding: leave it out, a list may be short or empty."
+    elif value == -1 and "N" in artifact.shape:
+        remedy = "-1 is not padding: give every row n_neg sources, or choose a smaller n_neg."
+    elif value < 0:
+        remedy = "Negative numbers do not count from the end: correct the file and run it again."
     return IndexRangeError(
         f"{where}: {who} {value} in {place}, but {table} has {limit[1] + 1} rows, so numbers must"
-        f" be 0 to {limit[1]}. Correct whichever file is wrong and run it again."
+        f" be 0 to {limit[1]}. {remedy}"
     )

@@ -10,7 +10,7 @@ import click
 
 from .cli_bench import bench
 from .cli_negatives import COMMANDS
-from .console import debug_option
+from .console import Group, debug_option
 from .errors import FormatError
 from .report import print_summary, print_verification
 from .summary import summarise
@@ -22,8 +22,10 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print the answer a
 
 
 @click.group(
+    cls=Group,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit status: 0 done, 1 failed (stderr says why, a line a problem), 2 wrong usage.",
+    epilog="Exit status: 0 done, 1 failed (stderr says why, a line a problem), 2 wrong usage, 130"
+    " interrupted.",
 )
 @click.version_option(installed_version(), prog_name="jasper-mmap")
 @debug_option
@@ -36,7 +38,7 @@ def command() -> None:
 
 @command.command()
 @_STORE
-@click.option("--quick", is_flag=True, help="Only sizes, headers, forms and index ranges.")
+@click.option("--quick", is_flag=True, help="Only sizes, headers, shapes and index ranges.")
 @click.option("--no-renew", is_flag=True, help="Leave the stamps of sound files as they are.")
 @_JSON
 @debug_option
@@ -55,7 +57,8 @@ def verify(store: Path, *, quick: bool, no_renew: bool, as_json: bool) -> None:
     if not report.ok:
         first = report.problems[0].message
         more = len(report.problems) - 1
-        raise FormatError(f"{first} ({more} more problems)" if more else first)
+        problems = "problem" if more == 1 else "problems"
+        raise FormatError(f"{first} ({more} more {problems})" if more else first)
 
 
 @command.command()

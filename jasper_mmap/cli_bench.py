@@ -28,6 +28,7 @@ from .bench import (
 )
 from .console import debug_option
 from .machine import busy, cores, machine, was_quiet
+from .printable import printable
 from .turns import ContenderError
 
 _PIPED_WIDTH: Final = 140
@@ -127,16 +128,20 @@ def _workers(_context: click.Context, _option: click.Parameter, text: str | None
     try:
         found = numbers(text)
     except ValueError:
-        raise click.BadParameter("numbers separated by commas are wanted, as 0,2") from None
+        raise click.BadParameter(
+            f"expected comma-separated integers, e.g. 0,2, not {text!r}"
+        ) from None
     if min(found) < 0:
-        raise click.BadParameter("a number of workers is 0 or more")
+        raise click.BadParameter(f"numbers of workers must be >= 0, not {min(found)}")
     return found
 
 
 @click.command()
 @click.argument("store", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--batch-size", type=click.IntRange(1), default=512, show_default=True)
-@click.option("--workers", callback=_workers, help="As 0,2,4; otherwise 0 to the number of cores.")
+@click.option(
+    "--workers", callback=_workers, help="E.g. 0,2,4.  [default: 0 to the number of cores]"
+)
 @click.option("--windows", "count", type=click.IntRange(1), default=5, show_default=True)
 @click.option(
     "--seconds",
@@ -188,7 +193,8 @@ def bench(
     console = report_console()
     console.print(table_of(cells))
     for cell in failed:
-        console.print(f"not measured: {cell.workers} workers: {cell.why}", soft_wrap=True)
+        why = printable(f"not measured: {cell.workers} workers: {cell.why}")
+        console.print(why, markup=False, soft_wrap=True)
     print_conditions(console, told, windows)
     console.print(
         f"best here: num_workers={chosen.workers}, {chosen.rate:,.0f} samples/s,"

@@ -14,9 +14,11 @@ from . import negatives
 from .console import answering, debug_option
 from .dropped import Place
 from .inbox import Inbox
-from .lint import MEANING, suspicion
+from .lint import MEANING, sentences, suspicion
 from .manifest import read_manifest
+from .printable import printable
 from .publish import KEEP, LOCK_TIMEOUT_S, publish_negatives, rollback_negatives, shares
+from .report import NOTE_LENGTH
 from .service import Finite, logged_to_stdout, signals_held
 
 _PATH = click.Path(path_type=Path)
@@ -55,9 +57,9 @@ def _publishing(command: Callable[..., None]) -> Callable[..., None]:
 def _limited(command: Callable[..., None]) -> Callable[..., None]:
     """The options that say what publishing refuses."""
     meanings = {
-        "--max-false-negatives": "hold another true source of the same question",
-        "--max-own-source": "hold the pair's own source",
-        "--max-repeats": "hold a source twice",
+        "--max-false-negatives": "contain another correct source of the question",
+        "--max-own-source": "contain the pair's own source",
+        "--max-repeats": "contain a source twice",
         "--max-changed": "differ from the generation in force",
     }
     for name, meaning in reversed(meanings.items()):
@@ -130,8 +132,10 @@ def generations(dataset_dir: Path, as_json: bool) -> None:
         state = "in force" if entry["in_force"] else "" if entry["on_disk"] else "removed"
         size = f"{entry['bytes'] / 2**20:.1f} MiB"
         click.echo(
-            f"{entry['generation']:>6}  {entry['when'][:19]}  {size:>10}  {state:<8}  "
-            + "; ".join(filter(None, (entry["note"], *_counts(entry, n_pairs))))
+            printable(
+                f"{entry['generation']:>6}  {entry['when'][:19]}  {size:>10}  {state:<8}  "
+                + "; ".join(filter(None, (entry["note"][:NOTE_LENGTH], *_counts(entry, n_pairs))))
+            )
         )
 
 
@@ -245,6 +249,5 @@ def _counts(entry: dict[str, Any], n_pairs: int) -> Iterator[str]:
     changed = entry["changed_rows"]
     if changed is not None:
         yield f"{changed} of {n_pairs} rows changed"
-    for name, meaning in MEANING.items():
-        if entry.get(name):
-            yield f"{entry[name]} ({entry[name] / n_pairs:.1%}) {meaning}"
+    counts = {name: entry[name] for name in MEANING if entry.get(name)}
+    yield from sentences(counts, {name: count / n_pairs for name, count in counts.items()})

@@ -91,7 +91,7 @@ def parse_config(text: str, path: Path, *, sha256: str = "") -> Config:
     if twice:  # which of the values is meant nobody can tell, so none is looked at
         raise together(
             [
-                ConfigError(f"{path}: the key {k!r:.80} stands there twice; remove one.")
+                ConfigError(f"{path}: duplicate key {k!r:.80}; remove one of the two.")
                 for k in list(twice)[:_COMPARED]
             ]
         )
@@ -143,7 +143,7 @@ class _Check:
         optional: tuple[str, ...] = (),
         defaults: dict[str, float] | None = None,
     ) -> None:
-        """Ask for the keys that are missing, by the name under which one may stand there."""
+        """Ask for the keys that are missing, by the name under which one may be there."""
         for key in required + optional:
             if key in found:
                 continue
@@ -158,9 +158,7 @@ class _Check:
     def integer(self, found: dict[str, Any], key: str, *, within: str = "", least: int = 1) -> int:
         value = found.get(key, least)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            self._refuse(
-                f"{within}{key!r} must be a whole number of at least {least}, found {value!r:.80}."
-            )
+            self._refuse(f"{within}{key!r} must be an integer >= {least}, found {value!r:.80}.")
             return 0
         return value
 

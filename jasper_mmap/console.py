@@ -1,4 +1,5 @@
-"""How the package's commands end: 0 done, 1 failed (a line a problem on stderr), 2 wrong usage."""
+"""How the package's commands end: 0 done, 1 failed (a line a problem on stderr), 2 wrong usage,
+130 interrupted."""
 
 from __future__ import annotations
 
@@ -7,14 +8,16 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
 from .errors import FURTHER, JasperError
 from .lint import IN_ANSWER
+from .printable import printable
 
 _DEBUG = "--debug"
+_FAILED, _INTERRUPTED = 1, 130
 
 debug_option = click.option(
     _DEBUG, is_flag=True, expose_value=False, help="Show the traceback of a failure."
@@ -22,12 +25,39 @@ debug_option = click.option(
 """For every command that `run` runs."""
 
 
+class Group(click.Group):
+    """A command with commands, for `run`."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _interrupts():
+            return super().invoke(ctx)
+
+
+class Command(click.Command):
+    """A command by itself, for `run`."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _interrupts():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _interrupts() -> Iterator[None]:
+    """Keep interrupts from click, which would write a line of its own."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise click.Abort from None
+
+
 def run(command: click.Command) -> NoReturn:
     """Run `command` on the arguments of this process and exit with its status."""
     try:
         status = command.main(standalone_mode=False)
     except click.Abort:
-        _fail("interrupted; run it again to complete it")
+        if sys.stderr.isatty():
+            sys.stderr.write("\n")  # behind the terminal's ^C
+        _fail("interrupted; run it again to complete it.", _INTERRUPTED)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -54,9 +84,10 @@ def answering() -> Iterator[None]:
         log.removeFilter(keep)
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, status: int = _FAILED) -> NoReturn:
     if _DEBUG in sys.argv[1:]:
-        traceback.print_exc()
-    lines = (" ".join(line.split()) for line in message.split(FURTHER))
+        for line in traceback.format_exc().splitlines():
+            sys.stderr.write(f"{printable(line)}\n")
+    lines = (printable(" ".join(line.split())) for line in message.split(FURTHER))
     sys.stderr.write(f"Error: {FURTHER.join(lines)}\n")
-    sys.exit(1)
+    sys.exit(status)

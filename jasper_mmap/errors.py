@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from .printable import printable
+
 FURTHER: Final = "\n  "
 """Begins each further line of an error that tells of several problems."""
 _MOST_LINES: Final = 20
@@ -18,7 +20,8 @@ class JasperError(ValueError):
     """Base of all errors of this package; the message says what, where and the remedy."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(message)
+        # It may hold text of files; a worker's error is made of its message a second time.
+        super().__init__(FURTHER.join(map(printable, message.split(FURTHER))))
 
     def __str__(self) -> str:
         # KeyError and OSError, which some leaves also are, would format their argument otherwise.
@@ -50,7 +53,7 @@ class FormatError(JasperError):
 
 
 class NewerFormatError(FormatError):
-    """The store was written by a newer version of this package, whose format this one cannot."""
+    """The store was written by a newer version of this package; this one cannot read its format."""
 
 
 class UnsafeFileError(FormatError):

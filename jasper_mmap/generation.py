@@ -16,12 +16,12 @@ import torch
 from .atomic import storage_errors
 from .audit import generation_errors
 from .checks import check_form
-from .errors import ContentError, FormatError, JasperError, StoreChangedError
-from .negatives import FOLDER, Pointer, file_name, pointer_path
+from .errors import ContentError, FormatError, JasperError, MissingFileError, StoreChangedError
+from .negatives import FOLDER, POINTER, Pointer, file_name, pointer_path
 from .regular import regular_descriptor
 from .schema import NEGATIVES
 from .shared import Descriptor
-from .tensorfile import file_sha256, map_tensors
+from .tensorfile import few, file_sha256, map_tensors
 
 _REMEDY: Final = "publish the negatives again, or go back with jasper-mmap rollback"
 
@@ -70,7 +70,7 @@ def stamped_generation(
     """As `sound_generation`, but whatever its time, only store, size and form are checked."""
     if pointer.store_id != store_id:
         raise StoreChangedError(
-            f"{pointer_path(store)}: belongs to store {pointer.store_id}, this one is"
+            f"{pointer_path(store)}: belongs to store {pointer.store_id:.80}, this one is"
             f" {store_id}. Convert again, or open the dataset anew if it was converted meanwhile."
         )
     path = store / FOLDER / pointer.file
@@ -108,7 +108,8 @@ def history_errors(store: Path, pointer: Pointer) -> Iterator[JasperError]:
         stated, known = vars(pointer)[key], entry.get(key)
         if known != stated:
             yield FormatError(
-                f"{what} has {key} {known!r} for generation {number}, but {stated!r} is in force;"
+                f"{what} has {key} {known!r:.80} for generation {number}, but {stated!r:.80} is in"
+                f" force;"
                 f" {_REMEDY}."
             )
 
@@ -125,8 +126,14 @@ def map_generation(
 
 
 def _opened(path: Path, at: Path | None = None) -> Descriptor:
-    with storage_errors(path, "read"):
-        return Descriptor(regular_descriptor(path, at=at))
+    try:
+        with storage_errors(path, "read"):
+            return Descriptor(regular_descriptor(path, at=at))
+    except MissingFileError:
+        raise MissingFileError(
+            f"{path} not found, though {POINTER} names it: it was removed, or not copied. Copy it"
+            f" there, or {_REMEDY}."
+        ) from None
 
 
 def _mapped(path: Path, file: Descriptor, sizes: Mapping[str, int]) -> OpenGeneration:
@@ -134,7 +141,8 @@ def _mapped(path: Path, file: Descriptor, sizes: Mapping[str, int]) -> OpenGener
     names = {a.name for a in NEGATIVES}
     if set(mapped.tensors) != names:
         raise ContentError(
-            f"{path}: must hold {sorted(names)}, found {sorted(mapped.tensors)}; {_REMEDY}."
+            f"{path}: must hold {' and '.join(sorted(names))}, found {few(mapped.tensors)};"
+            f" {_REMEDY}."
         )
     known = dict(sizes)
     for artifact in NEGATIVES:

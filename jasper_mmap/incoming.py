@@ -12,6 +12,7 @@ from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 
 from . import negatives
@@ -23,9 +24,9 @@ from .failures import TEMPORARY
 from .lint import MEANING, equal, lint_negatives
 from .ptfile import Stamp, read_pt
 from .regular import open_regular
-from .schema import NEGATIVES
+from .schema import ARTIFACTS, NEGATIVES
 from .store import Store, table_tensor
-from .tensorfile import CHUNK_BYTES, chunks, map_tensors
+from .tensorfile import CHUNK_BYTES, chunks, few, map_tensors
 
 Given = torch.Tensor | str | Path
 """A tensor [N_p,N], or the path of a `.pt` or `.safetensors` file that holds one."""
@@ -208,14 +209,30 @@ def _read(path: Path, name: str, at: Path) -> torch.Tensor:
         return tensors[name]
     if len(tensors) != 1:
         raise ContentError(
-            f"{path}: must hold {name}, or one tensor only; found {sorted(tensors)}."
+            f"{path}: must hold a tensor named {name}, or a single one; it holds {few(tensors)}."
+            " Save it under that name."
         )
-    return next(iter(tensors.values()))
+    ((found, table),) = tensors.items()
+    if found in ARTIFACTS:
+        raise ContentError(
+            f"{path}: must hold {name}, but its tensor is named {found}. Give the file of {name},"
+            " or save the tensor under its own name."
+        )
+    return table
 
 
 def _plain(value: Any, where: str) -> torch.Tensor:
     if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
-        raise ContentTypeError(
-            f"{where}: is a {type(value).__name__}; it must be one dense tensor [N_p, N]."
+        kind = type(value)
+        name = (
+            kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
         )
+        remedy = "Give the tensor itself, or the path of a .pt or .safetensors file."
+        if isinstance(value, np.ndarray):
+            remedy = "Give torch.from_numpy(array)."
+        elif isinstance(value, torch.Tensor):
+            remedy = "Give tensor.to_dense()."
+        elif isinstance(value, list | tuple):
+            remedy = "Give torch.tensor(rows)."
+        raise ContentTypeError(f"{where}: must be one dense tensor [N_p, N], not {name}. {remedy}")
     return value.detach().cpu().resolve_neg()

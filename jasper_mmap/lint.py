@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from .tensorfile import chunks
 
 MEANING: Final = {
-    "pairs_in_two_splits": "pairs stand in two splits",
-    "pairs_twice_in_a_split": "pairs stand twice in one split",
-    "own_source_rows": "rows of negatives hold the pair's own source",
-    "false_negative_rows": "rows of negatives hold another true source of the same question",
-    "repeat_rows": "rows of negatives hold a source twice",
+    "pairs_in_two_splits": "pairs appear in more than one split",
+    "pairs_twice_in_a_split": "pairs appear twice in one split",
+    "own_source_rows": "rows of negatives contain the pair's own source",
+    "false_negative_rows": "rows of negatives contain another correct source of the question",
+    "repeat_rows": "rows of negatives contain a source twice",
     "nonfinite_values": "values are NaN or infinite",
 }
 """Name of a count -> how to say it."""
@@ -30,6 +30,17 @@ _KNOWN_PAIRS = 1 << 23
 """Pairs looked up at a time: 64 MiB of keys, twice while they are put together."""
 _CELLS = 1 << 20
 """Negatives looked at in one piece."""
+
+
+def sentences(counts: Mapping[str, int], shares: Mapping[str, float]) -> Iterator[str]:
+    """Each count that is not 0 in words, with its share where there is one.
+
+    Not that of NaN and infinite values: `remarks` names their tables.
+    """
+    for name, count in counts.items():
+        if count and name != "nonfinite_values":
+            share = f" ({shares[name]:.1%})" if name in shares else ""
+            yield f"{count:,}{share} {MEANING.get(name, name[:80])}"
 
 
 def lint_splits(splits: Mapping[str, torch.Tensor], n_pairs: int) -> dict[str, int]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ from .tensorfile import DTYPE_NAMES
 MANIFEST_FILE = "manifest.json"
 FORMAT_VERSION = 1
 
+_MOST_NAMES = 1000
+"""Of a folder in which a name is looked for that is like a wrong one."""
 _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 # At the top level, where an older version ignores what it does not know.
 _SINCE_0_2 = ("config_sha256", "beyond_float32", "embeddings_dtype")
@@ -75,10 +79,14 @@ class Entry:
             sound = all(isinstance(n, int) for n in numbers) and entry.dtype in _DTYPES
         except (TypeError, ValueError) as error:
             raise FormatError(
-                f"{where}: not an artifact's entry: {error}; convert again."
+                f"{where}: not the entry of an artifact ({error!s:.160}), so the file was changed"
+                " by hand or damaged. Convert again."
             ) from None
         if not sound:
-            raise FormatError(f"{where}: not an artifact's entry; convert again.")
+            raise FormatError(
+                f"{where}: bytes, mtime_ns and shape must be integers, and dtype one of"
+                f" {', '.join(_DTYPES)}. Convert again."
+            )
         plain_name(entry.file, where)
         return entry
 
@@ -147,7 +155,10 @@ def _since_0_2(value: dict[str, Any], path: Path) -> dict[str, Any]:
         and dtype in (None, *EMBEDDING_DTYPES)
     )
     if not sound:
-        raise FormatError(f"{path}: {', '.join(_SINCE_0_2)} must be text, counts and a dtype.")
+        raise FormatError(
+            f"{path}: {_SINCE_0_2[0]} must be a string, {_SINCE_0_2[1]} an object of integers > 0,"
+            f" and {_SINCE_0_2[2]} one of {', '.join(EMBEDDING_DTYPES)}. Convert again."
+        )
     return found
 
 
@@ -167,9 +178,35 @@ def plain_name(name: object, where: str) -> str:
         or "\0" in name
     ):
         raise UnsafeFileError(
-            f"{where}: {name!r} is no plain file name inside the folder; refused. Convert again."
+            f"{where}: {name!r:.80} must be a plain file name (no folder part), so the"
+            " file was changed by hand or damaged. Convert again."
         )
     return name
+
+
+def must_be_folder(folder: Path) -> None:
+    """Raise `MissingFileError`, which says where it may be, unless the folder is there."""
+    with atomic.storage_errors(folder, "read"):
+        if folder.is_dir():
+            return
+        is_file = folder.exists()
+    what = f"Dataset directory not found: {folder}"
+    if is_file:
+        raise MissingFileError(f"{what} is a file. Name the folder that it is in: {folder.parent}")
+    above = next(path for path in (*folder.parents, Path()) if path.is_dir())
+    missing = folder.relative_to(above).parts[0]
+    close = difflib.get_close_matches(missing, _folders_in(above), n=1)
+    if close:
+        raise MissingFileError(f"{what}; did you mean {above / close[0]}?")
+    either = "" if above == folder.parent else f" (there is no {above / missing} either)"
+    raise MissingFileError(f"{what}{either}. Correct the path.")
+
+
+def _folders_in(folder: Path) -> list[str]:
+    try:
+        return [path.name for path in islice(folder.iterdir(), _MOST_NAMES) if path.is_dir()]
+    except OSError:
+        return []
 
 
 def _committed(folder: Path) -> dict[str, Any]:
@@ -184,8 +221,12 @@ def _committed(folder: Path) -> dict[str, Any]:
                     f"{folder}: a conversion of this store is under way or was interrupted; wait"
                     " for it, or run jasper-convert again to complete it."
                 ) from None
+    what = f"{path} not found: {folder} is not a converted store"
+    below = [name for name in _folders_in(folder) if (folder / name / MANIFEST_FILE).exists()]
+    if below:
+        raise MissingFileError(f"{what}, but {folder / below[0]} is; name that folder.")
     raise MissingFileError(
-        f"{path} not found: {folder} is not a converted store. Run: jasper-convert {folder}"
+        f"{what}. If it holds the builder's .pt files, run: jasper-convert {folder}"
     )
 
 
@@ -196,23 +237,32 @@ def read_manifest(folder: Path) -> Manifest:
     under way or was interrupted, `FormatError` for a damaged or newer manifest.
     """
     path = folder / MANIFEST_FILE
-    if not atomic.is_folder(folder):
-        raise MissingFileError(f"Dataset directory not found: {folder}")
+    must_be_folder(folder)
     value = _committed(folder)
     version = value.get("format_version")
     if not isinstance(version, int) or version < 1:
-        raise FormatError(f"{path}: format_version {version!r} is no version; convert again.")
+        raise FormatError(
+            f"{path}: format_version is {version!r:.80}, but versions are integers from 1 to"
+            f" {FORMAT_VERSION}, so the file was changed by hand or damaged. Convert the builder's"
+            " folder again, or copy the store anew."
+        )
     if version > FORMAT_VERSION:
         raise NewerFormatError(
-            f"{path}: the store has format version {version}, this package reads up to"
-            f" {FORMAT_VERSION}; install a newer jasper-mmap."
+            f"{path}: the store was written by a newer version of this package. Its format version"
+            f" is {version!r:.80}, this version reads up to {FORMAT_VERSION}; install a newer"
+            " jasper-mmap."
         )
     found = value.get("artifacts")
     if not isinstance(found, dict) or not all(isinstance(e, dict) for e in found.values()):
-        raise FormatError(f"{path}: 'artifacts' must be an object of objects; convert again.")
+        raise FormatError(
+            f"{path}: 'artifacts' must be a JSON object with an object for each artifact, so the"
+            " file was changed by hand or damaged. Convert again."
+        )
     for artifact in STORED:
         if artifact.name not in found:
-            raise FormatError(f"{path}: no entry for {artifact.name}; convert again.")
+            raise FormatError(
+                f"{path}: 'artifacts' has no entry for {artifact.name}. Convert again."
+            )
     manifest = Manifest(
         artifacts={a.name: Entry.from_dict(found[a.name], f"{path}: {a.name}") for a in STORED},
         warnings=dict(value.get("warnings") or {}),

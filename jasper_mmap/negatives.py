@@ -90,14 +90,14 @@ class Pointer:
         try:
             pointer = replace(cls(**value), history=tuple(value.get("history") or ()))
         except TypeError as error:
-            raise FormatError(f"{what}: {error}.") from None
+            raise FormatError(f"{what}: {error!s:.160}.") from None
         _check_entry(value, what)
         for entry in pointer.history:
             _check_entry(entry, f"{what}: history")
         plain_name(pointer.file, where)
         if pointer.file != file_name(pointer.generation):
             raise FormatError(
-                f"{what}: 'file' is {pointer.file!r}, but the file of generation"
+                f"{what}: 'file' is {pointer.file!r:.80}, but the file of generation"
                 f" {pointer.generation} is {file_name(pointer.generation)!r}."
             )
         return pointer

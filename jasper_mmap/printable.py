@@ -1,6 +1,12 @@
-"""Text from files and file names, fit for a terminal and for one line of a log."""
+"""Text from files and file names, fit for a terminal and for one line of a log.
+
+Every error of the package is made fit when it is made (`errors`), every record of its log when it
+is logged (here), and every other line where it is printed.
+"""
 
 from __future__ import annotations
+
+import logging
 
 
 def printable(text: str) -> str:
@@ -16,3 +22,13 @@ def printable(text: str) -> str:
 
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
+
+
+def _log_printable(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    if not message.isprintable():
+        record.msg, record.args = printable(message), None
+    return True
+
+
+logging.getLogger("jasper_mmap").addFilter(_log_printable)

@@ -226,18 +226,18 @@ def _older(folder: Path, pointer: Pointer, generation: int | None) -> int:
         if not older:
             raise MissingFileError(
                 f"{negatives.pointer_path(folder)}: generation {pointer.generation} is the first,"
-                " so there is none to go back to."
+                " so there is no older one to roll back to."
             )
         generation = older[-1]
     if generation == pointer.generation:
         raise UsageError(
-            f"generation {generation} is in force already; there are to go back to: {named}."
+            f"generation {generation} is already current; you can roll back to: {named}."
         )
     if generation in available:
         return generation
     raise MissingFileError(
-        f"{folder / negatives.FOLDER / negatives.file_name(generation)}: not found, generation"
-        f" {generation} was removed or never was; there are to go back to: {named}."
+        f"{folder / negatives.FOLDER / negatives.file_name(generation)} not found: generation"
+        f" {generation} was removed or never existed; you can roll back to: {named}."
     )
 
 

@@ -11,7 +11,8 @@ def remarks(config: Config, manifest: Manifest) -> list[str]:
     """What reports, `inspect` and `verify` say of a store that is sound, a sentence each."""
     return [
         *_edited(config, manifest),
-        *([told] if (told := default_curriculum(config)) else []),
+        *([defaults] if (defaults := default_curriculum(config)) else []),
+        *_nonfinite(manifest),
         *_beyond(manifest),
         *_narrowed(manifest),
     ]
@@ -26,9 +27,23 @@ def _edited(config: Config, manifest: Manifest) -> list[str]:
     ]
 
 
+def _nonfinite(manifest: Manifest) -> list[str]:
+    return [
+        f"{name} holds {_values(entry.nonfinite)} NaN or infinite, kept by --allow-nonfinite;"
+        " batches with these rows hold them too. Correct the .pt file and convert again unless"
+        " they are meant."
+        for name, entry in manifest.artifacts.items()
+        if entry.nonfinite
+    ]
+
+
+def _values(count: int) -> str:
+    return "1 value that is" if count == 1 else f"{count:,} values that are"
+
+
 def _beyond(manifest: Manifest) -> list[str]:
     return [
-        f"{name} holds {count} finite values that are infinite as float32, as batches are."
+        f"{name} holds {_values(count)} finite, but infinite as float32, as batches are."
         for name, count in (manifest.beyond_float32 or {}).items()
     ]
 

@@ -12,10 +12,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .lint import MEANING
+from .lint import sentences
+from .printable import printable
 from .schema import VARIANTS
 from .validate import VerifyReport
 
+NOTE_LENGTH: Final = 160
+"""Characters of a note that are shown."""
 _PIPED_WIDTH: Final = 140
 """Characters a line may have where no terminal says; paths are never folded."""
 
@@ -49,7 +52,8 @@ def print_summary(summary: dict[str, Any]) -> None:
     _line(
         console,
         f"format version {summary['format_version']}, id {summary['store_id']},"
-        f" {size(summary['bytes'])}, converted {summary['created']} by {summary['converter']}",
+        f" {size(summary['bytes'])}, converted {summary['created']:.40} by"
+        f" {summary['converter']:.80}",
     )
     rows: list[tuple[str, ...]]
     rows = [(a["name"], a["dtype"], _shape(a), size(a["bytes"])) for a in summary["artifacts"]]
@@ -75,14 +79,14 @@ def print_summary(summary: dict[str, Any]) -> None:
     counts = np.array(summary["clusters"])
     _line(
         console,
-        f"clusters: {len(counts)}, {np.count_nonzero(counts == 0)} of them without a pair; pairs in"
-        f" one: {counts.min()} to {counts.max()}, median {np.median(counts):g}",
+        f"{len(counts)} clusters ({np.count_nonzero(counts == 0)} empty), {counts.min()}-"
+        f"{counts.max()} pairs each, median {np.median(counts):g}",
     )
-    note = f", note: {generation['note']}" if generation["note"] else ""
+    note = f", note: {generation['note']:.{NOTE_LENGTH}}" if generation["note"] else ""
     _line(
         console,
         f"hard negatives: generation {generation['number']} in force ({size(generation['bytes'])},"
-        f" published {generation['when']} by {generation['by']}{note}),"
+        f" published {generation['when']:.40} by {generation['by']:.80}{note}),"
         f" {generation['published']} in the history",
     )
     _warnings(console, summary["warnings"])
@@ -91,9 +95,8 @@ def print_summary(summary: dict[str, Any]) -> None:
 
 
 def _warnings(console: Console, counts: dict[str, int]) -> None:
-    for name, count in counts.items():
-        if count:
-            _line(console, f"warning: {count:,} {MEANING.get(name, name)}")
+    for sentence in sentences(counts, {}):
+        _line(console, f"warning: {sentence}")
 
 
 def _console() -> Console:
@@ -107,7 +110,7 @@ def _section(console: Console, table: Table) -> None:
 
 def _line(console: Console, text: str) -> None:
     # As it stands: neither folded, nor coloured, nor searched for [markup].
-    console.print(Text(text), soft_wrap=True)
+    console.print(Text(printable(text)), soft_wrap=True)
 
 
 def _table(
@@ -126,14 +129,14 @@ def _table(
             no_wrap=not fold,
         )
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     return table
 
 
 def _shape(artifact: dict[str, Any]) -> str:
     if artifact.get("kind") == "ragged":
         rows, values = artifact["shape"]
-        return f"{rows:,} lists of {values:,}"
+        return f"{rows:,} lists, {values:,} values"
     return " x ".join(f"{n:,}" for n in artifact["shape"])
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final, Literal, overload
+from typing import Literal, overload
 
 import torch
 from torch.utils.data import get_worker_info
@@ -26,12 +26,10 @@ from .errors import (
 from .manifest import MANIFEST_FILE, Entry, Manifest, read_manifest
 from .negatives import FOLDER
 from .schema import RAGGED_OFFSETS, RAGGED_VALUES, STORED, Artifact
-from .tensorfile import MappedFile, map_tensors
+from .tensorfile import DTYPE_NAMES, MappedFile, few, map_tensors
 
 Validation = Literal["auto", "full"]
 _ATTEMPTS = 3
-_NAMED: Final = 4
-"""Files that a message names before it only counts."""
 
 _log = logging.getLogger("jasper_mmap")
 _warned: set[tuple[Path, frozenset[tuple[str, int]]]] = set()
@@ -158,13 +156,6 @@ def _warn_of(folder: Path, moved: Mapping[str, int]) -> None:
     )
 
 
-def few(names: Iterable[str]) -> str:
-    """The first names, and how many more there are."""
-    listed = list(names)
-    more = len(listed) - _NAMED
-    return ", ".join(listed[:_NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
 def not_renewable(folder: Path) -> str | None:
     """What keeps `verify` from renewing the stamps of a store; None where nothing does.
 
@@ -263,18 +254,21 @@ def _table(path: Path, artifact: Artifact, entry: Entry, mapped: MappedFile) -> 
     ragged = artifact.kind == "ragged"
     names = (RAGGED_VALUES, RAGGED_OFFSETS) if ragged else (artifact.name,)
     if set(mapped.tensors) != set(names):
-        raise FormatError(f"{path}: must hold {list(names)}, found {sorted(mapped.tensors)}.")
+        raise FormatError(
+            f"{path}: must hold {' and '.join(names)}, found {few(mapped.tensors)}. Convert again,"
+            " or copy it anew."
+        )
     first = mapped.tensors[names[0]]
     shape = tuple(first.shape)
     if ragged:
         offsets = mapped.tensors[RAGGED_OFFSETS]
         if offsets.ndim != 1 or offsets.dtype != torch.int64:
-            raise FormatError(f"{path}: its row offsets are no list of int64; convert again.")
+            raise FormatError(f"{path}: its row offsets must be a 1-D int64 tensor; convert again.")
         shape = (len(offsets) - 1, *shape)
     if shape != entry.shape or first.dtype != entry.torch_dtype:
         raise FormatError(
-            f"{path}: holds {first.dtype} {list(shape)}, the manifest says {entry.dtype}"
-            f" {list(entry.shape)}; convert again or copy it anew."
+            f"{path}: holds {DTYPE_NAMES[first.dtype]} {list(shape)}, the manifest says"
+            f" {entry.dtype} {list(entry.shape)}; convert again or copy it anew."
         )
     return Ragged(first, mapped.tensors[RAGGED_OFFSETS]) if ragged else first
 

@@ -6,12 +6,13 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
+from typing import Final
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -45,6 +46,9 @@ _MOST_HEADER = 1 << 20
 
 CHUNK_BYTES = 8 << 20
 """Tables are read, checked and written in pieces of about this size."""
+
+_NAMED: Final = 4
+"""Files or tensors that a message names before it only counts."""
 
 Specs = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
@@ -167,8 +171,8 @@ def map_tensors(path: Path, *, at: Path | None = None, huge: bool = False) -> Ma
             # The library says neither of too many open files nor of a failing disk that it is so.
             open_regular(path, at=Path(name)).close()
             raise FormatError(
-                f"{path}: damaged, truncated or no safetensors file ({error}); convert again or"
-                " copy it anew."
+                f"{path}: damaged, truncated or not a safetensors file ({error!s:.160}); convert"
+                " again or copy it anew."
             ) from None
         status = os.fstat(fd)
         (length,) = struct.unpack("<Q", os.pread(fd, 8, 0))
@@ -179,7 +183,10 @@ def map_tensors(path: Path, *, at: Path | None = None, huge: bool = False) -> Ma
     for key, entry in header.items():
         dtype = _DTYPES.get(entry["dtype"])
         if dtype is None:
-            raise FormatError(f"{path}: tensor {key!r} has the unknown dtype {entry['dtype']}.")
+            raise FormatError(
+                f"{path}: tensor {key!r:.80} has the unknown dtype {entry['dtype']!r:.40}; save it"
+                f" as one of {', '.join(_DTYPES)}."
+            )
         begin = 8 + length + entry["data_offsets"][0]
         tensors[key] = tensor_at(mapping, dtype, tuple(entry["shape"]), begin)
     return MappedFile(tensors, status.st_size, status.st_mtime_ns)
@@ -193,6 +200,13 @@ def _check_header(fd: int, path: Path) -> None:
             f"{path}: its header has {length} bytes, at most {_MOST_HEADER} are read; convert"
             " again, or save the tensor alone."
         )
+
+
+def few(names: Iterable[str]) -> str:
+    """The first names, cut, and how many more there are."""
+    listed = [f"{name:.80}" for name in names]
+    more = len(listed) - _NAMED
+    return ", ".join(listed[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def flat_bytes(table: torch.Tensor) -> torch.Tensor:

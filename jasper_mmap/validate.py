@@ -13,15 +13,15 @@ import torch
 from . import arguments, atomic, negatives
 from .audit import form_errors
 from .config import CONFIG_FILE, read_config
-from .errors import FormatError, JasperError, MissingFileError, StoreChangedError
+from .errors import FormatError, JasperError, StoreChangedError
 from .generation import content_errors, history_errors, stamped_generation
 from .lint import lint_negatives, lint_splits
-from .manifest import MANIFEST_FILE, Entry, Manifest, read_manifest
+from .manifest import MANIFEST_FILE, Entry, Manifest, must_be_folder, read_manifest
 from .negatives import FOLDER, generations_on_disk
 from .remarks import remarks
 from .schema import NEGATIVES, STORED, Artifact
-from .store import beyond_problem, few, map_table, not_renewable, table_problems, table_tensor
-from .tensorfile import file_sha256
+from .store import beyond_problem, map_table, not_renewable, table_problems, table_tensor
+from .tensorfile import few, file_sha256
 
 _LOCK_TIMEOUT_S: Final = 10.0
 _POINTER_FILE: Final = f"{FOLDER}/{negatives.POINTER}"
@@ -86,8 +86,7 @@ def verify_store(path: str | Path, *, quick: bool = False, renew: bool = True) -
     `StoreChangedError` where it was converted again meanwhile.
     """
     folder = arguments.folder("dataset_dir", path)
-    if not atomic.is_folder(folder):
-        raise MissingFileError(f"Dataset directory not found: {folder}")
+    must_be_folder(folder)
     started = time.perf_counter()
     verification = _Verification(folder, quick)
     verification.run()

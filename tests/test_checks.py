@@ -118,7 +118,7 @@ def test_stored_ranges_tell_that_a_table_shrank() -> None:
         ("question_embs", torch.zeros(3), ContentError, r"1 dimensions, \[3\]"),
         ("question_embs", torch.zeros(3, 4).int(), ContentTypeError, "holds int32"),
         ("pair_index", torch.zeros(40, 3).int(), ContentError, "3 columns, but it must have 2"),
-        ("pair_index", torch.zeros(40, 2), ContentTypeError, "must hold whole numbers"),
+        ("pair_index", torch.zeros(40, 2), ContentTypeError, "must hold integers"),
         ("pair_index", torch.zeros(40, 2).bool(), ContentTypeError, "holds bool"),
         ("pair_cluster_id", torch.zeros(39).int(), ContentError, "39 rows, but pair_index has 40"),
         ("hard_negatives", torch.zeros(40, 2).int(), ContentError, "2 columns, but 'n_neg'"),

@@ -150,7 +150,7 @@ def test_inspect_reads_well_in_a_pipe(jasper: Command, real_store: Path) -> None
         "4,806 x 384",
         "3,827",
         "generation 1 in force",
-        "warning: 1,545 rows of negatives hold another true source of the same question",
+        "warning: 1,545 rows of negatives contain another correct source of the question",
     ):
         assert words in out
     assert re.search(r"^ *100 +0\.1000 +0\.3000", out, re.MULTILINE)
@@ -195,7 +195,8 @@ def test_failure_is_one_line_and_status_1(
 ) -> None:
     """Neither a traceback nor half an answer."""
     ended = jasper(name, tmp_path / "x", *options)
-    assert ended == (1, "", f"Error: Dataset directory not found: {tmp_path / 'x'}\n")
+    told = f"Error: Dataset directory not found: {tmp_path / 'x'}. Correct the path.\n"
+    assert ended == (1, "", told)
 
 
 def test_inspect_of_a_damaged_store_fails(jasper: Command, store: Path) -> None:

@@ -115,7 +115,7 @@ def test_the_command_fails_in_one_line(
 ) -> None:
     """Whatever failed; the traceback comes with --debug."""
     missing = tmp_path / "no"
-    line = f"Error: Dataset directory not found: {missing}\n"
+    line = f"Error: Dataset directory not found: {missing}. Correct the path.\n"
     assert run_command(missing) == Done(1, "", line)
     debug = run_command(missing, "--debug")
     assert debug.stderr.startswith("Traceback")

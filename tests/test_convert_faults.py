@@ -102,7 +102,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], type[JasperError], str]] = {
     "length": (saved("pair_cluster_id", lambda t: t[:50]), ContentError, "50 rows"),
     "negatives' width": (saved("hard_negatives", lambda t: t[:, :3]), ContentError, "'n_neg'"),
     "list length": (saved("pair_keyword_ids", lambda r: r[:-1]), ContentError, "59 rows"),
-    "dtype": (saved("pair_index", lambda t: t.float()), ContentTypeError, "whole numbers"),
+    "dtype": (saved("pair_index", lambda t: t.float()), ContentTypeError, "must hold integers"),
     "no tensor": (saved("pair_index", lambda t: t.tolist()), ContentTypeError, "not a tensor"),
     "no list": (saved("pair_keyword_ids", lambda _: torch.ones(60)), ContentTypeError, "Tensor"),
     "no inner list": (

@@ -36,13 +36,13 @@ LAYERS = (
     ),
     ("jasper_mmap", "builder_pair retention incoming served placement stack validate"),
     ("jasper_mmap", "remarks store generation audit checks lint negatives manifest locks"),
-    ("jasper_mmap", "curriculum config steering permutation printable"),
+    ("jasper_mmap", "curriculum config steering permutation"),
     (
         "jasper_mmap",
         "ptfile ptarchive pickled saved tensorfile control mapping modes arguments schema shared"
         " threads",
     ),
-    ("jasper_mmap", "atomic failures jsonfile regular errors"),
+    ("jasper_mmap", "atomic failures jsonfile regular errors printable"),
 )
 ORDER = [
     f"{package}.{module}".removesuffix(".__init__")

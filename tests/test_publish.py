@@ -307,7 +307,7 @@ def test_rollback_to_what_cannot_be_names_what_can(store: Path, oracle: Oracle) 
     for gone in (1, 99):
         with pytest.raises(MissingFileError, match="to go back to: 3, 4"):
             rollback_negatives(store, gone)
-    with pytest.raises(UsageError, match="in force already"):
+    with pytest.raises(UsageError, match="already current"):
         rollback_negatives(store, 5)
     with (store / FOLDER / file_name(4)).open("r+b") as file:
         file.seek(-1, os.SEEK_END)

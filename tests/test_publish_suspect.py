@@ -167,7 +167,7 @@ def suspect(tables: Tables, oracle: Oracle, kind: str, rows: int) -> Tables:
 
 
 @pytest.mark.parametrize(
-    ("kind", "words"), [("repeat", "hold a source twice"), ("own", "own source")]
+    ("kind", "words"), [("repeat", "contain a source twice"), ("own", "own source")]
 )
 def test_more_than_half_of_the_rows_warn(
     kind: str,
@@ -187,7 +187,7 @@ def test_more_than_half_of_the_rows_warn(
     (record,) = caplog.records
     assert (record.name, record.levelno) == ("jasper_mmap", logging.WARNING)
     assert "generation 3" in record.getMessage()
-    assert f"50.2% of rows of negatives hold {'a' if kind == 'repeat' else 'the'}" in (
+    assert f"50.2% of rows of negatives contain {'a' if kind == 'repeat' else 'the'}" in (
         record.getMessage()
     )
     assert words in record.getMessage()
@@ -211,14 +211,14 @@ def test_answers_of_commands_begin_with_the_warning(
     folder = own_copy(demo_folder, tmp_path / "built")
     first, second = saved(bad, folder)
     files = ("--negatives", first, "--tiers", second)
-    words = "100.0% of rows of negatives hold a source twice; check"
+    words = "100.0% of rows of negatives contain a source twice; check"
     for ran in (
         _main("jasper_mmap", "publish", store, *files),
         _main("converters", folder, tmp_path / "a"),
         _main("converters", folder, tmp_path / "a"),  # nothing to do, and still to be said
     ):
         assert ran.stdout.startswith(f"warning: {words}")
-        assert "hold a source twice; check" not in ran.stderr
+        assert "contain a source twice; check" not in ran.stderr
     for module, *arguments in (
         ("jasper_mmap", "publish", store, *files, "--json"),
         ("converters", folder, tmp_path / "b", "--json"),
