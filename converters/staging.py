@@ -14,7 +14,7 @@ from pathlib import Path
 
 from jasper_mmap import atomic
 from jasper_mmap.atomic import storage_errors
-from jasper_mmap.errors import JasperError, MissingFileError
+from jasper_mmap.errors import ExistsError, JasperError, MissingFileError
 from jasper_mmap.locks import exclusive
 from jasper_mmap.manifest import STAGING, Entry
 from jasper_mmap.negatives import FOLDER as NEGATIVES_FOLDER
@@ -123,6 +123,9 @@ def staging(store: Path) -> Iterator[Staging]:
     with storage_errors(folder):
         # Innermost first, to be removed in this order.
         missing = [path for path in (folder, store, *store.parents) if not path.exists()]
+        nearest = next(path for path in (store, *store.parents) if path not in missing)
+        if not nearest.is_dir():
+            raise ExistsError(f"{nearest}: is a file, but must be a folder; name another one.")
     try:
         with ExitStack() as held:
             _lock(folder, held)

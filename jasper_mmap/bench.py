@@ -173,7 +173,9 @@ def endless(
             yield batch
             del batch
         if empty:
-            raise UsageError("the train split holds fewer pairs than one batch: use a smaller one")
+            raise UsageError(
+                "the train split has fewer pairs than one batch; choose a smaller --batch-size"
+            )
 
 
 def open_ours(store: Path, workers: int, batch_size: int) -> Running:
@@ -190,7 +192,10 @@ class _Floor:
         generator = torch.Generator().manual_seed(_SEED)
         count = min(len(dataset), _FLOOR_POSITIONS) // batch_size
         if not count:
-            raise UsageError(f"the train split holds fewer pairs than one batch of {batch_size}")
+            raise UsageError(
+                f"the train split has fewer pairs than one batch of {batch_size}; choose a smaller"
+                " --batch-size"
+            )
         order = torch.randperm(len(dataset), generator=generator)[: count * batch_size]
         pairs = _numbers(dataset.split_indices)[order]
         sources = _numbers(dataset.hard_negatives)[pairs]

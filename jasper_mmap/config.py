@@ -151,14 +151,14 @@ class _Check:
             was = f" (the earlier implementation took {defaults[key]})" if defaults else ""
             close = _misspelling(key, unknown)
             if close is not None:
-                self._refuse(f"{within}{close!r:.80} looks misspelt: rename it to {key!r}{was}.")
+                self._refuse(f"{within + close!r:.80} looks misspelt: rename it to {key!r}{was}.")
             elif key in required:
-                self._refuse(f"the key {within}{key!r} is missing{was}; add it.")
+                self._refuse(f"the key {within + key!r} is missing{was}; add it.")
 
     def integer(self, found: dict[str, Any], key: str, *, within: str = "", least: int = 1) -> int:
         value = found.get(key, least)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            self._refuse(f"{within}{key!r} must be an integer >= {least}, found {value!r:.80}.")
+            self._refuse(f"{within + key!r} must be an integer >= {least}, found {value!r:.80}.")
             return 0
         return value
 
@@ -166,7 +166,7 @@ class _Check:
         value = found.get(key, 0.0)
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not 0 <= value <= 1:
-            self._refuse(f"{within}{key!r} must be between 0 and 1, found {value!r:.80}.")
+            self._refuse(f"{within + key!r} must be between 0 and 1, found {value!r:.80}.")
             return 0.0
         return float(value)
 

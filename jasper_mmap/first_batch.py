@@ -66,16 +66,16 @@ def _check_keys(batch: Any) -> None:
     missing = [name for name in COLUMNS if name not in batch]
     unknown = [name for name in batch if name not in COLUMNS]
     if missing or unknown:
-        told = [f"lacks {missing}"] if missing else []
-        told += [f"has {unknown} besides"] if unknown else []
-        raise BatchError(f"the batch {' and '.join(told)}; its keys are {list(COLUMNS)}.")
+        wrong = [f"lacks {', '.join(missing)}"] if missing else []
+        wrong += [f"has the unknown keys {', '.join(map(str, unknown))}"] if unknown else []
+        raise BatchError(f"the batch {' and '.join(wrong)}; its keys must be {', '.join(COLUMNS)}.")
 
 
 def _size(batch: Mapping[str, Any]) -> int:
     name = next(iter(COLUMNS))
     column = batch[name]
     if not isinstance(column, torch.Tensor) or column.ndim == 0:
-        raise BatchTypeError(f"{name}: is no tensor with rows, but {type(column).__name__}.")
+        raise BatchTypeError(f"{name}: must be a tensor with rows, not a {type(column).__name__}.")
     return len(column)
 
 

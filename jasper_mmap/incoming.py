@@ -19,9 +19,10 @@ from . import negatives
 from .arguments import number
 from .atomic import own_folder, storage_errors, write_all
 from .checks import TableCheck, check_form
-from .errors import ContentError, ContentTypeError, FormatError
+from .errors import ContentError, ContentTypeError, FormatError, MissingFileError
 from .failures import TEMPORARY
 from .lint import MEANING, equal, lint_negatives
+from .manifest import correction
 from .ptfile import Stamp, read_pt
 from .regular import open_regular
 from .schema import ARTIFACTS, NEGATIVES
@@ -156,7 +157,10 @@ def _frozen(
     From a nameless copy beside the generations: a miner that writes the file anew while it is
     mapped would end this process (SIGBUS), or change what was already checked.
     """
-    before = Stamp.of(path)
+    try:
+        before = Stamp.of(path)
+    except MissingFileError:
+        raise MissingFileError(f"{path} not found{correction(path)}") from None
     _check_size(path, before.bytes, name, sizes)
     own_folder(folder)
     # Where the file system needs a name after all, `atomic.sweep` knows this one.
@@ -224,14 +228,12 @@ def _read(path: Path, name: str, at: Path) -> torch.Tensor:
 def _plain(value: Any, where: str) -> torch.Tensor:
     if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
         kind = type(value)
-        name = (
-            kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
-        )
+        name = f"{kind.__module__}.{kind.__name__}".removeprefix("builtins.")
         remedy = "Give the tensor itself, or the path of a .pt or .safetensors file."
         if isinstance(value, np.ndarray):
             remedy = "Give torch.from_numpy(array)."
         elif isinstance(value, torch.Tensor):
-            remedy = "Give tensor.to_dense()."
+            name, remedy = f"one of layout {value.layout}", "Give tensor.to_dense()."
         elif isinstance(value, list | tuple):
             remedy = "Give torch.tensor(rows)."
         raise ContentTypeError(f"{where}: must be one dense tensor [N_p, N], not {name}. {remedy}")

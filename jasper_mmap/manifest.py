@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,7 @@ class Entry:
 
     @classmethod
     def from_dict(cls, value: dict[str, Any], where: str) -> Entry:
+        wrong = wrong_keys(cls, value)
         try:
             entry = cls(**value)
             entry = replace(
@@ -79,8 +80,8 @@ class Entry:
             sound = all(isinstance(n, int) for n in numbers) and entry.dtype in _DTYPES
         except (TypeError, ValueError) as error:
             raise FormatError(
-                f"{where}: not the entry of an artifact ({error!s:.160}), so the file was changed"
-                " by hand or damaged. Convert again."
+                f"{where}: not the entry of an artifact ({wrong or str(error):.160}), so the file"
+                " was changed by hand or damaged. Convert again."
             ) from None
         if not sound:
             raise FormatError(
@@ -168,6 +169,16 @@ def narrowed_to(entries: Iterable[Entry]) -> str | None:
     return next((name for name, dtype in EMBEDDING_DTYPES.items() if dtype in narrowed), None)
 
 
+def wrong_keys(cls: type, value: dict[str, Any]) -> str | None:
+    """What keeps a JSON object from having the fields of the dataclass `cls`, if anything."""
+    known = {field.name: field.default is MISSING for field in fields(cls)}
+    missing = [key for key, needed in known.items() if needed and key not in value]
+    if missing:
+        return f"the key {missing[0]!r} is missing"
+    unknown = next((key for key in value if key not in known), None)
+    return None if unknown is None else f"unknown key {unknown!r:.80}"
+
+
 def plain_name(name: object, where: str) -> str:
     """`name` itself if it names something directly inside its folder, else `UnsafeFileError`."""
     if (
@@ -193,18 +204,24 @@ def must_be_folder(folder: Path) -> None:
     what = f"Dataset directory not found: {folder}"
     if is_file:
         raise MissingFileError(f"{what} is a file. Name the folder that it is in: {folder.parent}")
-    above = next(path for path in (*folder.parents, Path()) if path.is_dir())
-    missing = folder.relative_to(above).parts[0]
-    close = difflib.get_close_matches(missing, _folders_in(above), n=1)
-    if close:
-        raise MissingFileError(f"{what}; did you mean {above / close[0]}?")
-    either = "" if above == folder.parent else f" (there is no {above / missing} either)"
-    raise MissingFileError(f"{what}{either}. Correct the path.")
+    raise MissingFileError(f"{what}{correction(folder, folder=True)}")
 
 
-def _folders_in(folder: Path) -> list[str]:
+def correction(missing: Path, *, folder: bool = False) -> str:
+    """The end of a message about a path that does not exist: the nearest one that does, if any."""
+    above = next(path for path in (*missing.parents, Path()) if path.is_dir())
+    name = missing.relative_to(above).parts[0]
+    inner = above / name != missing
+    known = [p.name for p in _inside(above) if p.is_dir() or not (folder or inner)]
+    if close := difflib.get_close_matches(name, known, n=1):
+        return f"; did you mean {above / close[0]}?"
+    either = f" (there is no {above / name} either)" if inner else ""
+    return f"{either}. Correct the path."
+
+
+def _inside(folder: Path) -> list[Path]:
     try:
-        return [path.name for path in islice(folder.iterdir(), _MOST_NAMES) if path.is_dir()]
+        return list(islice(folder.iterdir(), _MOST_NAMES))
     except OSError:
         return []
 
@@ -222,9 +239,9 @@ def _committed(folder: Path) -> dict[str, Any]:
                     " for it, or run jasper-convert again to complete it."
                 ) from None
     what = f"{path} not found: {folder} is not a converted store"
-    below = [name for name in _folders_in(folder) if (folder / name / MANIFEST_FILE).exists()]
-    if below:
-        raise MissingFileError(f"{what}, but {folder / below[0]} is; name that folder.")
+    for below in _inside(folder):
+        if (below / MANIFEST_FILE).exists():
+            raise MissingFileError(f"{what}, but {below} is; name that folder.")
     raise MissingFileError(
         f"{what}. If it holds the builder's .pt files, run: jasper-convert {folder}"
     )
@@ -242,9 +259,9 @@ def read_manifest(folder: Path) -> Manifest:
     version = value.get("format_version")
     if not isinstance(version, int) or version < 1:
         raise FormatError(
-            f"{path}: format_version is {version!r:.80}, but versions are integers from 1 to"
-            f" {FORMAT_VERSION}, so the file was changed by hand or damaged. Convert the builder's"
-            " folder again, or copy the store anew."
+            f"{path}: format_version must be an integer >= 1, found {version!r:.80}, so the"
+            " file was changed by hand or damaged. Convert the builder's folder again, or copy the"
+            " store anew."
         )
     if version > FORMAT_VERSION:
         raise NewerFormatError(

@@ -24,7 +24,7 @@ from . import atomic
 from .errors import FormatError, MissingFileError, StorageError, UnsafeFileError
 from .jsonfile import MOST_BYTES
 from .locks import exclusive, now, process_name
-from .manifest import plain_name
+from .manifest import plain_name, wrong_keys
 from .schema import NEGATIVES
 from .tensorfile import Written, chunks, writing
 
@@ -87,10 +87,11 @@ class Pointer:
     def from_dict(cls, value: dict[str, Any], where: str) -> Pointer:
         """Check `value`, read from `where`. Raises `FormatError` or `UnsafeFileError`."""
         what = f"{where}: not a generation pointer"
-        try:
-            pointer = replace(cls(**value), history=tuple(value.get("history") or ()))
-        except TypeError as error:
-            raise FormatError(f"{what}: {error!s:.160}.") from None
+        if wrong := wrong_keys(cls, value):
+            raise FormatError(f"{what}: {wrong}.")
+        if not isinstance(value.get("history", []), list | None):
+            raise FormatError(f"{what}: 'history' must be a list.")
+        pointer = replace(cls(**value), history=tuple(value.get("history") or ()))
         _check_entry(value, what)
         for entry in pointer.history:
             _check_entry(entry, f"{what}: history")

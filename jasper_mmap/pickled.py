@@ -54,7 +54,7 @@ class Unpickler:
             value = _NOTHING
         if isinstance(value, Name | Storage):
             raise FormatError(
-                f"{self._where}: damaged, truncated or no torch file at all (its pickle cannot be"
+                f"{self._where}: damaged, truncated or not a torch file (its pickle cannot be"
                 " read); copy or save it again."
             )
         return value

@@ -24,7 +24,11 @@ MOST_PICKLED: Final = 1 << 20
 
 def damaged(where: str, reason: str) -> str:
     """The message of an error about a file that is not as torch writes it."""
-    return f"{where}: damaged, truncated or no torch file at all ({reason}); copy or save it again."
+    return f"{where}: damaged, truncated or not a torch file ({reason}); copy or save it again."
+
+
+class _TooLongError(zipfile.BadZipFile):
+    """Of a list of records."""
 
 
 class _Listed(Noted):
@@ -32,7 +36,7 @@ class _Listed(Noted):
 
     def read(self, n_bytes: int = -1) -> bytes:
         if n_bytes > MOST_PICKLED:
-            raise zipfile.BadZipFile(f"its list of records has more than {MOST_PICKLED} bytes")
+            raise _TooLongError(f"its list of records has more than {MOST_PICKLED} bytes")
         return super().read(n_bytes)
 
 
@@ -49,7 +53,10 @@ class Archive:
         except _BAD_ARCHIVE as error:
             if listed.failure is not None:
                 raise listed.failure from None
-            raise FormatError(damaged(where, str(error))) from None
+            reason = "the list of records at its end is missing or damaged"
+            if isinstance(error, _TooLongError):
+                reason = str(error)
+            raise FormatError(damaged(where, reason)) from None
         self._records = {record.filename: record for record in records}
         if not records or len(records) > len(self._records):
             raise FormatError(damaged(where, "its list of records is empty or names one twice"))

@@ -221,7 +221,9 @@ def _older(folder: Path, pointer: Pointer, generation: int | None) -> int:
     numbers = [e["generation"] for e in pointer.history]
     older = [number for number in numbers if number != pointer.generation]
     available = [number for number in older if number in on_disk]
-    named = ", ".join(map(str, available)) or "none"
+    others = f"you can roll back to: {', '.join(map(str, available))}."
+    if not available:
+        others = "there is no other one to roll back to."
     if generation is None:
         if not older:
             raise MissingFileError(
@@ -230,14 +232,12 @@ def _older(folder: Path, pointer: Pointer, generation: int | None) -> int:
             )
         generation = older[-1]
     if generation == pointer.generation:
-        raise UsageError(
-            f"generation {generation} is already current; you can roll back to: {named}."
-        )
+        raise UsageError(f"generation {generation} is already current; {others}")
     if generation in available:
         return generation
     raise MissingFileError(
         f"{folder / negatives.FOLDER / negatives.file_name(generation)} not found: generation"
-        f" {generation} was removed or never existed; you can roll back to: {named}."
+        f" {generation} was removed or never existed; {others}"
     )
 
 

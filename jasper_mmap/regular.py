@@ -57,7 +57,7 @@ def _check(path: Path, mode: int) -> None:
     if stat.S_ISREG(mode):
         return
     if stat.S_ISDIR(mode):
-        raise FormatError(f"{path}: is a folder where a file is needed; name the file itself.")
+        raise FormatError(f"{path}: is a folder, but must be a file; name the file in it.")
     kind = _KINDS.get(stat.S_IFMT(mode), "not a file")
     raise UnsafeFileError(
         f"{path}: is {kind} (or a link to one), not a regular file; it was not opened. Put the"

@@ -36,7 +36,8 @@ def print_verification(report: VerifyReport) -> None:
         _line(console, f"stamp renewed: {file}")
     _warnings(console, report.warnings)
     kind = "sizes, headers and index ranges" if report.quick else "every checksum and check"
-    verdict = f"{len(report.problems)} problems" if report.problems else "sound"
+    many = "" if len(report.problems) == 1 else "s"
+    verdict = f"{len(report.problems)} problem{many}" if report.problems else "sound"
     _line(
         console,
         f"{report.store}: {verdict}; {kind} of {report.files} files"

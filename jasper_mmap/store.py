@@ -148,7 +148,7 @@ def _warn_of(folder: Path, moved: Mapping[str, int]) -> None:
         f" but cannot renew the times: {reason})"
     )
     _log.warning(
-        "%s: other times than when it was converted, as after a copy or a change: %s. Only sizes,"
+        "%s: files were copied or changed since the conversion (by their time): %s. Only sizes,"
         " headers and index ranges of these files were checked. %s.",
         folder,
         few(moved),
@@ -240,7 +240,7 @@ def map_table(
     try:
         mapped = map_tensors(path, huge=huge)
     except MissingFileError:
-        what = f"Split file not found: {path}" if artifact.split else f"{path}: not found"
+        what = f"Split file not found: {path}" if artifact.split else f"{path} not found"
         raise MissingFileError(f"{what}. Convert again, or copy the whole store.") from None
     if mapped.bytes != entry.bytes:
         raise FormatError(

@@ -163,10 +163,10 @@ def test_all_problems_are_told_at_once() -> None:
         (
             "'embeding_dim' looks misspelt",
             "'n_neg' must be",
-            "steering_probabilities.'residual' is missing",
-            "steering_probabilities.'zero' must be between 0 and 1, found 2",
-            "curriculum.'zero_prob_end' is missing",
-            "curriculum.'epochs_total' must be",
+            "'steering_probabilities.residual' is missing",
+            "'steering_probabilities.zero' must be between 0 and 1, found 2",
+            "'curriculum.zero_prob_end' is missing",
+            "'curriculum.epochs_total' must be",
         ),
         strict=True,
     ):

@@ -128,7 +128,7 @@ def test_file_of_no_torch_format_is_an_error_of_ours(tmp_path: Path, data: bytes
         (b"\x93NUMPY\x01\x00", "NumPy file"),
         (b"\x89HDF\r\n", "HDF5"),
         (b"\x40\0\0\0\0\0\0\0{", "safetensors"),
-        (b"hello" * 99, "damaged, truncated or no torch file"),
+        (b"hello" * 99, "damaged, truncated or not a torch file"),
     ],
 )
 def test_file_of_another_kind_is_called_by_its_name(
