@@ -31,7 +31,7 @@ from .plan import SOURCE
 from .report import ConversionReport
 
 _LINE_INTERVAL_S = 5.0
-_FOLDER = click.Path(path_type=Path)
+_FOLDER = click.Path(path_type=Path, readable=False)
 
 
 @click.command(

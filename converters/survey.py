@@ -90,7 +90,7 @@ def _told_sizes(src: Path) -> dict[str, int]:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Without the keys that stand there twice: which of their values is meant nobody knows."""
+    """Without the keys that are there twice: which of their values is meant nobody knows."""
     times = Counter(key for key, _ in pairs)
     return {key: value for key, value in pairs if times[key] == 1}
 

@@ -51,7 +51,7 @@ def check_form(
         if dtype == torch.bool and artifact.split:
             remedy = "A mask gives its pair numbers by mask.nonzero().flatten(): save those."
         raise ContentTypeError(
-            f"{where}: {artifact.name} has the dtype {_bare(dtype)}; it must hold {kind}. {remedy}"
+            f"{where}: {artifact.name} holds {_bare(dtype)}; it must hold {kind}. {remedy}"
         )
     if len(shape) != len(artifact.shape):
         raise ContentError(

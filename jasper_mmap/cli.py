@@ -17,7 +17,7 @@ from .summary import summarise
 from .validate import verify_store
 from .version import installed_version
 
-_STORE = click.argument("store", metavar="DIR", type=click.Path(path_type=Path))
+_STORE = click.argument("store", metavar="DIR", type=click.Path(path_type=Path, readable=False))
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
 
 

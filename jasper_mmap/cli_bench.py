@@ -137,7 +137,7 @@ def _workers(_context: click.Context, _option: click.Parameter, text: str | None
 
 
 @click.command()
-@click.argument("store", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("store", metavar="DIR", type=click.Path(path_type=Path, readable=False))
 @click.option("--batch-size", type=click.IntRange(1), default=512, show_default=True)
 @click.option(
     "--workers", callback=_workers, help="E.g. 0,2,4.  [default: 0 to the number of cores]"

@@ -21,7 +21,7 @@ from .publish import KEEP, LOCK_TIMEOUT_S, publish_negatives, rollback_negatives
 from .report import NOTE_LENGTH
 from .service import Finite, logged_to_stdout, signals_held
 
-_PATH = click.Path(path_type=Path)
+_PATH = click.Path(path_type=Path, readable=False)
 _SHARE = click.FloatRange(0, 1)
 _SECONDS = Finite(0, min_open=True)
 _AMOUNT = Finite(0)

@@ -151,14 +151,16 @@ class _Check:
             was = f" (the earlier implementation took {defaults[key]})" if defaults else ""
             close = _misspelling(key, unknown)
             if close is not None:
-                self._refuse(f"{within + close!r:.80} looks misspelt: rename it to {key!r}{was}.")
+                self._refuse(f"{_named(close, within)} looks misspelt: rename it to {key!r}{was}.")
             elif key in required:
-                self._refuse(f"the key {within + key!r} is missing{was}; add it.")
+                self._refuse(f"the key {_named(key, within)} is missing{was}; add it.")
 
     def integer(self, found: dict[str, Any], key: str, *, within: str = "", least: int = 1) -> int:
         value = found.get(key, least)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            self._refuse(f"{within + key!r} must be an integer >= {least}, found {value!r:.80}.")
+            self._refuse(
+                f"{_named(key, within)} must be an integer >= {least}, found {value!r:.80}."
+            )
             return 0
         return value
 
@@ -166,7 +168,7 @@ class _Check:
         value = found.get(key, 0.0)
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not 0 <= value <= 1:
-            self._refuse(f"{within + key!r} must be between 0 and 1, found {value!r:.80}.")
+            self._refuse(f"{_named(key, within)} must be between 0 and 1, found {value!r:.80}.")
             return 0.0
         return float(value)
 
@@ -183,7 +185,7 @@ class _Check:
         found = self._object(raw, "steering_probabilities")
         if found is None:
             return {}
-        before, within = len(self.problems), "steering_probabilities."
+        before, within = len(self.problems), "steering_probabilities"
         self.keys(found, VARIANTS, within=within)
         probabilities = {v: self.probability(found, v, within) for v in VARIANTS}
         total = math.fsum(probabilities.values())
@@ -198,7 +200,7 @@ class _Check:
         found = self._object(raw, "curriculum")
         if found is None:
             return None, False
-        within, known = "curriculum.", tuple(_CURRICULUM)
+        within, known = "curriculum", tuple(_CURRICULUM)
         by_default = not any(key in found for key in known)
         if by_default:  # one that is misspelt is missed all the same
             self.keys(found, (), within=within, optional=known, defaults=_CURRICULUM)
@@ -214,6 +216,10 @@ class _Check:
             epochs_total=max(1, self.integer(found, "epochs_total", within=within, least=0)),
         )
         return curriculum, by_default
+
+
+def _named(key: str, within: str) -> str:
+    return f"{key!r:.80} in {within!r}" if within else f"{key!r:.80}"
 
 
 def _misspelling(key: str, unknown: list[str]) -> str | None:

@@ -73,7 +73,9 @@ class Archive:
         begin = record.header_offset + _LOCAL_HEADER.size + sum(lengths)
         stored = record.compress_type == zipfile.ZIP_STORED and not record.flag_bits & 1
         if magic != ZIP_MAGIC or not stored or record.file_size != record.compress_size:
-            raise FormatError(damaged(self._where, f"its record {name!r:.80} is no stored one"))
+            raise FormatError(
+                damaged(self._where, f"its record {name!r:.80} is compressed or encrypted")
+            )
         end = begin + record.file_size
         if end > self.size:
             raise FormatError(damaged(self._where, f"its record {name!r:.80} ends after the file"))

@@ -29,21 +29,22 @@ def _edited(config: Config, manifest: Manifest) -> list[str]:
 
 def _nonfinite(manifest: Manifest) -> list[str]:
     return [
-        f"{name} holds {_values(entry.nonfinite)} NaN or infinite, kept by --allow-nonfinite;"
-        " batches with these rows hold them too. Correct the .pt file and convert again unless"
-        " they are meant."
+        f"{name} holds {entry.nonfinite:,} NaN or infinite value{_s(entry.nonfinite)}, kept by"
+        " --allow-nonfinite, and batches of these rows do too. Unless that is meant, correct the"
+        " .pt file and convert again without it."
         for name, entry in manifest.artifacts.items()
         if entry.nonfinite
     ]
 
 
-def _values(count: int) -> str:
-    return "1 value that is" if count == 1 else f"{count:,} values that are"
+def _s(count: int) -> str:
+    return "" if count == 1 else "s"
 
 
 def _beyond(manifest: Manifest) -> list[str]:
     return [
-        f"{name} holds {_values(count)} finite, but infinite as float32, as batches are."
+        f"{name} holds {count:,} finite value{_s(count)} that {'is' if count == 1 else 'are'}"
+        " infinite as float32, as batches are."
         for name, count in (manifest.beyond_float32 or {}).items()
     ]
 

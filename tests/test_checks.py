@@ -147,7 +147,7 @@ def test_offsets_must_rise_from_0_to_the_number_of_values() -> None:
     check_offsets(torch.tensor([0, 0, 3, 3]), 3, "f")
     check_offsets(torch.tensor([0]), 0, "f")
     for wrong in ([1, 3], [0, 2], [0, 2, 1, 3], [0, -1, 3], []):
-        with pytest.raises(FormatError, match="do not rise from 0 to 3"):
+        with pytest.raises(FormatError, match="must rise from 0 to 3"):
             check_offsets(torch.tensor(wrong, dtype=torch.int64), 3, "f")
 
 

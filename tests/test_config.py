@@ -163,10 +163,10 @@ def test_all_problems_are_told_at_once() -> None:
         (
             "'embeding_dim' looks misspelt",
             "'n_neg' must be",
-            "'steering_probabilities.residual' is missing",
-            "'steering_probabilities.zero' must be between 0 and 1, found 2",
-            "'curriculum.zero_prob_end' is missing",
-            "'curriculum.epochs_total' must be",
+            "'residual' in 'steering_probabilities' is missing",
+            "'zero' in 'steering_probabilities' must be between 0 and 1, found 2",
+            "'zero_prob_end' in 'curriculum' is missing",
+            "'epochs_total' in 'curriculum' must be",
         ),
         strict=True,
     ):
@@ -224,7 +224,7 @@ def test_duplicate_key_is_refused(name: str) -> None:
     """JSON lets the last one win; here it is an error, at any depth and for unknown keys too."""
     text = json.dumps(GOOD)
     at = text.index(f'"{name}"')
-    refused(f'{text[:at]}"{name}": 1, {text[at:]}', f"'{name}'", "twice")
+    refused(f'{text[:at]}"{name}": 1, {text[at:]}', f"duplicate key '{name}'")
 
 
 @pytest.mark.parametrize("key", ["embedding_dim", "n_neg"])

@@ -156,7 +156,7 @@ def test_a_store_of_a_newer_format_is_only_overwritten_by_force(
     manifest = tmp_path / "store" / MANIFEST_FILE
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format_version": 9}))
     before = snapshot(tmp_path)
-    with pytest.raises(NewerFormatError, match=r"version 9, .* up to 1.*--force"):
+    with pytest.raises(NewerFormatError, match=r"version is 9, .* up to 1.*--force"):
         convert(folder, tmp_path / "store")
     assert snapshot(tmp_path) == before
     convert(folder, tmp_path / "store", force=True)

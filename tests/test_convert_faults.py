@@ -90,7 +90,11 @@ BAD: dict[str, tuple[Callable[[Path], Any], type[JasperError], str]] = {
     "folder": (shutil.rmtree, MissingFileError, "Dataset directory not found"),
     "config": (remove("config.json"), MissingFileError, "Config file not found"),
     "config key": (config(n_neg=None), ConfigError, "'n_neg' is missing"),
-    "config twice": (write("config.json", b'{"n_neg": 1, "n_neg": 2}'), ConfigError, "twice"),
+    "config twice": (
+        write("config.json", b'{"n_neg": 1, "n_neg": 2}'),
+        ConfigError,
+        "duplicate key",
+    ),
     "artifact": (remove("source_embs.pt"), MissingFileError, "source_embs.pt not found"),
     "split": (remove("val_idx.pt"), MissingFileError, "Split file not found"),
     "garbage": (write("pair_index.pt", b"garbage" * 99), FormatError, "pair_index.pt: damaged"),

@@ -53,7 +53,7 @@ def test_missing_files_config_and_shapes_come_in_one_error(folder: Path, tmp_pat
             "pair_keyword_ids.pt not found",
             "Split file not found",
             "'embedding_dim' must be",
-            "pair_cluster_id has the dtype float32",
+            "pair_cluster_id holds float32",
             "steering_residual [N_p, D] has 50 rows, but pair_index has 60 rows",
             "hard_negatives [N_p, N] has 4 columns, but 'n_neg' in config.json is 3",
             "negative_tiers [N_p, N] has 4 columns, but 'n_neg' in config.json is 3",
@@ -111,7 +111,7 @@ def test_problem_of_the_data_is_not_hidden_by_others(folder: Path, tmp_path: Pat
     assert len(first) == 1
     edit(folder, "val_idx", lambda t: t.double())
     lines = told(folder, store, ContentTypeError)
-    assert "val_idx has the dtype float64" in lines[0]
+    assert "val_idx holds float64" in lines[0]
     assert lines[1:] == [f"  {first[0]}"]
 
 

@@ -305,7 +305,7 @@ def test_rollback_to_what_cannot_be_names_what_can(store: Path, oracle: Oracle) 
     for _ in range(4):
         publish_numbered(store, oracle, grace_s=0)
     for gone in (1, 99):
-        with pytest.raises(MissingFileError, match="to go back to: 3, 4"):
+        with pytest.raises(MissingFileError, match="roll back to: 3, 4"):
             rollback_negatives(store, gone)
     with pytest.raises(UsageError, match="already current"):
         rollback_negatives(store, 5)

@@ -221,7 +221,7 @@ def test_pointer_that_leads_outside_is_refused(store: Path) -> None:
 def test_newer_format_names_both_versions(store: Path) -> None:
     """Whoever meets a newer store is told what he has and what he needs."""
     edit_manifest(store, lambda m: m.update(format_version=FORMAT_VERSION + 6))
-    with pytest.raises(FormatError, match=rf"version {FORMAT_VERSION + 6}.*{FORMAT_VERSION};"):
+    with pytest.raises(FormatError, match=rf"version is {FORMAT_VERSION + 6}.*{FORMAT_VERSION};"):
         Store(store)
 
 
