@@ -12,8 +12,8 @@ def remarks(config: Config, manifest: Manifest) -> list[str]:
     return [
         *_edited(config, manifest),
         *([defaults] if (defaults := default_curriculum(config)) else []),
-        *_nonfinite(manifest),
         *_beyond(manifest),
+        *_nonfinite(manifest),
         *_narrowed(manifest),
     ]
 

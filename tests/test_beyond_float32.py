@@ -98,6 +98,7 @@ def test_they_are_kept_where_allowed(folder: Path, tmp_path: Path) -> None:
     assert again.written == ()
     for notes in (report.notes, again.notes, summarise(store)["notes"], verify_store(store).notes):
         assert told in notes[0]
+        assert notes[1].startswith("source_embs holds 1 NaN or infinite value, kept by")
     assert verify_store(store).ok
     Store(store, validate="full")
     before = snapshot(store)

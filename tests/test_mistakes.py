@@ -1,6 +1,7 @@
 """What mistakes are told, whose permission is missing, control characters, interrupts."""
 
 import contextlib
+import errno
 import io
 import json
 import logging
@@ -21,6 +22,7 @@ import pytest
 import converters.__main__
 import jasper_mmap.__main__
 from jasper_mmap import JASPERSteeringDataset, publish_negatives
+from jasper_mmap.atomic import access_error
 from jasper_mmap.errors import FURTHER, JasperError, WorkerError, together
 from tests.converting import in_child
 from tests.mistakes import ESCAPE, FURTHER_ONES, KNOWN, Mistake, make_scene, section, told
@@ -148,6 +150,20 @@ def test_whose_permission_is_missing_is_told(case: str, public: Path) -> None:
     if os.getuid():
         pytest.skip("nobody else's files to try")
     assert in_child(as_nobody(work)) == 0
+
+
+def test_read_only_disk_and_unknown_owner_are_told(tmp_path: Path) -> None:
+    """No owner can permit the one, and the other has a number only."""
+    path = tmp_path / ".x.tmp"
+    told = str(access_error(path, "write", OSError(errno.EROFS, "Read-only file system")))
+    assert told == (
+        f"{tmp_path}: no permission to write it (Read-only file system). Use a folder on a disk"
+        " that can be written."
+    )
+    if os.getuid() == 0:
+        os.chown(tmp_path, 54321, -1)
+        told = str(access_error(path, "write", OSError(errno.EACCES, "Permission denied")))
+        assert "it belongs to uid 54321, has the mode drwx------" in told
 
 
 # Control characters: what a stranger wrote into a dataset reaches no terminal as it is
