@@ -249,5 +249,5 @@ def _counts(entry: dict[str, Any], n_pairs: int) -> Iterator[str]:
     changed = entry["changed_rows"]
     if changed is not None:
         yield f"{changed} of {n_pairs} rows changed"
-    counts = {name: entry[name] for name in MEANING if entry.get(name)}
-    yield from sentences(counts, {name: count / n_pairs for name, count in counts.items()})
+    portions = {name: entry[name] / n_pairs for name in MEANING if name in entry}
+    yield from sentences(entry, portions)

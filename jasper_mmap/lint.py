@@ -37,10 +37,10 @@ def sentences(counts: Mapping[str, int], shares: Mapping[str, float]) -> Iterato
 
     Not that of NaN and infinite values: `remarks` names their tables.
     """
-    for name, count in counts.items():
-        if count and name != "nonfinite_values":
+    for name, meaning in MEANING.items():
+        if (count := counts.get(name, 0)) and name != "nonfinite_values":
             share = f" ({shares[name]:.1%})" if name in shares else ""
-            yield f"{count:,}{share} {MEANING.get(name, name[:80])}"
+            yield f"{count:,}{share} {meaning}"
 
 
 def lint_splits(splits: Mapping[str, torch.Tensor], n_pairs: int) -> dict[str, int]:

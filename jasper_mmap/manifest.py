@@ -280,9 +280,12 @@ def read_manifest(folder: Path) -> Manifest:
             raise FormatError(
                 f"{path}: 'artifacts' has no entry for {artifact.name}. Convert again."
             )
+    warnings = value.get("warnings") or {}
+    if not isinstance(warnings, dict) or not all(type(n) is int for n in warnings.values()):
+        raise FormatError(f"{path}: 'warnings' must be an object of integers. Convert again.")
     manifest = Manifest(
         artifacts={a.name: Entry.from_dict(found[a.name], f"{path}: {a.name}") for a in STORED},
-        warnings=dict(value.get("warnings") or {}),
+        warnings=warnings,
         created=str(value.get("created", "")),
         converter=str(value.get("converter", "")),
         **_since_0_2(value, path),

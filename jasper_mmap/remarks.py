@@ -46,6 +46,7 @@ def _beyond(manifest: Manifest) -> list[str]:
         f"{name} holds {count:,} finite value{_s(count)} that {'is' if count == 1 else 'are'}"
         " infinite as float32, as batches are."
         for name, count in (manifest.beyond_float32 or {}).items()
+        if name in ARTIFACTS
     ]
 
 

@@ -205,6 +205,8 @@ HOSTILE_STORES: dict[str, Callable[[Path], object]] = {
     "key of the pointer": lambda store: edit_pointer(store, **{HOSTILE: 1}),
     "created": lambda store: edit_manifest(store, created=HOSTILE),
     "converter": lambda store: edit_manifest(store, converter=HOSTILE),
+    "count of a warning": lambda store: edit_manifest(store, warnings={"repeat_rows": HOSTILE}),
+    "warnings": lambda store: edit_manifest(store, warnings=HOSTILE),
     "warning": lambda store: edit_manifest(store, warnings={HOSTILE: 3}),
     "format_version": lambda store: edit_manifest(store, format_version=HOSTILE),
     "beyond_float32": lambda store: edit_manifest(store, beyond_float32={HOSTILE: 3}),
@@ -244,6 +246,7 @@ def test_text_of_a_store_cannot_steer_a_terminal(
     for name in ("generations", "inspect", "verify", "rollback"):
         out = ran(jasper_mmap.__main__.main, "jasper-mmap", name, str(store))
         assert not [raw for raw in RAW if raw in out], (name, out)
+        assert "unexpected" not in out
         assert max(map(len, out.splitlines())) < 2000
 
 
