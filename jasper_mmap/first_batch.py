@@ -66,8 +66,8 @@ def _check_keys(batch: Any) -> None:
     missing = [name for name in COLUMNS if name not in batch]
     unknown = [name for name in batch if name not in COLUMNS]
     if missing or unknown:
-        wrong = [f"lacks {', '.join(missing)}"] if missing else []
-        wrong += [f"has the unknown keys {', '.join(map(str, unknown))}"] if unknown else []
+        wrong = [f"lacks {missing}"] if missing else []
+        wrong += [f"has the unknown keys {unknown}"] if unknown else []
         raise BatchError(f"the batch {' and '.join(wrong)}; its keys must be {', '.join(COLUMNS)}.")
 
 

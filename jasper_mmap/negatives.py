@@ -89,7 +89,7 @@ class Pointer:
         what = f"{where}: not a generation pointer"
         if wrong := wrong_keys(cls, value):
             raise FormatError(f"{what}: {wrong}.")
-        if not isinstance(value.get("history", []), list | None):
+        if not isinstance(value.get("history"), list | tuple | None):
             raise FormatError(f"{what}: 'history' must be a list.")
         pointer = replace(cls(**value), history=tuple(value.get("history") or ()))
         _check_entry(value, what)
