@@ -75,7 +75,9 @@ def _size(batch: Mapping[str, Any]) -> int:
     name = next(iter(COLUMNS))
     column = batch[name]
     if not isinstance(column, torch.Tensor) or column.ndim == 0:
-        raise BatchTypeError(f"{name}: must be a tensor with rows, not a {type(column).__name__}.")
+        raise BatchTypeError(
+            f"{name}: is a {type(column).__name__}, but must be a tensor with rows."
+        )
     return len(column)
 
 
