@@ -14,7 +14,7 @@ MOST_BYTES: Final = 16 << 20
 """Of a JSON file. A manifest has some ten thousand, a pointer with all its history half a million.
 
 In memory one may take up to thirty times as much."""
-_MOST_DIGITS: Final = 100
+_MOST_DIGITS: Final = 1000
 
 
 def read_small(path: Path) -> bytes:

@@ -14,7 +14,7 @@ import torch
 
 from jasper_mmap import (
     JASPERSteeringDataset,
-    atomic,
+    jsonfile,
     rollback_negatives,
     set_epoch,
     watch_negatives,
@@ -251,7 +251,7 @@ def test_watch_survives_a_stale_handle(
     store: Path, oracle: Oracle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a network file system gives for a file that was replaced on another machine."""
-    real, failures = atomic.open_regular, [errno.ESTALE, errno.EIO]
+    real, failures = jsonfile.open_regular, [errno.ESTALE, errno.EIO]
 
     def fails_twice(path: Path) -> Any:
         if path.name == POINTER and threading.current_thread() is not threading.main_thread():
@@ -260,7 +260,7 @@ def test_watch_survives_a_stale_handle(
         return real(path)
 
     errors: list[Exception] = []
-    monkeypatch.setattr(atomic, "open_regular", fails_twice)
+    monkeypatch.setattr(jsonfile, "open_regular", fails_twice)
     with (
         JASPERSteeringDataset(store, "train") as dataset,
         watch_negatives(dataset, QUICK_S, on_error=errors.append),
