@@ -78,6 +78,14 @@ def publish_overwritten(
 
 
 def _warn_of_missing(folder: Path, missing: list[str]) -> None:
+    if len(missing) < len(NEGATIVES):
+        _log.warning(
+            "%s: there is no %s beside the other file, so nothing is published. Call"
+            " reload_negatives() again when the builder has written both.",
+            folder,
+            missing[0],
+        )
+        return
     if folder in _warned:
         return
     _warned.add(folder)

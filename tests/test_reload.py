@@ -99,3 +99,20 @@ def test_reload_on_a_store_that_cannot_be_written_warns(
         with caplog.at_level(logging.WARNING):
             assert dataset.reload_negatives() == 1
         assert "serving what is published" in caplog.text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_reload_while_one_file_is_gone_says_so_each_time(
+    built: Path, new: Tables, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A builder may remove a file before it writes it anew: it was not converted elsewhere."""
+    with JASPERSteeringDataset(built, "train") as dataset:
+        (built / f"{name}.pt").unlink()
+        for _ in range(2):
+            with caplog.at_level(logging.WARNING):
+                assert dataset.reload_negatives() == 1
+            (record,) = caplog.records
+            assert f"no {name}.pt beside the other file" in record.getMessage()
+            caplog.clear()
+        saved(new, built)
+        assert dataset.reload_negatives() == 2
