@@ -167,7 +167,10 @@ def test_any_call_that_fails_is_told_and_leaves_a_whole_store(
         ), what
         _finished(operation, root)
         assert state(root / "s") is not None, what
-        assert not litter(root), what
+        left = litter(root)
+        if counted.calls[at] == "unlink":  # of the name of a lock's holder, which the next replaces
+            left = [path for path in left if not path.name.endswith("-holder.json")]
+        assert not left, what
     gc.collect()
     assert len(os.listdir("/proc/self/fd")) <= open_before  # noqa: PTH208
     print(f"{name}: {len(counted.calls)} calls, {FAULTS} failed, {tolerated} tolerated")
