@@ -19,6 +19,8 @@ CONFIG_FILE = "config.json"
 _CURRICULUM: Final = {"zero_prob_start": 0.5, "zero_prob_end": 0.1, "epochs_total": 100}
 _COMPARED: Final = 1000
 """Keys that are looked at to name a problem: comparing takes long."""
+_MOST_DIGITS: Final = 1000
+"""A number may be too large for its key, which says more than that it is too long."""
 _LIKE: Final = 0.8
 """How much a key must resemble an absent one to count as its misspelling."""
 
@@ -83,7 +85,7 @@ def parse_config(text: str, path: Path, *, sha256: str = "") -> Config:
         return seen
 
     try:
-        raw = parsed(text, unique)
+        raw = parsed(text, unique, most_digits=_MOST_DIGITS)
     except ValueError as error:
         raise ConfigError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(raw, dict):

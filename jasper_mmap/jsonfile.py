@@ -14,7 +14,8 @@ MOST_BYTES: Final = 16 << 20
 """Of a JSON file. A manifest has some ten thousand, a pointer with all its history half a million.
 
 In memory one may take up to thirty times as much."""
-_MOST_DIGITS: Final = 1000
+MOST_DIGITS: Final = 300
+"""Of a whole number: a longer one cannot be compared with floats."""
 
 
 def read_small(path: Path) -> bytes:
@@ -32,18 +33,24 @@ def read_small(path: Path) -> bytes:
     return data
 
 
-def parsed(text: str | bytes, hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+def parsed(
+    text: str | bytes,
+    hook: Callable[[list[tuple[str, Any]]], Any] | None = None,
+    *,
+    most_digits: int = MOST_DIGITS,
+) -> Any:
     """The value of a JSON text; `hook` as json's `object_pairs_hook`.
 
     Raises `ValueError` in words of its own also where Python's would give Python's advice.
     """
+
+    def integer(number: str) -> int:
+        digits = len(number.removeprefix("-"))
+        if digits > most_digits:
+            raise ValueError(f"a whole number has {digits} digits, at most {most_digits} are read")
+        return int(number)
+
     try:
-        return json.loads(text, object_pairs_hook=hook, parse_int=_integer)
+        return json.loads(text, object_pairs_hook=hook, parse_int=integer)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-
-
-def _integer(digits: str) -> int:
-    if len(digits) > _MOST_DIGITS:
-        raise ValueError(f"a number has {len(digits)} digits, at most {_MOST_DIGITS} are read")
-    return int(digits)

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import resource
 import struct
 import time
@@ -300,7 +301,7 @@ def test_part_of_a_larger_table_is_published(store: Path, folder: Path, tmp_path
 TEXTS = {
     "large": (b'{"a": [' + b"[]," * (12 << 20) + b"[]]}", "has more than 16777216 bytes"),
     "deep": (b'{"a": ' + b"[" * 10_000_000, "nested too deeply"),
-    "digits": (b'{"a": 1' + b"0" * 10_000_000 + b"}", "10000001 digits, at most 1000 are read"),
+    "digits": (b'{"a": 1' + b"0" * 10_000_000 + b"}", "10000001 digits, at most"),
 }
 CONTROL = ("config.json", "manifest.json", "negatives/CURRENT.json")
 
@@ -369,3 +370,22 @@ def test_large_header_is_refused(tmp_path: Path) -> None:
     path.write_bytes(struct.pack("<Q", len(header)) + header.encode())
     _, message = refused(lambda: map_tensors(path))
     assert "at most 1048576 are read" in message
+
+
+@pytest.mark.parametrize("name", CONTROL)
+def test_huge_number_anywhere_in_a_control_file_is_an_error_of_ours(
+    name: str, store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each of its numbers in turn, beyond 64 bits and beyond every float."""
+    caplog.set_level("ERROR")
+    text = (store / name).read_text()
+    found = 0
+    for match in re.finditer(r"(?<=[ \[])-?\d+(?=[,\s\]}])", text):
+        for huge in (10**30, -(10**30), 10**900):
+            (store / name).write_text(text[: match.start()] + str(huge) + text[match.end() :])
+            found += 1
+            try:
+                JASPERSteeringDataset(store, "train", validate="full").close()
+            except JasperError:
+                continue
+    assert found >= 6
