@@ -41,6 +41,22 @@ def _received(duplicate: Any) -> Descriptor:
     return Descriptor(duplicate.detach())
 
 
+_this_process = os.getpid()
+
+
+def _begin() -> None:
+    global _this_process
+    _this_process = os.getpid()
+
+
+os.register_at_fork(after_in_child=_begin)
+
+
+def this_process() -> int:
+    """The number of this process, without the system call that a batch would pay for."""
+    return _this_process
+
+
 def process_descriptor(pid: int) -> Descriptor | None:
     """A descriptor that can be read from once the process has ended; None where there are none."""
     try:

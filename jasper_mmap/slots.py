@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from .layout import Batch, Layout, Target
 from .mapping import HUGE_PAGE
-from .shared import Descriptor, anonymous_memory
+from .shared import Descriptor, anonymous_memory, this_process
 
 
 class Extents:
@@ -103,7 +103,7 @@ class Slots:
         self.layout = layout
         self.count = count
         self.fallbacks = 0
-        self._owner = os.getpid()
+        self._owner = this_process()
         self.memory = anonymous_memory("jasper-slots", 0) if shared else None
         self.extents = Extents(layout, count, self.memory)
         # Appending to and popping from a list is atomic: a lease may end in any thread, or while
@@ -132,7 +132,7 @@ class Slots:
 
         A forked process has copies of the leases that were alive, whose end says nothing.
         """
-        if self.memory is not None and os.getpid() != self._owner:
+        if self.memory is not None and this_process() != self._owner:
             return
         if slot < self.count:
             self._free.append(slot)

@@ -19,7 +19,7 @@ from .dataset import JASPERSteeringDataset
 from .errors import UsageError, WorkerError
 from .layout import Layout
 from .order import Plan
-from .shared import Descriptor
+from .shared import Descriptor, this_process
 from .signals import handled, held_back
 from .slots import Slots
 from .worker import MANY, REPLY, REQUEST, Job, WorkerInit, work
@@ -131,7 +131,7 @@ class WorkerPool:
     @property
     def is_own(self) -> bool:
         """Whether the workers are this process's; a forked one has but a copy of the pool."""
-        return self._owner == os.getpid()
+        return self._owner == this_process()
 
     def request(self, owner: Client, batch: int, slot: int) -> None:
         """Have a worker fill `slot` with `batch` of the owner's plan, once they are sent.
