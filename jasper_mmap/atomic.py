@@ -144,12 +144,6 @@ def exists(path: Path) -> bool:
         return path.exists()
 
 
-def is_folder(path: Path) -> bool:
-    """Whether this is a folder; an error of ours where the system cannot tell."""
-    with storage_errors(path, "read"):
-        return path.is_dir()
-
-
 @contextlib.contextmanager
 def storage_errors(path: Path, verb: str = "write") -> Iterator[None]:
     """Turn the system's errors in the block into ours, naming `path`."""
