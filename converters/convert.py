@@ -17,7 +17,8 @@ from jasper_mmap.errors import ContentError, JasperError, UsageError
 from jasper_mmap.jsonfile import read_small
 from jasper_mmap.lint import lint_splits
 from jasper_mmap.locks import now
-from jasper_mmap.manifest import STAGING, Entry, Manifest, must_be_folder
+from jasper_mmap.manifest import STAGING, Entry, Manifest
+from jasper_mmap.missing import must_be_folder
 from jasper_mmap.negatives import Pointer, made_from_files, publisher_lock, read_pointer
 from jasper_mmap.publish import shares, warn_of
 from jasper_mmap.regular import open_regular

@@ -17,7 +17,6 @@ from jasper_mmap import arguments, atomic, negatives
 from jasper_mmap.config import CONFIG_FILE
 from jasper_mmap.errors import ExistsError, JasperError
 from jasper_mmap.generation import sound_generation
-from jasper_mmap.incoming import store_sizes
 from jasper_mmap.jsonfile import read_small
 from jasper_mmap.ptfile import Stamp
 from jasper_mmap.schema import ARTIFACTS
@@ -38,7 +37,7 @@ def export_pt(store: str | Path, dst: str | Path) -> list[Path]:
     store, dst = arguments.folder("store", store), arguments.folder("dst", dst)
     opened = Store(store)
     pointer = negatives.read_pointer(store)
-    generation = sound_generation(store, pointer, opened.store_id, store_sizes(opened))
+    generation = sound_generation(store, pointer, opened.store_id, opened.negatives_sizes)
     tables = opened.tables | generation.tables
 
     targets = [dst / CONFIG_FILE, *(dst / a.source for a in ARTIFACTS.values())]

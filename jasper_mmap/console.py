@@ -13,8 +13,7 @@ from typing import Any, NoReturn
 import click
 
 from .errors import FURTHER, JasperError
-from .lint import IN_ANSWER
-from .printable import printable
+from .printable import IN_ANSWER, printable
 
 _DEBUG = "--debug"
 _FAILED, _INTERRUPTED = 1, 130

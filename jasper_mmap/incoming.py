@@ -22,7 +22,7 @@ from .checks import TableCheck, check_form
 from .errors import ContentError, ContentTypeError, FormatError, MissingFileError
 from .failures import TEMPORARY
 from .lint import MEANING, equal, lint_negatives
-from .manifest import correction
+from .missing import correction
 from .ptfile import Stamp, read_pt
 from .regular import open_regular
 from .schema import ARTIFACTS, NEGATIVES
@@ -93,7 +93,7 @@ def take_in(
     `builder` is the folder of the builder's files, where that is not the store's.
     """
     tables, where, stamps = {}, {}, {}
-    sizes = store_sizes(store)
+    sizes = store.negatives_sizes
     frozen: list[tuple[Path, Stamp]] = []
     for artifact, given in zip(NEGATIVES, (hard_negatives, negative_tiers), strict=True):
         name = artifact.name
@@ -112,11 +112,6 @@ def take_in(
     lint = examine(tables, where, pair_index, sizes, allow_equal=allow_equal)
     source = stamps if len(stamps) == len(tables) else {}
     return Incoming(tables=tables, lint=lint, source=source)
-
-
-def store_sizes(store: Store) -> dict[str, int]:
-    """The sizes that a store's negatives have to fit."""
-    return {**store.manifest.sizes, "N": store.config.n_neg}
 
 
 def examine(

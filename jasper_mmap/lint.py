@@ -21,8 +21,6 @@ MEANING: Final = {
 }
 """Name of a count -> how to say it."""
 
-IN_ANSWER: Final = {"in_answer": True}
-"""For `extra` of a log record: commands say it in their answer."""
 _SUSPECT_SHARE: Final = 0.5
 _SUSPICIOUS: Final = ("own_source_rows", "repeat_rows")
 

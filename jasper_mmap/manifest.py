@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, fields, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +19,13 @@ from .errors import (
     UnsafeFileError,
 )
 from .failures import STAGING as STAGING
+from .missing import entries_of, must_be_folder
 from .schema import EMBEDDING_DTYPES, STORED
-from .tensorfile import DTYPE_NAMES
+from .tensorfile import DTYPES
 
 MANIFEST_FILE = "manifest.json"
 FORMAT_VERSION = 1
 
-_MOST_NAMES = 1000
-"""Of a folder in which a name is looked for that is like a wrong one."""
-_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 # At the top level, where an older version ignores what it does not know.
 _SINCE_0_2 = ("config_sha256", "beyond_float32", "embeddings_dtype")
 
@@ -57,7 +53,7 @@ class Entry:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        return _DTYPES[self.dtype]
+        return DTYPES[self.dtype]
 
     @property
     def stamp(self) -> tuple[int, int]:
@@ -77,7 +73,7 @@ class Entry:
                 ranges=tuple((low, high) for low, high in entry.ranges),
             )
             numbers = [entry.bytes, entry.mtime_ns, *entry.shape]
-            sound = all(isinstance(n, int) for n in numbers) and entry.dtype in _DTYPES
+            sound = all(isinstance(n, int) for n in numbers) and entry.dtype in DTYPES
         except (TypeError, ValueError) as error:
             raise FormatError(
                 f"{where}: not the entry of an artifact ({wrong or str(error):.160}), so the file"
@@ -86,7 +82,7 @@ class Entry:
         if not sound:
             raise FormatError(
                 f"{where}: bytes, mtime_ns and shape must be integers, and dtype one of"
-                f" {', '.join(_DTYPES)}. Convert again."
+                f" {', '.join(DTYPES)}. Convert again."
             )
         plain_name(entry.file, where)
         return entry
@@ -119,6 +115,11 @@ class Manifest:
     def narrowed_to(self) -> str | None:
         """The `embeddings_dtype` that was asked for, also where only the files tell of it."""
         return self.embeddings_dtype or narrowed_to(self.artifacts.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its files."""
+        return sum(entry.bytes for entry in self.artifacts.values())
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -195,37 +196,6 @@ def plain_name(name: object, where: str) -> str:
     return name
 
 
-def must_be_folder(folder: Path) -> None:
-    """Raise `MissingFileError`, which says where it may be, unless the folder is there."""
-    with atomic.storage_errors(folder, "read"):
-        if folder.is_dir():
-            return
-        is_file = folder.exists()
-    what = f"Dataset directory not found: {folder}"
-    if is_file:
-        raise MissingFileError(f"{what} is a file. Name the folder that it is in: {folder.parent}")
-    raise MissingFileError(f"{what}{correction(folder, folder=True)}")
-
-
-def correction(missing: Path, *, folder: bool = False) -> str:
-    """The end of a message about a path that does not exist: the nearest one that does, if any."""
-    above = next(path for path in (*missing.parents, Path()) if path.is_dir())
-    name = missing.relative_to(above).parts[0]
-    inner = above / name != missing
-    known = [p.name for p in _inside(above) if p.is_dir() or not (folder or inner)]
-    if close := difflib.get_close_matches(name, known, n=1):
-        return f"; did you mean {above / close[0]}?"
-    either = f" (there is no {above / name} either)" if inner else ""
-    return f"{either}. Correct the path."
-
-
-def _inside(folder: Path) -> list[Path]:
-    try:
-        return list(islice(folder.iterdir(), _MOST_NAMES))
-    except OSError:
-        return []
-
-
 def _committed(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST_FILE
     # Twice, since a conversion may end between the look for its manifest and that for its folder.
@@ -239,7 +209,7 @@ def _committed(folder: Path) -> dict[str, Any]:
                     " for it, or run jasper-convert again to complete it."
                 ) from None
     what = f"{path} not found: {folder} is not a converted store"
-    for below in _inside(folder):
+    for below in entries_of(folder):
         if (below / MANIFEST_FILE).exists():
             raise MissingFileError(f"{what}, but {below} is; name that folder.")
     raise MissingFileError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
-from pathlib import Path
 
 import torch
 
@@ -13,20 +12,11 @@ from .errors import DeviceError, DeviceMemoryError
 from .modes import plain_tensors
 from .stack import Stack, joinable
 from .tensorfile import flat_bytes
+from .warm import free_bytes
 
 _STAGING_BYTES = 32 << 20
 _HEADROOM_BYTES = 256 << 20
 """Left free on the device for the batches themselves and the allocator's rounding."""
-
-
-def free_bytes(device: torch.device) -> int:
-    """Bytes that could be allocated on `device` now."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) << 10
-    return 1 << 62  # no way to tell on this system
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,10 @@ is logged (here), and every other line where it is printed.
 from __future__ import annotations
 
 import logging
+from typing import Final
+
+IN_ANSWER: Final = {"in_answer": True}
+"""For `extra` of a log record: commands say it in their answer."""
 
 
 def printable(text: str) -> str:

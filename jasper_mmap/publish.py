@@ -13,10 +13,11 @@ import torch
 from . import arguments, negatives
 from .errors import FormatError, JasperError, MissingFileError, StoreChangedError, UsageError
 from .generation import sound_generation
-from .incoming import Given, Incoming, Limits, store_sizes, take_in
-from .lint import IN_ANSWER, count_changed_rows, suspicion
+from .incoming import Given, Incoming, Limits, take_in
+from .lint import count_changed_rows, suspicion
 from .manifest import read_manifest
 from .negatives import Pointer, publisher_lock
+from .printable import IN_ANSWER
 from .retention import GRACE_S, remove_old
 from .store import Store
 
@@ -209,7 +210,7 @@ def _changed_rows(
     if before is None:
         return None
     try:
-        old = sound_generation(store.path, before, store.store_id, store_sizes(store))
+        old = sound_generation(store.path, before, store.store_id, store.negatives_sizes)
     except JasperError:
         return None  # spoilt: publishing is the remedy
     return count_changed_rows(old.tables, tables)
@@ -244,6 +245,6 @@ def _older(folder: Path, pointer: Pointer, generation: int | None) -> int:
 def _read_back(store: Store, before: Pointer, number: int) -> Incoming:
     """The content of an older generation; the history vouches for it as it did then."""
     older = before.of(number)
-    sizes = store_sizes(store)
+    sizes = store.negatives_sizes
     opened = sound_generation(store.path, older, older.store_id, sizes, full=True)
     return Incoming(tables=opened.tables, lint=dict(older.lint), source={})

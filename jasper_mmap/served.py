@@ -23,7 +23,8 @@ from .placement import Placement
 from .schema import ARTIFACTS, GATHERED
 from .shared import Descriptor
 from .stack import Stack, map_stacked
-from .store import Ragged, Store, Table, Validation, table_tensor, worth_huge_pages
+from .store import Ragged, Store, Table, Validation, table_tensor
+from .warm import worth_huge_pages
 
 
 class Generation:
@@ -102,7 +103,7 @@ class Served:
         if self.placement.copied:
             return self.placement.stack(tables)
         paths = {name: self.path / store.manifest.artifacts[name].file for name in GATHERED}
-        stack = map_stacked(paths, tables, huge=worth_huge_pages(store.manifest))
+        stack = map_stacked(paths, tables, huge=worth_huge_pages(store.manifest.nbytes))
         if read_manifest(self.path).store_id != self.store.store_id:
             raise changed(self.path)
         return stack

@@ -27,6 +27,7 @@ from .manifest import MANIFEST_FILE, Entry, Manifest, read_manifest
 from .negatives import FOLDER
 from .schema import RAGGED_OFFSETS, RAGGED_VALUES, STORED, Artifact
 from .tensorfile import DTYPE_NAMES, MappedFile, few, map_tensors
+from .warm import worth_huge_pages
 
 Validation = Literal["auto", "full"]
 _ATTEMPTS = 3
@@ -95,6 +96,11 @@ class Store:
     def store_id(self) -> str:
         return self.manifest.store_id
 
+    @property
+    def negatives_sizes(self) -> dict[str, int]:
+        """The sizes that its negatives have to fit: those of the manifest, and N."""
+        return {**self.manifest.sizes, "N": self.config.n_neg}
+
 
 _Parts = tuple[Config, Manifest, dict[str, Table], dict[str, int]]
 
@@ -113,7 +119,7 @@ def _open(folder: Path, validate: Validation) -> _Parts:
             config = read_config(folder)
             for wrong in form_errors(folder, config, manifest):
                 raise wrong
-            huge = worth_huge_pages(manifest)
+            huge = worth_huge_pages(manifest.nbytes)
             tables = {a.name: _checked(folder, a, manifest, validate, huge, moved) for a in STORED}
             beyond = _beyond(folder, manifest, tables) if validate == "full" else []
         except JasperError as error:
@@ -170,16 +176,6 @@ def not_renewable(folder: Path) -> str | None:
         if not os.access(path, os.W_OK):
             return f"{path} cannot be written"
     return None
-
-
-def worth_huge_pages(manifest: Manifest) -> bool:
-    """Whether to read 2 MB around a row that is not in memory yet.
-
-    Rows are gathered faster from large pages, and a cold store is read at the speed of the disk
-    instead of page by page; but a store that memory cannot hold would be read over and over.
-    """
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return sum(entry.bytes for entry in manifest.artifacts.values()) <= memory // 2
 
 
 def _checked(

@@ -12,7 +12,6 @@ from . import negatives
 from .config import Config
 from .curriculum import steering_probabilities
 from .generation import sound_generation
-from .incoming import store_sizes
 from .manifest import FORMAT_VERSION
 from .remarks import remarks
 from .schema import ARTIFACTS, NEGATIVES, SPLITS, TIERS
@@ -30,7 +29,7 @@ def summarise(path: str | Path) -> dict[str, Any]:
     """
     store = Store(path)
     pointer = negatives.read_pointer(store.path)
-    sizes, manifest = store_sizes(store), store.manifest
+    sizes, manifest = store.negatives_sizes, store.manifest
     tables = sound_generation(store.path, pointer, store.store_id, sizes).tables
     artifacts = [
         {

@@ -26,7 +26,7 @@ from .threads import second_core
 ALIGNMENT = 4096
 """The data section of every file written here begins at a multiple of it, in bytes."""
 
-DTYPE_NAMES: dict[torch.dtype, str] = {
+DTYPE_NAMES: Final[dict[torch.dtype, str]] = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -40,7 +40,7 @@ DTYPE_NAMES: dict[torch.dtype, str] = {
     torch.uint32: "U32",
     torch.uint64: "U64",
 }
-_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+DTYPES: Final = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 _MOST_HEADER = 1 << 20
 
@@ -181,11 +181,11 @@ def map_tensors(path: Path, *, at: Path | None = None, huge: bool = False) -> Ma
         mapping = map_private(fd, status.st_size, huge=huge)
     tensors = {}
     for key, entry in header.items():
-        dtype = _DTYPES.get(entry["dtype"])
+        dtype = DTYPES.get(entry["dtype"])
         if dtype is None:
             raise FormatError(
                 f"{path}: tensor {key!r:.80} has the unknown dtype {entry['dtype']!r:.40}; save it"
-                f" as one of {', '.join(_DTYPES)}."
+                f" as one of {', '.join(DTYPES)}."
             )
         begin = 8 + length + entry["data_offsets"][0]
         tensors[key] = tensor_at(mapping, dtype, tuple(entry["shape"]), begin)

@@ -16,7 +16,8 @@ from .config import CONFIG_FILE, read_config
 from .errors import FormatError, JasperError, StoreChangedError
 from .generation import content_errors, history_errors, stamped_generation
 from .lint import lint_negatives, lint_splits
-from .manifest import MANIFEST_FILE, Entry, Manifest, must_be_folder, read_manifest
+from .manifest import MANIFEST_FILE, Entry, Manifest, read_manifest
+from .missing import must_be_folder
 from .negatives import FOLDER, generations_on_disk
 from .remarks import remarks
 from .schema import NEGATIVES, STORED, Artifact

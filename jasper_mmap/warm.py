@@ -18,7 +18,6 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from .atomic import storage_errors
 from .mapping import LIBC
-from .placement import free_bytes
 
 _PIECE_BYTES = 16 << 20
 _SHARE_OF_MEMORY = 0.9
@@ -29,6 +28,26 @@ def fits(paths: Sequence[Path]) -> bool:
     """Whether the files can all stay in the page cache of this machine now."""
     need = sum(path.stat().st_size for path in paths)
     return need <= _SHARE_OF_MEMORY * free_bytes(torch.device("cpu"))
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that could be allocated on `device` now."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) << 10
+    return 1 << 62  # no way to tell on this system
+
+
+def worth_huge_pages(n_bytes: int) -> bool:
+    """Whether to read 2 MB around a row that is not in memory yet, of tables of `n_bytes` in all.
+
+    Rows are gathered faster from large pages, and a cold store is read at the speed of the disk
+    instead of page by page; but a store that memory cannot hold would be read over and over.
+    """
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return n_bytes <= memory // 2
 
 
 def read_through(paths: Sequence[Path]) -> None:

@@ -14,7 +14,6 @@ from safetensors import safe_open
 
 from jasper_mmap.errors import MissingFileError, StoreChangedError
 from jasper_mmap.generation import sound_generation
-from jasper_mmap.incoming import store_sizes
 from jasper_mmap.manifest import MANIFEST_FILE
 from jasper_mmap.negatives import read_pointer
 from jasper_mmap.store import Store
@@ -124,5 +123,5 @@ def state(store: Path) -> str | None:
     except (StoreChangedError, MissingFileError):
         return None
     pointer = read_pointer(store)
-    sound_generation(store, pointer, opened.store_id, store_sizes(opened), full=True)
+    sound_generation(store, pointer, opened.store_id, opened.negatives_sizes, full=True)
     return f"{opened.store_id} {pointer.sha256}"

@@ -32,17 +32,17 @@ LAYERS = (
     ("jasper_mmap", "passes sampler epochs order"),
     (
         "jasper_mmap",
-        "agreement dataset batch reading gather slots layout adoption overwritten publish warm",
+        "agreement dataset batch reading gather slots layout adoption overwritten publish",
     ),
     ("jasper_mmap", "builder_pair retention incoming served placement stack validate"),
     ("jasper_mmap", "remarks store generation audit checks lint negatives manifest locks"),
     ("jasper_mmap", "curriculum config steering permutation"),
     (
         "jasper_mmap",
-        "ptfile ptarchive pickled saved tensorfile control mapping modes arguments schema shared"
-        " threads",
+        "ptfile ptarchive pickled saved tensorfile control warm mapping modes arguments schema"
+        " shared threads",
     ),
-    ("jasper_mmap", "atomic failures jsonfile regular errors printable"),
+    ("jasper_mmap", "missing atomic failures jsonfile regular errors printable"),
 )
 ORDER = [
     f"{package}.{module}".removesuffix(".__init__")

@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from jasper_mmap import JASPERSteeringDataset, publish_negatives
 from jasper_mmap.errors import AccessError, BusyError, StorageError
 from jasper_mmap.generation import sound_generation
-from jasper_mmap.incoming import store_sizes
 from jasper_mmap.negatives import FOLDER, publisher_lock, read_pointer
 from jasper_mmap.store import Store
 from tests.oracle import Oracle
@@ -60,7 +59,7 @@ def assert_sound(store: Path, oracle: Oracle, first: int = 1) -> int:
     with JASPERSteeringDataset(store, "train", validate="full") as dataset:
         pointer = read_pointer(store)
         opened = Store(store)
-        sound_generation(store, pointer, opened.store_id, store_sizes(opened), full=True)
+        sound_generation(store, pointer, opened.store_id, opened.negatives_sizes, full=True)
         assert dataset.generation == pointer.generation
     if pointer.generation > first:
         served = load_file(store / FOLDER / pointer.file)

@@ -143,8 +143,8 @@ def test_the_kernel_is_told_how_rows_are_read(
     """In large pages where memory holds the store, else row by row with nothing around them."""
     if fitting and not Path("/sys/kernel/mm/transparent_hugepage").exists():
         pytest.skip("this kernel has no large pages")
-    monkeypatch.setattr("jasper_mmap.served.worth_huge_pages", lambda manifest: fitting)
-    monkeypatch.setattr("jasper_mmap.store.worth_huge_pages", lambda manifest: False)
+    monkeypatch.setattr("jasper_mmap.served.worth_huge_pages", lambda n_bytes: fitting)
+    monkeypatch.setattr("jasper_mmap.store.worth_huge_pages", lambda n_bytes: False)
     with JASPERSteeringDataset(real_store, "train") as dataset:
         begin = dataset.source_embs.data_ptr()
         _, _, mapping = Path("/proc/self/smaps").read_text().partition(f"\n{begin:x}-")
