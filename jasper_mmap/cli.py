@@ -12,9 +12,9 @@ from .cli_bench import bench
 from .cli_negatives import COMMANDS
 from .console import Group, debug_option
 from .errors import FormatError
+from .renewal import verify_store
 from .report import print_summary, print_verification
 from .summary import summarise
-from .validate import verify_store
 from .version import installed_version
 
 _STORE = click.argument("store", metavar="DIR", type=click.Path(path_type=Path, readable=False))

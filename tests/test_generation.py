@@ -27,9 +27,9 @@ from jasper_mmap.negatives import (
     next_generation,
     read_pointer,
 )
+from jasper_mmap.renewal import verify_store
 from jasper_mmap.store import Store
 from jasper_mmap.summary import summarise
-from jasper_mmap.validate import verify_store
 from tests.converting import contents
 from tests.damage import edit_pointer, forge_generation
 from tests.oracle import Oracle

@@ -20,9 +20,10 @@ from jasper_mmap import JASPERSteeringDataset, publish_negatives, rollback_negat
 from jasper_mmap.errors import AccessError, ExistsError, JasperError, StorageError
 from jasper_mmap.failures import user_path
 from jasper_mmap.manifest import STAGING
+from jasper_mmap.renewal import verify_store
 from jasper_mmap.schema import ARTIFACTS
 from jasper_mmap.summary import summarise
-from jasper_mmap.validate import VerifyReport, verify_store
+from jasper_mmap.validate import VerifyReport
 from tests.converting import SMALL, in_child, state
 from tests.injecting import ERRORS, Fault, injected
 from tests.publishing import NAMES, SOAK_S

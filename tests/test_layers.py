@@ -34,7 +34,7 @@ LAYERS = (
         "jasper_mmap",
         "agreement dataset batch reading gather slots layout adoption overwritten publish",
     ),
-    ("jasper_mmap", "builder_pair retention incoming served placement stack validate"),
+    ("jasper_mmap", "builder_pair retention incoming served placement stack renewal validate"),
     ("jasper_mmap", "remarks store generation audit checks lint negatives manifest locks"),
     ("jasper_mmap", "curriculum config steering permutation"),
     (

@@ -17,7 +17,7 @@ from jasper_mmap.errors import AccessError, FormatError, JasperError, UnsafeFile
 from jasper_mmap.locks import exclusive
 from jasper_mmap.negatives import FOLDER
 from jasper_mmap.regular import open_regular
-from jasper_mmap.validate import verify_store
+from jasper_mmap.renewal import verify_store
 from tests.oracle import Oracle
 from tests.publishing import IMPORTING, Tables, in_force, numbered, saved
 

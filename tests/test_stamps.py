@@ -14,9 +14,9 @@ from click.testing import CliRunner
 
 from jasper_mmap import JASPERSteeringDataset
 from jasper_mmap.cli import command
+from jasper_mmap.renewal import verify_store
 from jasper_mmap.schema import STORED
 from jasper_mmap.store import Store
-from jasper_mmap.validate import verify_store
 from tests.publishing import IMPORTING, in_force, mounted
 
 
@@ -181,7 +181,7 @@ def test_pointer_that_is_a_link_stays_one(copied: Path, tmp_path: Path) -> None:
 READ_ONLY = """
 import logging, sys
 from jasper_mmap.store import Store
-from jasper_mmap.validate import verify_store
+from jasper_mmap.renewal import verify_store
 logging.basicConfig(stream=sys.stdout, format="%(message)s")
 Store(sys.argv[1])
 report = verify_store(sys.argv[1])

@@ -112,7 +112,7 @@ def test_links_are_followed(store: Path, tmp_path: Path) -> None:
 READ_ONLY = """
 import sys
 from jasper_mmap import JASPERSteeringDataset, create_loader
-from jasper_mmap.validate import verify_store
+from jasper_mmap.renewal import verify_store
 with JASPERSteeringDataset(sys.argv[1], "train") as dataset:
     assert dataset[0]["question_emb"].shape == (32,)
     assert dataset.reload_negatives() == 1

@@ -35,8 +35,8 @@ from jasper_mmap.errors import JasperError
 from jasper_mmap.layout import Batch
 from jasper_mmap.lint import MEANING
 from jasper_mmap.loader import JASPERDataLoader
+from jasper_mmap.renewal import verify_store
 from jasper_mmap.schema import NEGATIVES, VARIANTS
-from jasper_mmap.validate import verify_store
 from tools.demo_data import make_builder_folder, remine_negatives
 from tools.demo_report import (
     Epoch,
