@@ -12,7 +12,8 @@ from typing import Any
 from jasper_mmap.arguments import folder
 from jasper_mmap.atomic import storage_errors
 from jasper_mmap.builder_pair import PAIRS, warn_of_half
-from jasper_mmap.config import CONFIG_FILE, Config, read_config
+from jasper_mmap.config import CONFIG_FILE, Config
+from jasper_mmap.configfile import read_config
 from jasper_mmap.errors import ContentError, JasperError, UsageError
 from jasper_mmap.jsonfile import read_small
 from jasper_mmap.lint import lint_splits

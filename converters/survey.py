@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from jasper_mmap.checks import CONFIG_KEYS, check_form
-from jasper_mmap.config import CONFIG_FILE, read_config
+from jasper_mmap.config import CONFIG_FILE
+from jasper_mmap.configfile import read_config
 from jasper_mmap.errors import (
     ConfigError,
     ContentError,

@@ -1,17 +1,14 @@
-"""`config.json`: what it must hold, checked key by key; unknown keys are kept."""
+"""What a `config.json` must hold, checked key by key; unknown keys are kept."""
 
 from __future__ import annotations
 
 import difflib
-import hashlib
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from .atomic import storage_errors
-from .errors import ConfigError, MissingFileError, together
-from .jsonfile import parsed, read_small
+from .errors import ConfigError, together
 from .schema import VARIANTS
 
 CONFIG_FILE = "config.json"
@@ -19,8 +16,6 @@ CONFIG_FILE = "config.json"
 _CURRICULUM: Final = {"zero_prob_start": 0.5, "zero_prob_end": 0.1, "epochs_total": 100}
 _COMPARED: Final = 1000
 """Keys that are looked at to name a problem: comparing takes long."""
-_MOST_DIGITS: Final = 1000
-"""A number may be too large for its key, which says more than that it is too long."""
 _LIKE: Final = 0.8
 """How much a key must resemble an absent one to count as its misspelling."""
 
@@ -50,53 +45,11 @@ class Config:
     raw: dict[str, Any] = field(repr=False)
 
 
-def read_config(folder: Path) -> Config:
-    """Read and check `folder/config.json`.
-
-    Raises `MissingFileError` or `ConfigError`, each naming the file and the key.
-    """
-    path = folder / CONFIG_FILE
-    try:
-        with storage_errors(path, "read"):
-            data = read_small(path)
-        text = data.decode("utf-8")
-    except MissingFileError:
-        raise MissingFileError(
-            f"Config file not found: {path}. Copy the builder's {CONFIG_FILE} there."
-        ) from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: cannot be read as UTF-8 text: {error}") from None
-    return parse_config(text, path, sha256=hashlib.sha256(data).hexdigest())
-
-
-def parse_config(text: str, path: Path, *, sha256: str = "") -> Config:
-    """Check the text of a `config.json`; `path` is only named in errors.
+def check_config(raw: dict[str, Any], path: Path, *, sha256: str = "") -> Config:
+    """Check the content of a `config.json`; `path` is only named in errors.
 
     Raises one `ConfigError` with a line for each problem.
     """
-    twice: dict[str, None] = {}
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        seen: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in seen:
-                twice[key] = None
-            seen[key] = value
-        return seen
-
-    try:
-        raw = parsed(text, unique, most_digits=_MOST_DIGITS)
-    except ValueError as error:
-        raise ConfigError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: must hold a JSON object, found {type(raw).__name__}.")
-    if twice:  # which of the values is meant nobody can tell, so none is looked at
-        raise together(
-            [
-                ConfigError(f"{path}: duplicate key {k!r:.80}; remove one of the two.")
-                for k in list(twice)[:_COMPARED]
-            ]
-        )
     check = _Check(path)
     check.keys(raw, ("embedding_dim", "n_neg", "steering_probabilities"), optional=("curriculum",))
     dim, n_neg = (check.integer(raw, key) for key in ("embedding_dim", "n_neg"))

@@ -14,7 +14,8 @@ from torch.utils.data import get_worker_info
 from .arguments import folder, integer
 from .atomic import storage_errors
 from .audit import form_errors, table_errors, uncounted_beyond
-from .config import Config, read_config
+from .config import Config
+from .configfile import read_config
 from .errors import (
     FormatError,
     IndexRangeError,

@@ -12,7 +12,8 @@ import torch
 
 from . import arguments, atomic, negatives
 from .audit import form_errors
-from .config import CONFIG_FILE, read_config
+from .config import CONFIG_FILE
+from .configfile import read_config
 from .errors import FormatError, JasperError, StoreChangedError
 from .generation import content_errors, history_errors, stamped_generation
 from .lint import lint_negatives, lint_splits

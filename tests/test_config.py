@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from jasper_mmap.config import default_curriculum, parse_config, read_config
+from jasper_mmap.config import default_curriculum
+from jasper_mmap.configfile import parse_config, read_config
 from jasper_mmap.errors import ConfigError, ContentError, JasperError, MissingFileError, together
 
 GOOD: dict[str, Any] = {

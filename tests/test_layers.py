@@ -36,7 +36,7 @@ LAYERS = (
     ),
     ("jasper_mmap", "builder_pair retention incoming served placement stack renewal validate"),
     ("jasper_mmap", "remarks store generation audit checks lint negatives manifest locks"),
-    ("jasper_mmap", "curriculum config steering permutation"),
+    ("jasper_mmap", "configfile curriculum config steering permutation"),
     (
         "jasper_mmap",
         "ptfile ptarchive pickled saved tensorfile control warm mapping modes arguments schema"
