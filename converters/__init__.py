@@ -1,6 +1,8 @@
 """From a builder's folder of `.pt` files to a store of safetensors files, and back.
 
 Installed from a wheel as `jasper_converters`.
+
+May import: console, the ground, files, files/pt, rules, store, negatives.
 """
 
 from .convert import convert

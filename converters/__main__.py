@@ -21,9 +21,9 @@ from rich.progress import (
 )
 
 from jasper_mmap.console import Command, answering, debug_option, run
-from jasper_mmap.lint import sentences, suspicion
 from jasper_mmap.printable import printable
-from jasper_mmap.schema import EMBEDDING_DTYPES
+from jasper_mmap.rules.schema import EMBEDDING_DTYPES
+from jasper_mmap.store.lint import sentences, suspicion
 
 from .convert import convert
 from .export import export_pt

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from jasper_mmap import atomic, negatives
-from jasper_mmap.config import CONFIG_FILE
-from jasper_mmap.manifest import MANIFEST_FILE, Entry, Manifest
+from jasper_mmap.files import atomic
+from jasper_mmap.rules.config import CONFIG_FILE
+from jasper_mmap.store import negatives
+from jasper_mmap.store.manifest import MANIFEST_FILE, Entry, Manifest
 
 from .generation import STAGED_FILE, Outcome
 from .staging import Staging

@@ -9,22 +9,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jasper_mmap.arguments import folder
-from jasper_mmap.atomic import storage_errors
-from jasper_mmap.builder_pair import PAIRS, warn_of_half
-from jasper_mmap.config import CONFIG_FILE, Config
-from jasper_mmap.configfile import read_config
 from jasper_mmap.errors import ContentError, JasperError, UsageError
-from jasper_mmap.jsonfile import read_small
-from jasper_mmap.lint import lint_splits
-from jasper_mmap.locks import now
-from jasper_mmap.manifest import STAGING, Entry, Manifest
-from jasper_mmap.missing import must_be_folder
-from jasper_mmap.negatives import Pointer, made_from_files, publisher_lock, read_pointer
-from jasper_mmap.publish import shares, warn_of
-from jasper_mmap.regular import open_regular
-from jasper_mmap.remarks import remarks
-from jasper_mmap.schema import ARTIFACTS, EMBEDDING_DTYPES, NEGATIVES
+from jasper_mmap.files.atomic import storage_errors
+from jasper_mmap.files.jsonfile import read_small
+from jasper_mmap.files.locks import now
+from jasper_mmap.files.missing import must_be_folder
+from jasper_mmap.files.regular import open_regular
+from jasper_mmap.negatives.builder_pair import PAIRS, warn_of_half
+from jasper_mmap.negatives.publish import shares, warn_of
+from jasper_mmap.rules.arguments import folder
+from jasper_mmap.rules.config import CONFIG_FILE, Config
+from jasper_mmap.rules.schema import ARTIFACTS, EMBEDDING_DTYPES, NEGATIVES
+from jasper_mmap.store.configfile import read_config
+from jasper_mmap.store.lint import lint_splits
+from jasper_mmap.store.manifest import STAGING, Entry, Manifest
+from jasper_mmap.store.negatives import Pointer, made_from_files, publisher_lock, read_pointer
+from jasper_mmap.store.remarks import remarks
 from jasper_mmap.version import installed_version
 
 from .commit import commit

@@ -13,14 +13,16 @@ from typing import IO, Any, Final, cast
 
 import torch
 
-from jasper_mmap import arguments, atomic, negatives
-from jasper_mmap.config import CONFIG_FILE
 from jasper_mmap.errors import ExistsError, JasperError
-from jasper_mmap.generation import sound_generation
-from jasper_mmap.jsonfile import read_small
-from jasper_mmap.ptfile import Stamp
-from jasper_mmap.schema import ARTIFACTS
-from jasper_mmap.store import Ragged, Store
+from jasper_mmap.files import atomic
+from jasper_mmap.files.jsonfile import read_small
+from jasper_mmap.files.pt.ptfile import Stamp
+from jasper_mmap.rules import arguments
+from jasper_mmap.rules.config import CONFIG_FILE
+from jasper_mmap.rules.schema import ARTIFACTS
+from jasper_mmap.store import negatives
+from jasper_mmap.store.generation import sound_generation
+from jasper_mmap.store.store import Ragged, Store
 
 from .staging import Staging, staging
 

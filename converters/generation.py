@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 
-from jasper_mmap import negatives
 from jasper_mmap.errors import JasperError
-from jasper_mmap.generation import stamped_generation
-from jasper_mmap.incoming import examine
-from jasper_mmap.lint import count_changed_rows
-from jasper_mmap.manifest import Manifest
-from jasper_mmap.negatives import Pointer
-from jasper_mmap.publish import lost_or_read
-from jasper_mmap.schema import NEGATIVES
-from jasper_mmap.tensorfile import Written
+from jasper_mmap.files.tensorfile import Written
+from jasper_mmap.negatives.incoming import examine
+from jasper_mmap.negatives.publish import lost_or_read
+from jasper_mmap.rules.schema import NEGATIVES
+from jasper_mmap.store import negatives
+from jasper_mmap.store.generation import stamped_generation
+from jasper_mmap.store.lint import count_changed_rows
+from jasper_mmap.store.manifest import Manifest
+from jasper_mmap.store.negatives import Pointer
 
 from .plan import sound_pointer
 from .source import read_table

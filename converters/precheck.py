@@ -9,14 +9,14 @@ from pathlib import Path
 
 import torch
 
-from jasper_mmap import negatives
-from jasper_mmap.atomic import storage_errors
-from jasper_mmap.checks import TableCheck, check_form, check_ranges
-from jasper_mmap.config import Config
 from jasper_mmap.errors import IndexRangeError, StorageError
-from jasper_mmap.manifest import Entry
-from jasper_mmap.schema import NEGATIVES
-from jasper_mmap.tensorfile import map_tensors
+from jasper_mmap.files.atomic import storage_errors
+from jasper_mmap.files.tensorfile import map_tensors
+from jasper_mmap.rules.config import Config
+from jasper_mmap.rules.schema import NEGATIVES
+from jasper_mmap.store import negatives
+from jasper_mmap.store.checks import TableCheck, check_form, check_ranges
+from jasper_mmap.store.manifest import Entry
 
 from .derive import derive
 from .plan import Plan, Task

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jasper_mmap.manifest import Manifest
-from jasper_mmap.schema import ARTIFACTS
+from jasper_mmap.rules.schema import ARTIFACTS
+from jasper_mmap.store.manifest import Manifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class ConversionReport:
     bytes_written: int
     seconds: float
     warnings: dict[str, int]
-    """Name -> count; `jasper_mmap.lint.MEANING` says what each one counts. 0 is all well."""
+    """Name -> count; `jasper_mmap.store.lint.MEANING` says what each one counts. 0 is all well."""
     shares: dict[str, float]
     """The counts of rows of negatives, as shares of the pairs."""
     notes: tuple[str, ...]

@@ -12,12 +12,12 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jasper_mmap import atomic
-from jasper_mmap.atomic import storage_errors
 from jasper_mmap.errors import ExistsError, JasperError, MissingFileError
-from jasper_mmap.locks import exclusive
-from jasper_mmap.manifest import STAGING, Entry
-from jasper_mmap.negatives import FOLDER as NEGATIVES_FOLDER
+from jasper_mmap.files import atomic
+from jasper_mmap.files.atomic import storage_errors
+from jasper_mmap.files.locks import exclusive
+from jasper_mmap.store.manifest import STAGING, Entry
+from jasper_mmap.store.negatives import FOLDER as NEGATIVES_FOLDER
 
 JOURNAL = "journal.json"
 _LOCK = ".lock"

@@ -9,9 +9,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
-from jasper_mmap.checks import CONFIG_KEYS, check_form
-from jasper_mmap.config import CONFIG_FILE
-from jasper_mmap.configfile import read_config
 from jasper_mmap.errors import (
     ConfigError,
     ContentError,
@@ -22,9 +19,12 @@ from jasper_mmap.errors import (
     NewerFormatError,
     together,
 )
-from jasper_mmap.jsonfile import parsed, read_small
-from jasper_mmap.manifest import MANIFEST_FILE
-from jasper_mmap.schema import ARTIFACTS
+from jasper_mmap.files.jsonfile import parsed, read_small
+from jasper_mmap.rules.config import CONFIG_FILE
+from jasper_mmap.rules.schema import ARTIFACTS
+from jasper_mmap.store.checks import CONFIG_KEYS, check_form
+from jasper_mmap.store.configfile import read_config
+from jasper_mmap.store.manifest import MANIFEST_FILE
 
 from .plan import check_files
 from .source import open_source

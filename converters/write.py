@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from jasper_mmap.checks import TableCheck
 from jasper_mmap.errors import ContentError, IndexRangeError
-from jasper_mmap.manifest import Entry
-from jasper_mmap.schema import EMBEDDING_DTYPES
-from jasper_mmap.tensorfile import DTYPE_NAMES, Written, writing
+from jasper_mmap.files.tensorfile import DTYPE_NAMES, Written, writing
+from jasper_mmap.rules.schema import EMBEDDING_DTYPES
+from jasper_mmap.store.checks import TableCheck
+from jasper_mmap.store.manifest import Entry
 
 from .narrow import Narrowing
 from .source import Source

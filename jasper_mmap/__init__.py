@@ -1,11 +1,11 @@
 """Memory-mapped safetensors datasets for training on pre-computed embeddings."""
 
-from .dataset import JASPERSteeringDataset
-from .epochs import set_epoch
-from .first_batch import validate_first_batch
-from .loader import create_loader
-from .publish import publish_negatives, rollback_negatives
-from .watcher import watch_negatives
+from .dataset.dataset import JASPERSteeringDataset
+from .loader.epochs import set_epoch
+from .loader.first_batch import validate_first_batch
+from .loader.loader import create_loader
+from .loader.watcher import watch_negatives
+from .negatives.publish import publish_negatives, rollback_negatives
 
 __all__ = [
     "JASPERSteeringDataset",

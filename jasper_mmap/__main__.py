@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .cli import command
+from .commands.cli import command
 from .console import run
 
 

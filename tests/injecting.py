@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from jasper_mmap import mapping, stack
+from jasper_mmap.dataset import stack
+from jasper_mmap.files import mapping
 
 CALLS = (
     *("open", "close", "read", "pread", "dup", "stat", "lstat", "fstat", "statvfs", "readlink"),

@@ -30,12 +30,12 @@ from jasper_mmap import (
     JASPERSteeringDataset,
     create_loader,
     publish_negatives,
-    report,
     rollback_negatives,
     set_epoch,
     validate_first_batch,
     watch_negatives,
 )
+from jasper_mmap.commands import report
 from tools.demo_data import make_builder_folder
 
 Spoil = Callable[[Path], object]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from jasper_mmap import JASPERSteeringDataset, create_loader
-from jasper_mmap.placement import Placement
+from jasper_mmap.dataset.placement import Placement
 from tests.folders import MIXED
 from tests.oracle import VARIANTS, Oracle, assert_batches_equal
 from tests.serving import Named, NamedOracle

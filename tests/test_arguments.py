@@ -16,8 +16,8 @@ from jasper_mmap import (
     watch_negatives,
 )
 from jasper_mmap.errors import UsageError, WorkerError
-from jasper_mmap.renewal import verify_store
-from jasper_mmap.summary import summarise
+from jasper_mmap.negatives.renewal import verify_store
+from jasper_mmap.store.summary import summarise
 from tests.converting import SMALL
 from tests.publishing import Tables, contents
 from tools.demo_data import make_builder_folder

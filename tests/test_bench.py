@@ -18,7 +18,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from jasper_mmap.bench import (
+from jasper_mmap.bench.bench import (
     Cell,
     Consumer,
     Entrant,
@@ -29,9 +29,9 @@ from jasper_mmap.bench import (
     measure,
     open_floor,
 )
-from jasper_mmap.cli import command
-from jasper_mmap.schema import COLUMNS
-from jasper_mmap.turns import ContenderError, Running, Turns, in_own_process, tree
+from jasper_mmap.bench.turns import ContenderError, Running, Turns, in_own_process, tree
+from jasper_mmap.commands.cli import command
+from jasper_mmap.rules.schema import COLUMNS
 from tests.oracle import Oracle
 from tests.publishing import until
 from tools.bench import ALL, main

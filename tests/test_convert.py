@@ -8,19 +8,10 @@ import pytest
 import torch
 
 from converters import convert
-from jasper_mmap.errors import (
-    ContentError,
-    UsageError,
-)
-from jasper_mmap.manifest import STAGING, read_manifest
-from jasper_mmap.schema import ARTIFACTS, NEGATIVES, STORED
-from tests.converting import (
-    SMALL,
-    change,
-    load,
-    same_bits,
-    stored,
-)
+from jasper_mmap.errors import ContentError, UsageError
+from jasper_mmap.rules.schema import ARTIFACTS, NEGATIVES, STORED
+from jasper_mmap.store.manifest import STAGING, read_manifest
+from tests.converting import SMALL, change, load, same_bits, stored
 from tools.demo_data import make_builder_folder
 
 TABLES = [a.name for a in STORED if a.kind != "ragged"]

@@ -8,23 +8,11 @@ import torch
 
 from converters import convert
 from jasper_mmap import publish_negatives
-from jasper_mmap.errors import (
-    ContentError,
-    IndexRangeError,
-    NewerFormatError,
-)
-from jasper_mmap.manifest import MANIFEST_FILE
-from jasper_mmap.negatives import read_pointer
-from jasper_mmap.schema import ARTIFACTS
-from tests.converting import (
-    SMALL,
-    change,
-    inodes,
-    load,
-    snapshot,
-    stored,
-    touch,
-)
+from jasper_mmap.errors import ContentError, IndexRangeError, NewerFormatError
+from jasper_mmap.rules.schema import ARTIFACTS
+from jasper_mmap.store.manifest import MANIFEST_FILE
+from jasper_mmap.store.negatives import read_pointer
+from tests.converting import SMALL, change, inodes, load, snapshot, stored, touch
 from tools.demo_data import make_builder_folder, remine_negatives
 
 

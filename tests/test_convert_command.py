@@ -11,16 +11,10 @@ import pytest
 
 from converters import convert, export_pt
 from converters.__main__ import main
-from jasper_mmap.errors import (
-    ExistsError,
-)
-from jasper_mmap.manifest import read_manifest
-from jasper_mmap.schema import ARTIFACTS
-from tests.converting import (
-    SMALL,
-    load,
-    same_bits,
-)
+from jasper_mmap.errors import ExistsError
+from jasper_mmap.rules.schema import ARTIFACTS
+from jasper_mmap.store.manifest import read_manifest
+from tests.converting import SMALL, load, same_bits
 from tools.demo_data import make_builder_folder
 
 

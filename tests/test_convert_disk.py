@@ -12,11 +12,8 @@ from typing import Any
 import pytest
 
 from converters import convert
-from jasper_mmap import atomic
-from jasper_mmap.errors import (
-    AccessError,
-    StorageError,
-)
+from jasper_mmap.errors import AccessError, StorageError
+from jasper_mmap.files import atomic
 from tests.converting import SMALL, contents, in_child
 from tools.demo_data import make_builder_folder
 
@@ -50,8 +47,8 @@ def test_a_full_disk_leaves_the_old_state(
         original(file, data)
 
     with monkeypatch.context() as patched:
-        patched.setattr("jasper_mmap.atomic.write_all", limited)
-        patched.setattr("jasper_mmap.tensorfile.write_all", limited)
+        patched.setattr("jasper_mmap.files.atomic.write_all", limited)
+        patched.setattr("jasper_mmap.files.tensorfile.write_all", limited)
         with pytest.raises(StorageError, match="the disk is full"):
             convert(folder, store, force=True)
     assert contents(tmp_path) == before

@@ -12,15 +12,11 @@ import torch
 
 from converters import convert
 from converters.staging import staging
-from jasper_mmap.errors import (
-    BusyError,
-    IndexRangeError,
-    StoreChangedError,
-)
-from jasper_mmap.manifest import STAGING, read_manifest
-from jasper_mmap.negatives import FOLDER
-from jasper_mmap.schema import ARTIFACTS
-from jasper_mmap.store import Store
+from jasper_mmap.errors import BusyError, IndexRangeError, StoreChangedError
+from jasper_mmap.rules.schema import ARTIFACTS
+from jasper_mmap.store.manifest import STAGING, read_manifest
+from jasper_mmap.store.negatives import FOLDER
+from jasper_mmap.store.store import Store
 from tests.converting import KILLED, SMALL, change, edit, in_child, started, state
 from tools.demo_data import make_builder_folder, remine_negatives
 

@@ -14,11 +14,11 @@ import torch
 from converters import convert
 from jasper_mmap import JASPERSteeringDataset
 from jasper_mmap.errors import ConfigError, FormatError, JasperError, UsageError
-from jasper_mmap.manifest import MANIFEST_FILE, read_manifest
-from jasper_mmap.renewal import verify_store
-from jasper_mmap.schema import ARTIFACTS, STORED
-from jasper_mmap.store import Store
-from jasper_mmap.summary import summarise
+from jasper_mmap.negatives.renewal import verify_store
+from jasper_mmap.rules.schema import ARTIFACTS, STORED
+from jasper_mmap.store.manifest import MANIFEST_FILE, read_manifest
+from jasper_mmap.store.store import Store
+from jasper_mmap.store.summary import summarise
 from tests.converting import SMALL, edit, inodes, load, same_bits, snapshot, stored
 from tests.damage import edit_manifest
 from tests.test_beyond_float32 import as_by_0_1_0

@@ -17,7 +17,6 @@ import torch
 
 from converters import convert
 from jasper_mmap import JASPERSteeringDataset, publish_negatives
-from jasper_mmap.atomic import read_json, write_json
 from jasper_mmap.errors import (
     ContentError,
     ContentTypeError,
@@ -25,9 +24,10 @@ from jasper_mmap.errors import (
     JasperError,
     StorageError,
 )
-from jasper_mmap.negatives import read_pointer
-from jasper_mmap.ptfile import read_pt
-from jasper_mmap.tensorfile import map_tensors
+from jasper_mmap.files.atomic import read_json, write_json
+from jasper_mmap.files.pt.ptfile import read_pt
+from jasper_mmap.files.tensorfile import map_tensors
+from jasper_mmap.store.negatives import read_pointer
 from tests.converting import FORK, SMALL, load
 from tools.demo_data import make_builder_folder
 

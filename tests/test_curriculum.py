@@ -6,10 +6,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from jasper_mmap.config import Config, Curriculum
-from jasper_mmap.curriculum import steering_probabilities
-from jasper_mmap.schema import VARIANTS
-from jasper_mmap.steering import draw_variants
+from jasper_mmap.rules.config import Config, Curriculum
+from jasper_mmap.rules.curriculum import steering_probabilities
+from jasper_mmap.rules.schema import VARIANTS
+from jasper_mmap.rules.steering import draw_variants
 
 Probabilities = tuple[float, float, float, float]
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from converters import convert, export_pt
-from jasper_mmap import atomic
 from jasper_mmap.errors import ExistsError, StorageError
+from jasper_mmap.files import atomic
 from tests.converting import in_child
 from tests.publishing import IMPORTING
 

@@ -11,7 +11,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset, d
 from converters import convert
 from jasper_mmap import JASPERSteeringDataset, create_loader, validate_first_batch
 from jasper_mmap.errors import BatchError, ContentError, ContentTypeError, JasperError, UsageError
-from jasper_mmap.schema import COLUMNS
+from jasper_mmap.rules.schema import COLUMNS
 from tests.converting import SMALL, edit
 from tests.damage import edit_manifest
 from tests.serving import SPLITS, loader_of, next_positions

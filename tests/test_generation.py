@@ -18,7 +18,8 @@ from converters import convert
 from converters.export import export_pt
 from jasper_mmap import JASPERSteeringDataset, publish_negatives, rollback_negatives
 from jasper_mmap.errors import ContentError, FormatError, IndexRangeError, StorageError
-from jasper_mmap.negatives import (
+from jasper_mmap.negatives.renewal import verify_store
+from jasper_mmap.store.negatives import (
     FOLDER,
     MAX_GENERATION,
     POINTER,
@@ -27,9 +28,8 @@ from jasper_mmap.negatives import (
     next_generation,
     read_pointer,
 )
-from jasper_mmap.renewal import verify_store
-from jasper_mmap.store import Store
-from jasper_mmap.summary import summarise
+from jasper_mmap.store.store import Store
+from jasper_mmap.store.summary import summarise
 from tests.converting import contents
 from tests.damage import edit_pointer, forge_generation
 from tests.oracle import Oracle

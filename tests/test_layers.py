@@ -1,13 +1,15 @@
 """The shape of the code: imports point one way, files stay short, the tables stand only once."""
 
 import ast
+import re
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-from jasper_mmap.schema import ARTIFACTS, COLUMNS
+from jasper_mmap.rules.schema import ARTIFACTS, COLUMNS
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("jasper_mmap", "converters", "tools")
@@ -16,39 +18,20 @@ MADE_BY_TOOLS = (".*", "*.egg-info", "build", "dist")
 MAX_LINES = 300
 MAX_NAMES_TOGETHER = 4  # of one table: a formula may name its inputs
 
-# A module may import those after it. `__init__` stands for the package's own name.
-LAYERS = (
-    ("tools", "demo demo_report demo_data demo_negatives __init__"),
-    (
-        "tools",
-        "bench bench_plot bench_table bench_libraries bench_records bench_contenders bench_data",
-    ),
-    ("converters", "__main__ __init__ convert commit export precheck survey generation plan"),
-    ("converters", "write narrow derive source staging report progress"),
-    ("jasper_mmap", "__main__ cli cli_bench cli_negatives console version service"),
-    ("jasper_mmap", "inbox dropped filing report summary"),
-    ("jasper_mmap", "bench machine turns __init__"),
-    ("jasper_mmap", "first_batch loader watcher look worker_pass workers child worker signals"),
-    ("jasper_mmap", "passes sampler epochs order"),
-    (
-        "jasper_mmap",
-        "agreement dataset batch reading gather slots layout adoption overwritten publish",
-    ),
-    ("jasper_mmap", "builder_pair retention incoming served placement stack renewal validate"),
-    ("jasper_mmap", "remarks store generation audit checks lint negatives manifest locks"),
-    ("jasper_mmap", "configfile curriculum config steering permutation"),
-    (
-        "jasper_mmap",
-        "ptfile ptarchive pickled saved tensorfile control warm mapping modes arguments schema"
-        " shared threads",
-    ),
-    ("jasper_mmap", "missing atomic failures jsonfile regular errors printable"),
-)
-ORDER = [
-    f"{package}.{module}".removesuffix(".__init__")
-    for package, modules in LAYERS
-    for module in modules.split()
-]
+# A room is a folder. What is at the top of `jasper_mmap` is on the ground, but for these.
+GROUND = "the ground"
+APART = {
+    "jasper_mmap": "jasper_mmap",  # the public interface
+    "jasper_mmap.__main__": "commands",
+    "jasper_mmap.console": "console",
+}
+STATED: dict[str, set[str]] = {
+    "jasper_mmap": {"negatives", "dataset", "loader"},
+    "console": {GROUND},
+    GROUND: set(),
+}
+"""What those may import that no room's own `__init__` states."""
+STATEMENT = re.compile(r"^May import: (.+?)\.$", re.MULTILINE | re.DOTALL)
 
 
 def module_name(path: Path) -> str:
@@ -68,8 +51,8 @@ def imports_of(module: str) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
-                inside = module if FILES[module].stem == "__init__" else module.rpartition(".")[0]
-                base = f"{inside}.{base}".rstrip(".")
+                inside = FILES[module].relative_to(ROOT).parent.parts[: 1 - node.level or None]
+                base = ".".join(filter(None, (*inside, base)))
             for alias in node.names:
                 name = f"{base}.{alias.name}"
                 yield name if name in FILES else base
@@ -88,17 +71,46 @@ def literals_of(path: Path) -> Iterator[tuple[int, set[str]]]:
         yield node.lineno, {text for text in texts if isinstance(text, str)}
 
 
-def test_every_module_has_one_place_in_the_order() -> None:
-    """A new module is put into LAYERS, a removed one taken out."""
-    assert sorted(ORDER) == sorted(FILES)
+def room_of(module: str) -> str:
+    """Return the room of a module."""
+    package, *folders = FILES[module].relative_to(ROOT).parent.parts
+    if package != "jasper_mmap":
+        return "/".join((package, *folders))
+    return APART.get(module, "/".join(folders) or GROUND)
 
 
-@pytest.mark.parametrize("module", [m for m in ORDER if m in FILES])
-def test_imports_point_down(module: str) -> None:
-    """A module imports only what comes after it, so nothing imports in a circle or upwards."""
-    below = ORDER[ORDER.index(module) + 1 :]
-    ours = {name for name in imports_of(module) if name.split(".")[0] in PACKAGES}
-    assert not {name for name in ours if name not in below}
+def statement(room: str) -> set[str]:
+    """Return the rooms that a room's own `__init__` states it may import."""
+    if room in STATED:
+        return STATED[room]
+    path = ROOT / room if room.split("/")[0] in PACKAGES else ROOT / "jasper_mmap" / room
+    docstring = ast.get_docstring(ast.parse((path / "__init__.py").read_text()))
+    (named,) = STATEMENT.findall(docstring or "")
+    return {room.strip() for room in named.split(",")}
+
+
+ROOMS = sorted({room_of(module) for module in FILES} - {"jasper_mmap"})
+
+
+def test_rooms_stand_in_an_order() -> None:
+    """What a room states it may import may import less than itself: no circle, no way upwards."""
+    for room in ROOMS:
+        for below in statement(room) - {"jasper_mmap"}:
+            assert statement(below) < statement(room), f"{room} may import {below}"
+
+
+@pytest.mark.parametrize("module", sorted(FILES))
+def test_imports_are_those_the_room_states(module: str) -> None:
+    """A module imports from its own room and from those that the room states."""
+    room = room_of(module)
+    ours = {room_of(name) for name in imports_of(module) if name.split(".")[0] in PACKAGES}
+    assert ours <= {room} | statement(room)
+
+
+def test_nothing_imports_in_a_circle() -> None:
+    """Inside a room neither: the modules can be put in an order."""
+    graph = {module: set(imports_of(module)) & FILES.keys() for module in FILES}
+    assert len(list(TopologicalSorter(graph).static_order())) == len(FILES)
 
 
 def test_converters_are_imported_by_no_other_name() -> None:
@@ -125,7 +137,7 @@ def test_top_level_holds_only_what_belongs_there() -> None:
 @pytest.mark.parametrize("module", [m for m in sorted(FILES) if not m.startswith("tools")])
 def test_only_schema_lists_artifacts_or_batch_keys(module: str) -> None:
     """No other file has a list, set or dict of the names that schema.py tells."""
-    if module == "jasper_mmap.schema":
+    if module == "jasper_mmap.rules.schema":
         return
     listed = {
         f"{FILES[module]}:{line}": sorted(names & table.keys())

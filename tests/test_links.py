@@ -14,10 +14,10 @@ import pytest
 from converters import convert
 from jasper_mmap import JASPERSteeringDataset, publish_negatives, rollback_negatives
 from jasper_mmap.errors import AccessError, FormatError, JasperError, UnsafeFileError
-from jasper_mmap.locks import exclusive
-from jasper_mmap.negatives import FOLDER
-from jasper_mmap.regular import open_regular
-from jasper_mmap.renewal import verify_store
+from jasper_mmap.files.locks import exclusive
+from jasper_mmap.files.regular import open_regular
+from jasper_mmap.negatives.renewal import verify_store
+from jasper_mmap.store.negatives import FOLDER
 from tests.oracle import Oracle
 from tests.publishing import IMPORTING, Tables, in_force, numbered, saved
 
@@ -266,7 +266,7 @@ def test_lock_put_there_as_a_link_after_the_look_is_not_followed(
 ) -> None:
     """The library that locks does not follow it either."""
     (tmp_path / ".lock").symlink_to(home / ".lock")
-    monkeypatch.setattr("jasper_mmap.locks._check_lock_file", lambda _: None)
+    monkeypatch.setattr("jasper_mmap.files.locks._check_lock_file", lambda _: None)
     with pytest.raises(JasperError), exclusive(tmp_path / ".lock", 1, "wait"):
         pass
     assert untouched()
@@ -341,7 +341,7 @@ def test_holder_that_is_no_regular_file_hangs_nobody(store: Path, tmp_path: Path
     lock = tmp_path / ".lock"
     holder = tmp_path / ".lock-holder.json"
     program = (
-        "import sys; from pathlib import Path; from jasper_mmap.locks import exclusive\n"
+        "import sys; from pathlib import Path; from jasper_mmap.files.locks import exclusive\n"
         "with exclusive(Path(sys.argv[1]), 0.1, 'wait'): pass\n"
     )
     with exclusive(lock, 1, "wait"):

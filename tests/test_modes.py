@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from converters import convert
 from jasper_mmap import JASPERSteeringDataset, publish_negatives, set_epoch, validate_first_batch
-from jasper_mmap.renewal import verify_store
+from jasper_mmap.negatives.renewal import verify_store
 from tests.oracle import Oracle, assert_batches_equal
 from tests.publishing import numbered, saved
 from tests.serving import loader_of, next_positions

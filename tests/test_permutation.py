@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from jasper_mmap.permutation import permute
+from jasper_mmap.rules.permutation import permute
 
 # Largest chi-square of 23 and 99 degrees of freedom that chance exceeds once in a million.
 CHI_SQUARE_23, CHI_SQUARE_99 = 72.0, 182.0

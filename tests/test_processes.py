@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, get_worker_info
 
 from jasper_mmap import JASPERSteeringDataset, create_loader, set_epoch, watch_negatives
-from jasper_mmap.control import in_worker
+from jasper_mmap.dataset.control import in_worker
 from jasper_mmap.errors import UsageError
 from tests.oracle import VARIANTS, Oracle
 from tests.publishing import IMPORTING, Witness, publish_numbered, until

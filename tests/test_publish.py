@@ -13,13 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from jasper_mmap import (
-    JASPERSteeringDataset,
-    incoming,
-    negatives,
-    publish_negatives,
-    rollback_negatives,
-)
+from jasper_mmap import JASPERSteeringDataset, publish_negatives, rollback_negatives
 from jasper_mmap.errors import (
     ContentError,
     ContentTypeError,
@@ -29,7 +23,9 @@ from jasper_mmap.errors import (
     MissingFileError,
     UsageError,
 )
-from jasper_mmap.negatives import FOLDER, POINTER, file_name
+from jasper_mmap.negatives import incoming
+from jasper_mmap.store import negatives
+from jasper_mmap.store.negatives import FOLDER, POINTER, file_name
 from tests.converting import state
 from tests.oracle import Oracle
 from tests.publishing import (

@@ -1,5 +1,6 @@
 """The README runs: its blocks work as they stand, its tables are those of the code."""
 
+import ast
 import builtins
 import os
 import re
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from jasper_mmap import errors
-from jasper_mmap.schema import ARTIFACTS, COLUMNS, NEGATIVES, STORED
+from jasper_mmap.rules.schema import ARTIFACTS, COLUMNS, NEGATIVES, STORED
 from tools.demo_data import remine_negatives
 
 ROOT = Path(__file__).parents[1]
@@ -201,19 +202,23 @@ def also_a(kind: type[errors.JasperError]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-def test_every_file_is_listed() -> None:
-    """What lies where: each file of the packages once, in a few words; nothing that is gone."""
-    told = re.findall(r"^\| `(\S+)` \| (.+) \|$", section("What lies where"), re.MULTILINE)
-    there = [
-        str(path.relative_to(ROOT))
+def test_every_room_is_listed() -> None:
+    """What lies where: each room once, in the words of its own `__init__`; nothing that is gone."""
+    rooms = {
+        f"`{path.parent.relative_to(ROOT)}/`": first_sentence(path)
         for package in ("jasper_mmap", "converters", "tools")
-        for path in (ROOT / package).glob("*.py")
-        if path.name != "__init__.py"
-    ]
-    listed = [name for name, _ in told]
-    assert set(there) - set(listed) == set()
-    assert [name for name in listed if listed.count(name) > 1 or not (ROOT / name).exists()] == []
-    assert [words for _, words in told if len(words.split()) > 8] == []
+        for path in (ROOT / package).rglob("__init__.py")
+        if path.parent != ROOT / "jasper_mmap"
+    }
+    told = table("room", "what")
+    assert dict(told) == rooms
+    assert len(told) == len(rooms)
+
+
+def first_sentence(path: Path) -> str:
+    """Return the first paragraph of a module's docstring."""
+    docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
+    return docstring.partition("\n\n")[0].replace("\n", " ")
 
 
 def test_readme_speaks_of_the_project_alone() -> None:

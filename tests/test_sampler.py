@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DistributedSampler
 
-from jasper_mmap.order import Plan
+from jasper_mmap.loader.order import Plan
 
 
 def plan(n: int = 100, **options: Any) -> Plan:

@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from jasper_mmap import JASPERSteeringDataset, create_loader
-from jasper_mmap.layout import Batch, Layout, empty_plain
-from jasper_mmap.schema import COLUMNS, WIDE
-from jasper_mmap.slots import Extents, Slots
+from jasper_mmap.dataset.layout import Batch, Layout, empty_plain
+from jasper_mmap.dataset.slots import Extents, Slots
+from jasper_mmap.rules.schema import COLUMNS, WIDE
 
 
 def new_slots(count: int = 2, *, shared: bool = False, rows: int = 5) -> Slots:

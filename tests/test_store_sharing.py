@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 from converters import convert
 from jasper_mmap import JASPERSteeringDataset, create_loader
 from jasper_mmap.errors import MissingFileError, StoreChangedError
-from jasper_mmap.schema import ARTIFACTS, STORED
-from jasper_mmap.store import Store, table_tensor
+from jasper_mmap.rules.schema import ARTIFACTS, STORED
+from jasper_mmap.store.store import Store, table_tensor
 from tests.damage import edit_manifest
 from tools.demo_data import make_builder_folder
 
@@ -112,7 +112,7 @@ def test_links_are_followed(store: Path, tmp_path: Path) -> None:
 READ_ONLY = """
 import sys
 from jasper_mmap import JASPERSteeringDataset, create_loader
-from jasper_mmap.renewal import verify_store
+from jasper_mmap.negatives.renewal import verify_store
 with JASPERSteeringDataset(sys.argv[1], "train") as dataset:
     assert dataset[0]["question_emb"].shape == (32,)
     assert dataset.reload_negatives() == 1

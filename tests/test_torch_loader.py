@@ -11,12 +11,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from jasper_mmap import JASPERSteeringDataset
 from tests.oracle import VARIANTS, Oracle, assert_batches_equal
-from tests.serving import (
-    CONTEXTS,
-    NamedOracle,
-    variants_in_epoch,
-    variants_of,
-)
+from tests.serving import CONTEXTS, NamedOracle, variants_in_epoch, variants_of
 
 QUEUED = 4  # batches of two workers with torch's default prefetch_factor of 2
 

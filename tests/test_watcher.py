@@ -12,23 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from jasper_mmap import (
-    JASPERSteeringDataset,
-    jsonfile,
-    rollback_negatives,
-    set_epoch,
-    watch_negatives,
-)
+from jasper_mmap import JASPERSteeringDataset, rollback_negatives, set_epoch, watch_negatives
+from jasper_mmap.dataset.placement import Placement
 from jasper_mmap.errors import JasperError
-from jasper_mmap.negatives import FOLDER, POINTER, Pointer, file_name, read_pointer
-from jasper_mmap.placement import Placement
+from jasper_mmap.files import jsonfile
+from jasper_mmap.store.negatives import FOLDER, POINTER, Pointer, file_name, read_pointer
 from tests.oracle import Oracle
-from tests.publishing import (
-    Witness,
-    own_copy,
-    publish_numbered,
-    until,
-)
+from tests.publishing import Witness, own_copy, publish_numbered, until
 from tests.serving import loader_of
 
 QUICK_S = 0.02
@@ -185,7 +175,7 @@ def test_pointer_replaced_in_the_midst_of_a_look_is_reported_once(
             pointer.replace(store / FOLDER / POINTER)
         return read_pointer(path)
 
-    monkeypatch.setattr("jasper_mmap.look.read_pointer", read_late)
+    monkeypatch.setattr("jasper_mmap.loader.look.read_pointer", read_late)
     with (
         JASPERSteeringDataset(store, "train") as dataset,
         watch_negatives(dataset, QUICK_S, on_error=errors.append),

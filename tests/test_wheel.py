@@ -68,11 +68,11 @@ def with_dependencies() -> dict[str, str]:
 
 
 def test_wheel_holds_only_the_two_packages(wheel: Path) -> None:
-    """Every source file and both type markers are in it; no test, no tool, no `converters`."""
+    """Every source file of every room and both type markers; no test, no tool, no `converters`."""
     wanted = {
-        f"{installed}/{path.name}"
+        f"{installed}/{path.relative_to(ROOT / folder)}"
         for installed, folder in PACKAGES.items()
-        for path in (ROOT / folder).iterdir()
+        for path in (ROOT / folder).rglob("*")
         if path.suffix == ".py" or path.name == "py.typed"
     }
     assert {f"{package}/py.typed" for package in PACKAGES} <= wanted

@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from jasper_mmap import JASPERSteeringDataset
-from jasper_mmap.bench import (
+from jasper_mmap.bench.bench import (
     SPLIT,
     Cell,
     Entrant,
@@ -29,10 +29,16 @@ from jasper_mmap.bench import (
     open_floor,
     warm_up,
 )
-from jasper_mmap.cli_bench import conditions, numbers, print_conditions, report_console, table_of
+from jasper_mmap.bench.machine import busy, cores
+from jasper_mmap.bench.turns import ContenderError, in_own_process
+from jasper_mmap.commands.cli_bench import (
+    conditions,
+    numbers,
+    print_conditions,
+    report_console,
+    table_of,
+)
 from jasper_mmap.errors import JasperError
-from jasper_mmap.machine import busy, cores
-from jasper_mmap.turns import ContenderError, in_own_process
 from tools.bench_contenders import CONTENDERS, Contender
 from tools.bench_data import PAIRS, Inputs, drop_from_memory, inputs_of, make_once
 from tools.bench_libraries import LIBRARIES

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from converters import convert, export_pt
-from jasper_mmap.manifest import MANIFEST_FILE, read_manifest
-from jasper_mmap.schema import SPLITS, STEERING
+from jasper_mmap.rules.schema import SPLITS, STEERING
+from jasper_mmap.store.manifest import MANIFEST_FILE, read_manifest
 
 PAIRS = 100_000
 DIM = 768

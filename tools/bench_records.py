@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jasper_mmap.layout import Batch
-from jasper_mmap.schema import STEERING
+from jasper_mmap.dataset.layout import Batch
+from jasper_mmap.rules.schema import STEERING
 from tools.bench_contenders import plain_tables
 
 _BLOCK = 256

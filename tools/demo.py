@@ -31,12 +31,12 @@ from jasper_mmap import (
     set_epoch,
     validate_first_batch,
 )
+from jasper_mmap.dataset.layout import Batch
 from jasper_mmap.errors import JasperError
-from jasper_mmap.layout import Batch
-from jasper_mmap.lint import MEANING
-from jasper_mmap.loader import JASPERDataLoader
-from jasper_mmap.renewal import verify_store
-from jasper_mmap.schema import NEGATIVES, VARIANTS
+from jasper_mmap.loader.loader import JASPERDataLoader
+from jasper_mmap.negatives.renewal import verify_store
+from jasper_mmap.rules.schema import NEGATIVES, VARIANTS
+from jasper_mmap.store.lint import MEANING
 from tools.demo_data import make_builder_folder, remine_negatives
 from tools.demo_report import (
     Epoch,

@@ -1,0 +1,266 @@
+"""How fast batches come on this machine: the floor, our loader, and how both are measured.
+
+The floor is what `torch.index_select` of the same rows into preallocated outputs takes. A cell is
+one contender with one number of workers and one batch size; its windows alternate with windows of
+the floor, each in a process of its own, and its ratio is that of the medians.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from ..dataset.dataset import JASPERSteeringDataset
+from ..dataset.layout import Batch
+from ..errors import UsageError
+from ..files.warm import read_through
+from ..loader.epochs import set_epoch
+from ..loader.loader import create_loader
+from .machine import MB, cores
+from .turns import ContenderError, Running, Turns, memory
+
+SPLIT: Final = "train"
+_SEED: Final = 7
+_FLOOR_POSITIONS: Final = 1 << 20
+_PREFETCH: Final = 2
+"""Batches under way for each worker by torch's default."""
+_TIE: Final = 0.97
+"""Fewer workers are as good if they reach this share of the best."""
+_SAME_BYTES: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """What was measured of one contender; rates in samples per second."""
+
+    contender: str
+    workers: int
+    batch_size: int
+    windows: tuple[float, ...]
+    floor_windows: tuple[float, ...]
+    open_s: float
+    first_batch_s: float
+    parent_rss_mb: float
+    workers_pss_mb: float
+    workers_uss_mb: float
+
+    @property
+    def rate(self) -> float:
+        return median(self.windows)
+
+    @property
+    def floor(self) -> float:
+        """Of the windows that alternated with this contender's."""
+        return median(self.floor_windows)
+
+    @property
+    def ratio(self) -> float:
+        return self.rate / self.floor
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain numbers, with what follows from them."""
+        return asdict(self) | {
+            "samples_per_s": self.rate,
+            "low": min(self.windows),
+            "high": max(self.windows),
+            "floor_samples_per_s": self.floor,
+            "ratio": self.ratio,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """A contender that could not be measured, and why."""
+
+    contender: str
+    workers: int
+    batch_size: int
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entrant:
+    """Who is to be measured; `open` and `load` as `Turns` takes them."""
+
+    name: str
+    workers: int
+    open: Callable[[], Running]
+    load: Callable[[], object] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """How many and how long; one more of each kind comes first and is not counted."""
+
+    count: int
+    seconds: float
+
+
+def measure(
+    store: Path, batch_size: int, entrants: Iterable[Entrant], windows: Windows
+) -> Iterator[Cell | Skipped]:
+    """Each entrant in turn, at one batch size, against the floor with all cores."""
+    with Turns(partial(open_floor, store, batch_size, cores())) as floor:
+        for entrant in entrants:
+            try:
+                yield _measure_one(entrant, batch_size, floor, windows)
+            except ContenderError as error:
+                yield Skipped(
+                    contender=entrant.name,
+                    workers=entrant.workers,
+                    batch_size=batch_size,
+                    why=str(error),
+                )
+
+
+def _measure_one(entrant: Entrant, batch_size: int, floor: Turns, windows: Windows) -> Cell:
+    with Turns(entrant.open, entrant.load) as contender:
+        rates, floor_rates = [], []
+        for _ in range(windows.count + 1):
+            floor_rates.append(floor.run(windows.seconds))
+            rates.append(contender.run(windows.seconds))
+        used = memory(contender.pid)
+    return Cell(
+        contender=entrant.name,
+        workers=entrant.workers,
+        batch_size=batch_size,
+        windows=tuple(rates[1:]),
+        floor_windows=tuple(floor_rates[1:]),
+        open_s=contender.started.open_s,
+        first_batch_s=contender.started.first_batch_s,
+        parent_rss_mb=used.parent_rss / MB,
+        workers_pss_mb=used.workers_pss / MB,
+        workers_uss_mb=used.workers_uss / MB,
+    )
+
+
+class Consumer:
+    """The trainer: looks at one value of each batch, and holds it until the next one is there."""
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self._batches = batches
+        self.batch: Batch = {}
+
+    def __call__(self) -> int:
+        self.batch = batch = next(self._batches)
+        batch["negative_embs"][0, 0, 0].item()
+        return len(batch["relevance"])
+
+
+def consuming(batches: Iterator[Batch], workers: int, prefetch: int | None = None) -> Running:
+    """A contender that is an endless iterator of batches made by `workers` processes, each with
+    `prefetch` under way (None: torch's default)."""
+    return Running(Consumer(batches), workers * ((prefetch or _PREFETCH) + 1))
+
+
+def endless(
+    loader: Iterable[Batch], before_epoch: Callable[[int], object] = lambda _: None
+) -> Iterator[Batch]:
+    """The batches of `loader`, epoch after epoch."""
+    for epoch in itertools.count():
+        before_epoch(epoch)
+        empty = True
+        for batch in loader:
+            empty = False
+            yield batch
+            del batch
+        if empty:
+            raise UsageError(
+                "the train split has fewer pairs than one batch; choose a smaller --batch-size"
+            )
+
+
+def open_ours(store: Path, workers: int, batch_size: int) -> Running:
+    """The package's own loader, as its README shows it."""
+    loader = create_loader(store, SPLIT, batch_size, num_workers=workers)
+    batches = endless(loader, partial(set_epoch, loader))
+    return consuming(batches, workers, loader.prefetch_factor)
+
+
+class _Floor:
+    """Batches of a shuffled epoch whose row numbers were all computed before."""
+
+    def __init__(self, dataset: JASPERSteeringDataset, batch_size: int) -> None:
+        generator = torch.Generator().manual_seed(_SEED)
+        count = min(len(dataset), _FLOOR_POSITIONS) // batch_size
+        if not count:
+            raise UsageError(
+                f"the train split has fewer pairs than one batch of {batch_size}; choose a smaller"
+                " --batch-size"
+            )
+        order = torch.randperm(len(dataset), generator=generator)[: count * batch_size]
+        pairs = _numbers(dataset.split_indices)[order]
+        sources = _numbers(dataset.hard_negatives)[pairs]
+        ends = _numbers(dataset.pair_index)[pairs]
+        rows = [
+            (dataset.question_embs, ends[:, :1]),
+            (dataset.source_embs, ends[:, 1:]),
+            (dataset.source_embs, sources),
+            (dataset.steering_centroid, pairs[:, None]),
+            (dataset.pair_cluster_id, pairs[:, None]),
+            (dataset.pair_relevance, pairs[:, None]),
+            (dataset.centroid_distances, pairs[:, None]),
+            (dataset.negative_tiers, pairs[:, None]),
+        ]
+        reads = []
+        for table, numbers in rows:
+            if not table.dtype.is_floating_point:
+                table = table.view(_SAME_BYTES[table.element_size()])
+            cut = numbers.reshape(count, -1)  # [batches, rows of a batch]
+            out = torch.empty((cut.shape[1], *table.shape[1:]), dtype=table.dtype)
+            reads.append([(table, index, out) for index in cut.clone().unbind()])
+        self._batches = itertools.cycle(list(zip(*reads, strict=True)))
+        self._batch_size = batch_size
+
+    def step(self) -> int:
+        for table, index, out in next(self._batches):
+            torch.index_select(table, 0, index, out=out)
+        return self._batch_size
+
+
+def _numbers(table: torch.Tensor) -> torch.Tensor:
+    """An integer table as int64, unsigned ones too."""
+    return torch.from_numpy(table.numpy().astype(np.int64))
+
+
+def open_floor(store: Path, batch_size: int, threads: int) -> Running:
+    """The floor, read by `threads` threads."""
+    torch.set_num_threads(threads)
+    return Running(_Floor(JASPERSteeringDataset(store, SPLIT), batch_size).step, 0)
+
+
+def best(cells: Sequence[Cell]) -> Cell:
+    """The fastest cell; of those as good as that, the one with the fewest workers."""
+    limit = _TIE * max(cell.rate for cell in cells)
+    return min((c for c in cells if c.rate >= limit), key=lambda cell: cell.workers)
+
+
+def ratio_text(ratio: float) -> str:
+    """Two digits that count, so that slow loaders can be told apart."""
+    return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.3f}"
+
+
+def floor_spread(cells: Iterable[Cell]) -> float:
+    """By what factor the floor itself varied in the run, at the batch size where it did most.
+
+    It reads the same rows each time, so this is the machine's doing: also of a virtual one's host,
+    whose work no load average shows.
+    """
+    windows: dict[int, list[float]] = {}
+    for cell in cells:
+        windows.setdefault(cell.batch_size, []).extend(cell.floor_windows)
+    return max((max(rates) / min(rates) for rates in windows.values()), default=1.0)
+
+
+def warm_up(folder: Path) -> None:
+    """Bring all files of `folder` into the page cache, in blocks as large as the kernel has."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.stat().st_size]
+    read_through(paths)

@@ -1,0 +1,119 @@
+"""How a command that runs for months is heard and ended: log lines on stdout, and signals."""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from io import TextIOWrapper
+from types import FrameType
+from typing import Any, TextIO
+
+import click
+
+from ..printable import printable
+
+
+class Finite(click.FloatRange):
+    """A number within bounds, and one that can be waited for: neither infinite nor NaN."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not number <= threading.TIMEOUT_MAX:
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
+@contextmanager
+def logged_to_stdout(*, as_json: bool) -> Iterator[None]:
+    """What the package logs, a line an event: time (UTC), level and message, or a JSON object."""
+    log = logging.getLogger("jasper_mmap")
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    handler = _Lines(sys.stdout)
+    handler.setFormatter(_Json() if as_json else _Text())
+    # The inbox says itself what was published, with the names of the files.
+    handler.addFilter(lambda record: record.module != "publish" or record.levelno > logging.INFO)
+    before = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
+
+
+class _Lines(logging.StreamHandler[TextIO]):
+    """Nobody may be reading any more, or the disk of the log be full: no reason to end."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Leave it at that."""
+
+
+class _Text(logging.Formatter):
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(message)s")
+
+    def formatTime(  # noqa: N802 - logging's name
+        self, record: logging.LogRecord, datefmt: str | None = None
+    ) -> str:
+        when = datetime.fromtimestamp(record.created, UTC)
+        return f"{when:%Y-%m-%dT%H:%M:%S}.{when.microsecond // 1000:03d}Z"
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+class _Json(_Text):
+    def format(self, record: logging.LogRecord) -> str:
+        event = {
+            "time": self.formatTime(record),
+            "level": record.levelname.lower(),
+            "event": getattr(record, "event", "log"),
+            **getattr(record, "fields", {}),
+            "message": record.getMessage(),
+        }
+        return json.dumps(event)
+
+
+class Signals:
+    """SIGINT and SIGTERM as they come, for a loop to see when it is ready; SIGHUP is harmless."""
+
+    def __init__(self) -> None:
+        # A handler may put to this one at any time.
+        self._came: queue.SimpleQueue[signal.Signals] = queue.SimpleQueue()
+
+    def came(self) -> bool:
+        return not self._came.empty()
+
+    def wait(self, seconds: float) -> signal.Signals | None:
+        """The first that came, or comes within so many seconds."""
+        try:
+            return self._came.get(timeout=seconds)
+        except queue.Empty:
+            return None
+
+    def put(self, number: int, _: FrameType | None) -> None:
+        """The handler."""
+        self._came.put(signal.Signals(number))
+
+
+@contextmanager
+def signals_held() -> Iterator[Signals]:
+    """While in the block, signals end nothing."""
+    signals = Signals()
+    wanted = {signal.SIGINT: signals.put, signal.SIGTERM: signals.put}
+    before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
+    before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,8 @@
+"""One split, served in this process. It starts no process and no thread.
+
+May import: the ground, files, files/pt, rules, store, negatives.
+"""
+
+from .dataset import JASPERSteeringDataset
+
+__all__ = ["JASPERSteeringDataset"]

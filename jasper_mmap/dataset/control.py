@@ -1,0 +1,200 @@
+"""The few integers that every worker must see: the generation, and of each split its epoch and
+forced variant.
+
+They lie in one page of anonymous shared memory, which belongs to the process that opened the
+dataset and to its DataLoader workers. Any other process that is started with the dataset (by fork
+or spawn), and any other pickle or deepcopy, begins with the words as they stood and has its own
+from then on. A process learns only after it was started whether it is a worker, so it keeps both:
+the page of its parent, which it follows as a worker, and the words for a page of its own.
+
+Each word is an aligned 64-bit integer written in one store, so a reader sees the old value or the
+new one.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from torch.utils.data import get_worker_info
+
+from ..files.shared import Descriptor, anonymous_memory, being_spawned
+
+NO_VARIANT: Final = -1
+_SIZE: Final = mmap.PAGESIZE
+_NUMBER_BITS: Final = 40
+"""Of a generation; `negatives.MAX_GENERATION` lies below, the owner's descriptor takes the rest."""
+_NUMBER_MASK: Final = (1 << _NUMBER_BITS) - 1
+_PER_SPLIT: Final = 2
+
+# Of the worker that forked this process, which is no worker itself.
+_inherited_info: Any = None
+
+
+def in_worker() -> bool:
+    """Whether this process is a DataLoader's worker, ours or torch's."""
+    info = get_worker_info()
+    return info is not None and info is not _inherited_info
+
+
+class Words(NamedTuple):
+    """The control words of one split at one moment."""
+
+    epoch: int
+    forced: int
+    """Variant number, or `NO_VARIANT`."""
+    generation: int
+    descriptor: int = -1
+    """The owner's, of that generation's file; -1 where it has none."""
+
+
+class _Page:
+    """Words in shared memory, and the process that they belong to."""
+
+    def __init__(self, memory: Descriptor, owner: int) -> None:
+        self.memory = memory
+        self.owner = owner
+        # Not through libc as tables are: this one is unmapped only after the last `__del__` of
+        # whatever the garbage collector found together, which may still read it.
+        self.words = memoryview(mmap.mmap(memory.fd, _SIZE)).cast("q")
+
+    @classmethod
+    def holding(cls, words: Sequence[int]) -> _Page:
+        page = cls(anonymous_memory("jasper-control", _SIZE), os.getpid())
+        for at, word in enumerate(words):
+            page.words[at] = word
+        return page
+
+
+class Control:
+    """Control words of `splits` splits that serve one generation.
+
+    A process other than a worker owns its words, and is the one to set them.
+    """
+
+    def __init__(self, splits: int, start: Sequence[int] | None = None) -> None:
+        self._count = 1 + splits * _PER_SPLIT
+        self._start = tuple(start or [0] * self._count)
+        self._followed: _Page | None = None
+        # Made when it is first needed: a worker needs none. A dict, whose setdefault is atomic.
+        self._own: dict[None, _Page] = {}
+        self._at_fork: tuple[_Page, tuple[int, ...]] | None = None
+        _living[id(self)] = self
+
+    def split(self, number: int) -> SplitWords:
+        """The words of one split, numbered from 0."""
+        return SplitWords(self, number)
+
+    @property
+    def page(self) -> _Page:
+        """The page that counts in this process."""
+        if self._followed is not None and in_worker():
+            return self._followed
+        own = self._own.get(None)
+        return own or self._own.setdefault(None, _Page.holding(self._start))
+
+    @property
+    def generation(self) -> tuple[int, int]:
+        """The number of the generation in service, and the owner's descriptor of its file."""
+        return _unpacked(self.page.words[0])
+
+    def set_generation(self, generation: int, descriptor: int = -1) -> None:
+        """Name what is to be served, in this process and in its workers."""
+        # One word, for a reader must not take a number together with another one's descriptor.
+        self.page.words[0] = _packed(generation, descriptor)
+
+    def is_owner(self) -> bool:
+        """Whether this process has words of its own, and is no worker of one that has."""
+        return self._followed is None or not in_worker()
+
+    def lender(self, generation: int) -> Path | None:
+        """The name by which to open that generation's file in the process that started this one,
+        as long as it holds that open; None where it does not, or this process may not look (the
+        owner gave up root, or is not dumpable)."""
+        if self._followed is None:
+            return None
+        number, descriptor = _unpacked(self._followed.words[0])
+        if number != generation or descriptor < 0:
+            return None
+        path = f"/proc/{self._followed.owner}/fd/{descriptor}"
+        # Not Path.exists: it raises where it may not look.
+        return Path(path) if os.path.exists(path) else None  # noqa: PTH110
+
+    def _snapshot(self) -> tuple[_Page, tuple[int, ...]]:
+        page = self.page
+        return page, tuple(page.words[: self._count])
+
+    def _follow(self, page: _Page, start: Sequence[int]) -> None:
+        self._followed, self._start, self._own = page, tuple(start), {}
+
+    def __reduce__(self) -> tuple[Callable[..., Control], tuple[Any, ...]]:
+        page, words = self._snapshot()
+        # The descriptor of another process says nothing here.
+        start = (_packed(_unpacked(words[0])[0], -1), *words[1:])
+        splits = (self._count - 1) // _PER_SPLIT
+        if being_spawned():
+            return _received, (splits, start, page.memory, page.owner)
+        return Control, (splits, start)
+
+
+class SplitWords:
+    """The words of one split of a `Control`."""
+
+    def __init__(self, control: Control, number: int) -> None:
+        self.control = control
+        self._number = number
+        self._at = 1 + number * _PER_SPLIT
+
+    def read(self) -> Words:
+        words = self.control.page.words
+        return Words(words[self._at], words[self._at + 1], *_unpacked(words[0]))
+
+    def set_epoch(self, epoch: int) -> None:
+        self.control.page.words[self._at] = epoch
+
+    def set_forced(self, variant: int) -> None:
+        self.control.page.words[self._at + 1] = variant
+
+    def __reduce__(self) -> tuple[Callable[..., SplitWords], tuple[Any, ...]]:
+        return SplitWords, (self.control, self._number)
+
+
+def _packed(generation: int, descriptor: int) -> int:
+    return (descriptor + 1) << _NUMBER_BITS | generation
+
+
+def _unpacked(word: int) -> tuple[int, int]:
+    return word & _NUMBER_MASK, (word >> _NUMBER_BITS) - 1
+
+
+def _received(splits: int, start: Sequence[int], memory: Descriptor, owner: int) -> Control:
+    control = Control(splits, start)
+    control._follow(_Page(memory, owner), start)
+    return control
+
+
+_living: weakref.WeakValueDictionary[int, Control] = weakref.WeakValueDictionary()
+
+
+def _before_fork() -> None:
+    for reference in _living.valuerefs():
+        control = reference()
+        if control is not None:
+            control._at_fork = control._snapshot()
+
+
+def _after_fork_in_child() -> None:
+    global _inherited_info
+    # Before that is set: the child of a worker follows what the worker followed.
+    for reference in _living.valuerefs():
+        control = reference()
+        if control is not None:
+            control._follow(*(control._at_fork or control._snapshot()))
+    _inherited_info = get_worker_info()
+
+
+os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)

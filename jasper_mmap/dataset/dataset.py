@@ -1,0 +1,298 @@
+"""`JASPERSteeringDataset`: joins the parts below; no arithmetic of its own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch.utils.data import Dataset
+
+from ..errors import IndexRangeError, UnknownAttributeError
+from ..rules import arguments
+from ..rules.config import default_curriculum
+from ..rules.curriculum import steering_probabilities
+from ..rules.schema import ARTIFACTS, SPLITS, VARIANTS
+from ..store.negatives import FOLDER, file_name
+from ..store.store import Validation
+from .adoption import Adoption
+from .batch import Rows, Sample
+from .control import NO_VARIANT, Control, SplitWords
+from .placement import Placement, placement_for
+from .reading import SplitReader
+from .served import Served
+
+_log = logging.getLogger("jasper_mmap")
+
+
+class JASPERSteeringDataset(Dataset[Sample]):
+    """Batches of one split of a converted store.
+
+    A map-style dataset: `dataset[position]` is a sample, `dataset.__getitems__(positions)` a whole
+    batch; positions number the pairs of the split. Each artifact is an attribute under its own
+    name (`question_embs`, ..., `hard_negatives`, `negative_tiers`; `split_indices` holds the
+    split's pair numbers, `pair_keyword_ids[i]` the 1-D int64 tensor of pair i) until `close()`.
+    Tables are mapped, shared by all processes and never copied; writing to one in place changes
+    this process's view only. Pickles to a few kilobytes and opens again where it arrives.
+
+    Args:
+        dataset_dir: a folder that `jasper-convert` made; kept as an absolute path.
+        split: "train", "val" or "test".
+        epoch: sets the curriculum and the draw of steering variants; see `set_epoch`.
+        device: "cpu" (or None) serves from the mapped files; a CUDA device gets one copy of every
+            table, and every tensor of a batch lies there.
+        seed: with it, batches are a function of the store, the epoch and the positions alone.
+        validate: "auto" trusts what the converter checked as long as sizes and times of the files
+            say that nothing changed; "full" recomputes every checksum and check.
+
+    Raises:
+        MissingFileError, ConfigError, FormatError, ContentError, StoreChangedError: the store is
+            not there, not sound, or being converted.
+        DeviceError, DeviceMemoryError: the device is not there or too small.
+        UnknownSplitError, UsageError: an argument cannot be.
+    """
+
+    dataset_dir: Path
+    """The store's folder."""
+    split: str
+    seed: int
+
+    def __init__(
+        self,
+        dataset_dir: str | Path,
+        split: str,
+        epoch: int = 0,
+        device: str | torch.device | None = "cpu",
+        *,
+        seed: int = 42,
+        validate: Validation = "auto",
+    ) -> None:
+        split = arguments.split_name(split)
+        served = Served(dataset_dir, placement_for(device), validate=validate)
+        (adoption, words), *_ = _served_together(served, 1)
+        self._begin(adoption, words, split, epoch, seed)
+
+    def _begin(
+        self, adoption: Adoption, words: SplitWords, split: str, epoch: int, seed: int
+    ) -> None:
+        self.dataset_dir = adoption.path
+        self.split = split
+        self.seed = arguments.seed(seed)
+        self.collective = False
+        """One of several ranks', which switch together (see `agreement`)."""
+        self.epoch_calls = 0
+        self._words = words
+        self._words.set_epoch(arguments.integer("epoch", epoch))
+        self._words.set_forced(NO_VARIANT)
+        served = adoption.served
+        self._reader = SplitReader(served, adoption, self._words, split, self.seed)
+        self._store_id = served.store.store_id
+        self._about = (
+            f"pairs={self._reader.n}, D={served.config.embedding_dim}, N={served.config.n_neg},"
+            f" device={served.placement.device}"
+        )
+        _log.info(
+            "opened %s split=%s pairs=%d generation=%d device=%s memory=%.1f MB",
+            self.dataset_dir,
+            split,
+            len(self),
+            self.generation,
+            self.device,
+            self.memory_usage_mb,
+        )
+
+    @staticmethod
+    def create_combined_splits(
+        dataset_dir: str | Path,
+        epoch: int = 0,
+        device: str | torch.device | None = "cpu",
+        *,
+        seed: int = 42,
+        validate: Validation = "auto",
+        placement: Placement | None = None,
+    ) -> dict[str, JASPERSteeringDataset]:
+        """The three splits over one set of mappings (on a device: over one copy).
+
+        They serve one generation: what is adopted through one of them, all three serve. Epoch,
+        seed and forced steering are each one's own, and so is `close()`.
+        """
+        served = Served(dataset_dir, placement or placement_for(device), validate=validate)
+        splits = {s: JASPERSteeringDataset.__new__(JASPERSteeringDataset) for s in SPLITS}
+        shares = _served_together(served, len(splits))
+        for (split, dataset), (adoption, words) in zip(splits.items(), shares, strict=True):
+            dataset._begin(adoption, words, split, epoch, seed)
+        return splits
+
+    def __repr__(self) -> str:
+        state = ", closed" if self.closed else ""
+        return (
+            f"{type(self).__name__}({str(self.dataset_dir)!r}, {self.split!r}, {self._about},"
+            f" epoch={self.current_epoch}, generation={self.generation}{state})"
+        )
+
+    def __len__(self) -> int:
+        return self._reader.n
+
+    def __getitem__(self, index: int) -> Sample:
+        columns = self._read_checked(arguments.position(index))
+        return Sample((name, column[0]) for name, column in columns.items())
+
+    def __getitems__(self, indices: Sequence[int] | ArrayLike | torch.Tensor) -> Rows:
+        positions = arguments.positions(indices)
+        return Rows(self._read_checked(positions), len(positions))
+
+    def _read_checked(self, positions: NDArray[np.int64]) -> dict[str, torch.Tensor]:
+        if len(positions) and (positions.min() < 0 or positions.max() >= len(self)):
+            wrong = positions[(positions < 0) | (positions >= len(self))][0]
+            raise IndexRangeError(
+                f"Index {wrong} out of range: split '{self.split}' has {len(self)} pairs,"
+                " numbered from 0."
+            )
+        return self.reader.read(positions)
+
+    @property
+    def reader(self) -> SplitReader:
+        """Reads batches of positions that are known to lie in the split."""
+        self._open()
+        return self._reader
+
+    @property
+    def adoption(self) -> Adoption:
+        """Says which generation is served; shared by the splits of `create_combined_splits`."""
+        return self._reader.adoption
+
+    def reload_negatives(
+        self, source_dir: str | Path | None = None, *, allow_equal: bool = False
+    ) -> int:
+        """Look for a newer generation now and serve it, in every worker too; the one in force.
+
+        First publishes `hard_negatives.pt` and `negative_tiers.pt`, beside the store or in
+        `source_dir`, if they were overwritten since a generation was last made from them: waits for
+        the other one (some 5 s) where one was written alone, refuses equal ones unless
+        `allow_equal`, warns on a read-only store. A spoilt generation is an error and not served.
+        """
+        return self.adoption.reload(source_dir, allow_equal=allow_equal)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Move to `epoch` (>= 0) in this process and in every worker of this dataset.
+
+        It never communicates: ranks of torch.distributed agree on a generation by
+        `jasper_mmap.set_epoch`.
+        """
+        self._words.set_epoch(arguments.integer("epoch", epoch))
+        if not self.collective and not self.closed:
+            self.adoption.release(self.split)
+        self.epoch_calls += 1  # tells samplers that their count of passes begins anew
+
+    @property
+    def files(self) -> list[Path]:
+        """The store's files that are served, the generation's included."""
+        served = self._open()
+        names = [entry.file for entry in served.store.manifest.artifacts.values()]
+        return [served.path / n for n in (*names, f"{FOLDER}/{file_name(self.generation)}")]
+
+    @property
+    def store_id(self) -> str:
+        """Names the content of the store: equal stores have equal ones."""
+        return self._store_id
+
+    def force_steering(self, variant: str | None) -> None:
+        """Give every pair this variant ("zero", "centroid", "keyword", "residual") from now on,
+        in every worker too; None goes back to the curriculum's draw."""
+        name = None if variant is None else arguments.variant_name(variant)
+        self._words.set_forced(NO_VARIANT if name is None else VARIANTS.index(name))
+
+    @property
+    def current_epoch(self) -> int:
+        return self._words.read().epoch
+
+    @property
+    def steering_probs(self) -> dict[str, float]:
+        """Probability of each variant in the current epoch, by the curriculum; a forced variant
+        does not change it."""
+        return steering_probabilities(self._open().config, self.current_epoch)
+
+    @property
+    def generation(self) -> int:
+        """The generation of hard negatives that is served."""
+        return self._words.read().generation
+
+    @property
+    def embedding_dim(self) -> int:
+        return self._open().config.embedding_dim
+
+    @property
+    def n_neg(self) -> int:
+        return self._open().config.n_neg
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """All of `config.json`, with the keys nobody reads here."""
+        return self._open().config.raw
+
+    @property
+    def device(self) -> torch.device:
+        return self._open().placement.device
+
+    @property
+    def memory_usage_mb(self) -> float:
+        """Bytes of all tables served, over 2**20; mapped ones are counted in full, although they
+        lie in the page cache once for all processes."""
+        return (self._open().nbytes + self.adoption.current(self.generation).nbytes) / 2**20
+
+    def __getattr__(self, name: str) -> Any:
+        artifact = ARTIFACTS.get(name)
+        if artifact is None and name != "split_indices":
+            reader = self.__dict__.get("_reader")
+            if hasattr(type(self), name) and reader is not None:
+                self._open()  # a property that found the dataset closed ends up here
+            hint = arguments.nearest(name, dir(self))
+            raise UnknownAttributeError(f"{type(self).__name__} has no attribute {name!r}{hint}")
+        served = self._open()
+        if artifact is None:
+            return served.tables[f"{self.split}_idx"]
+        if artifact.generation:
+            return self.adoption.current(self.generation).tables[name]
+        return served.table(name)
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *ARTIFACTS, "split_indices"]
+
+    def _open(self) -> Served:
+        return self._reader.served
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close()` was called."""
+        return self._reader.closed
+
+    def close(self) -> None:
+        """Let go of the mappings (they end with the last tensor or dataset that uses them)."""
+        self._reader.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._open()  # a closed one says so here, and not where it arrives
+        return self.__dict__
+
+    def __enter__(self) -> Self:
+        self._open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self.closed:
+            _log.info("closed %r memory=%.1f MB", self, self.memory_usage_mb)
+        self.close()
+
+
+def _served_together(served: Served, splits: int) -> list[tuple[Adoption, SplitWords]]:
+    """Open the tables; for each of so many splits the generation that all serve, and its words."""
+    generation = served.open()
+    if (told := default_curriculum(served.config)) is not None:
+        _log.info("%s: %s", served.path, told)
+    control = Control(splits)
+    adoption = Adoption(served, control, generation)
+    return [(adoption, control.split(number)) for number in range(splits)]

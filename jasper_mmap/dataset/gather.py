@@ -1,0 +1,169 @@
+"""Pair numbers -> batches: every column read by rows straight into its place. Pure.
+
+In two steps. `Lookup.load` does for many batches at once what is small: the plain columns, and the
+numbers of the rows of embeddings. `Lookup.fill` then makes one batch, which is little more than a
+single `torch.index_select` of all its embeddings.
+
+Shape letters as in `schema`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..rules.schema import PLAIN, STEERING, WIDE, Column
+from .layout import Target, empty_plain
+from .stack import Stack
+
+# torch has no index_select for these: read as the signed dtype of that width, then masked.
+_SIGNED = {
+    torch.uint16: (torch.int16, 0xFFFF),
+    torch.uint32: (torch.int32, 0xFFFFFFFF),
+    torch.uint64: (torch.int64, -1),  # checked to be below 2**63 when it was converted
+}
+_PIECE_BYTES: Final = 1 << 21
+
+
+def rows_of(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """`table[index]` for a 1-D int64 `index`; unsigned tables come as int64."""
+    if table.dtype in _SIGNED:
+        signed, mask = _SIGNED[table.dtype]
+        return table.view(signed).index_select(0, index).to(torch.int64) & mask
+    return table.index_select(0, index)
+
+
+class Lookup:
+    """Room for `batches` batches of `batch_size` rows that need only be filled.
+
+    It is used again and again: fresh memory would be faulted in, page by page, each time.
+    `tables` are a store's, `stack` joins those of embeddings, where they could be joined.
+    """
+
+    def __init__(
+        self,
+        tables: Mapping[str, torch.Tensor],
+        stack: Stack | None,
+        *,
+        batches: int,
+        batch_size: int,
+        n_neg: int,
+    ) -> None:
+        self.shape = (batches, batch_size)
+        self._tables = tables
+        self._stack = stack
+        device = tables["pair_index"].device
+        # Row numbers in the stack, or in each column's own table; column after column as in WIDE.
+        self._counts = [batch_size * (n_neg if "N" in c.shape else 1) for c in WIDE]
+        numbers = torch.empty((batches, sum(self._counts)), dtype=torch.int64, device=device)
+        self._parts = torch.split(numbers, self._counts, dim=1)
+        self._rows = numbers.unbind()
+        packed, self._plain = empty_plain(batches, batch_size, n_neg, device)
+        self._packed = packed.unbind()
+        begins = [stack.first[name] if stack and name else 0 for name in STEERING]
+        self._steering = torch.tensor(begins, device=device)
+        self._room = {
+            name: torch.empty_like(column).flatten(0, 1) for name, column in self._plain.items()
+        }
+
+    def load(
+        self,
+        negatives: Mapping[str, torch.Tensor],
+        pairs: torch.Tensor,
+        variants: NDArray[np.int64],
+        plain: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        """Look up the batches of the pair numbers `pairs` and steering `variants` (as many).
+
+        `negatives` are the tables of one generation. `pairs` is int64 on the tables' device and
+        lies in [0, N_p): that, and that the tables refer only to rows that exist, was checked
+        before. The plain columns of a single batch may go straight to their places `plain`; then
+        only `fill_wide` has something to write.
+        """
+        tables, stack = {**self._tables, **negatives}, self._stack
+        self._variants = variants.reshape(self.shape)
+        room = self._room if plain is None else plain
+        drawn = torch.from_numpy(variants).to(pairs.device)
+        questions, sources = rows_of(tables["pair_index"], pairs).to(torch.int64).unbind(1)
+        numbers = room["negative_tiers"]  # of the same form, until those are read
+        _read(tables["hard_negatives"], pairs, numbers)
+        steering = pairs
+        if stack is not None:
+            # Row 0 holds the zeros of the zero variant.
+            steering = self._steering.index_select(0, drawn).add_(pairs).mul_(drawn != 0)
+        columns = (questions, sources, steering, numbers)
+        for column, rows, part in zip(WIDE, columns, self._parts, strict=True):
+            begin = stack.first[column.artifact] if stack and column.artifact else 0
+            torch.add(rows.reshape(part.shape), begin, out=part)
+        self._packs_plain = plain is None
+        for column in PLAIN:
+            values = room[column.name]
+            if column.artifact is None:
+                values.copy_(drawn)
+            else:
+                _read(tables[column.artifact], pairs, values)
+            if plain is None:
+                place = self._plain[column.name]
+                place.copy_(values.view(place.shape))
+
+    def fill(self, batch: int, target: Target) -> None:
+        """Write batch number `batch` of those that were loaded."""
+        assert self._packs_plain, "the plain columns went straight to their places"
+        self.fill_wide(batch, target)
+        if target.plain is not None:
+            target.plain.copy_(self._packed[batch])
+        else:
+            for name, values in self._plain.items():
+                target.columns[name].copy_(values[batch])
+
+    def fill_wide(self, batch: int, target: Target) -> None:
+        """Write the embeddings of batch number `batch`."""
+        if self._stack is not None and target.wide is not None:
+            _read(self._stack.table, self._rows[batch], target.wide)
+        else:
+            for column, table, rows in self._wanted(batch):
+                out = target.columns[column.name].flatten(0, -2)
+                if table is None:
+                    self._steer(batch, rows, out)
+                else:
+                    _read(table, rows, out)
+
+    def wanted(self, batch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The tables of embeddings and the numbers of those of their rows that `fill` will read,
+        as far as a column has a table of its own."""
+        for _, table, rows in self._wanted(batch):
+            if table is not None:
+                yield table, rows
+
+    def _wanted(self, batch: int) -> Iterator[tuple[Column, torch.Tensor | None, torch.Tensor]]:
+        numbers = torch.split(self._rows[batch], self._counts)
+        for column, rows in zip(WIDE, numbers, strict=True):
+            if self._stack is not None:
+                yield column, self._stack.table, rows
+            else:
+                yield column, self._tables[column.artifact] if column.artifact else None, rows
+
+    def _steer(self, batch: int, pairs: torch.Tensor, out: torch.Tensor) -> None:
+        """Steering by groups of equal variant, from tables that could not be joined."""
+        variants = self._variants[batch]
+        out.zero_()
+        for variant, name in enumerate(STEERING):
+            if name is not None:
+                places = torch.from_numpy(np.flatnonzero(variants == variant)).to(pairs.device)
+                rows = rows_of(self._tables[name], pairs[places])
+                out.index_copy_(0, places, rows.to(out.dtype))
+
+
+def _read(table: torch.Tensor, index: torch.Tensor, out: torch.Tensor) -> None:
+    if table.dtype == out.dtype:
+        torch.index_select(table, 0, index, out=out)
+        return
+    # The rows of a large batch as a whole would be faulted in anew each time.
+    piece = max(1, _PIECE_BYTES // (table.stride(0) * table.element_size()))
+    for begin in range(0, len(index), piece):
+        end = begin + piece
+        out[begin:end].copy_(rows_of(table, index[begin:end]))

@@ -1,0 +1,145 @@
+"""Positions in a split -> batches: which pairs, steering and generation; then the gather."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..errors import ClosedError, DeviceError
+from ..files.modes import plain_tensors
+from ..rules.curriculum import steering_probabilities
+from ..rules.steering import draw_variants
+from .adoption import Adoption
+from .control import NO_VARIANT, SplitWords, Words, in_worker
+from .gather import Lookup, rows_of
+from .layout import Batch, Target, empty_batch
+from .served import Served
+
+
+class _Spares:
+    """Lookups to use again, by any thread: appending to and popping from a list is atomic."""
+
+    def __init__(self) -> None:
+        self._kept: list[Lookup] = []
+
+    def take(self, batches: int, batch_size: int) -> Lookup | None:
+        """One of that shape, if it comes first; others go."""
+        try:
+            lookup = self._kept.pop()
+        except IndexError:
+            return None
+        return lookup if lookup.shape == (batches, batch_size) else None
+
+    def keep(self, lookup: Lookup) -> None:
+        self._kept.append(lookup)
+
+    def __reduce__(self) -> tuple[type[_Spares], tuple[()]]:
+        return _Spares, ()
+
+
+class SplitReader:
+    """Reads batches of one split, as the control words say at that moment, until `close()`."""
+
+    def __init__(
+        self, served: Served, adoption: Adoption, words: SplitWords, split: str, seed: int
+    ) -> None:
+        self.n = len(served.tables[f"{split}_idx"])
+        """How many pairs the split has."""
+        self.words = words
+        self.closed = False
+        self._tables: tuple[Served, Adoption] | None = served, adoption
+        self._split = split
+        self._seed = seed
+        self._spares = _Spares()
+
+    @property
+    def served(self) -> Served:
+        """The tables; raises `ClosedError` after `close()`."""
+        return self._open()[0]
+
+    @property
+    def adoption(self) -> Adoption:
+        """Who says which generation to read; raises `ClosedError` after `close()`."""
+        return self._open()[1]
+
+    def close(self) -> None:
+        """Let go of the tables."""
+        self.closed = True
+        self._tables = None
+        self._spares = _Spares()
+
+    def _open(self) -> tuple[Served, Adoption]:
+        tables = self._tables
+        if tables is None:
+            raise ClosedError("the dataset was closed; open it again to read from it.")
+        return tables
+
+    @plain_tensors
+    def read(self, positions: NDArray[np.int64]) -> Batch:
+        """The batch of `positions` [B], in columns of its own."""
+        batch = self.new_batch(len(positions))
+        if len(positions):
+            lookup = self.look_up(positions, len(positions), self.words.read(), batch)
+            lookup.fill_wide(0, Target(batch))
+            self.spare(lookup)
+        return batch
+
+    def new_batch(self, size: int) -> Batch:
+        """Uninitialised columns where the tables lie."""
+        config = self.served.config
+        device = self.served.placement.device
+        return empty_batch(size, config.embedding_dim, config.n_neg, device)
+
+    def spare(self, lookup: Lookup) -> None:
+        """Take back what is no longer needed. On a device a fill may still be under way."""
+        if self.served.placement.device.type == "cpu":
+            self._spares.keep(lookup)
+
+    def look_up(
+        self,
+        positions: NDArray[np.int64],
+        batch_size: int,
+        words: Words,
+        plain: Batch | None = None,
+    ) -> Lookup:
+        """The batches of `positions`, each of `batch_size`, under these control words; `plain` as
+        in `Lookup.load`."""
+        served, adoption = self._open()
+        device = served.placement.device
+        if device.type != "cpu" and in_worker():
+            raise DeviceError(
+                f"a dataset on {device} cannot be read in a DataLoader's worker: use num_workers=0"
+                " (its batches are ready on the device), or device='cpu' with workers."
+            )
+        generation = adoption.current(words.generation)
+        index = torch.from_numpy(positions).to(device)
+        pairs = rows_of(served.tables[f"{self._split}_idx"], index).to(torch.int64)
+        batches = len(positions) // batch_size
+        lookup = self._spares.take(batches, batch_size) or Lookup(
+            served.tables,
+            served.stack,
+            batches=batches,
+            batch_size=batch_size,
+            n_neg=served.config.n_neg,
+        )
+        lookup.load(generation.tables, pairs, self._variants(positions, words), plain)
+        if device.type == "cuda":
+            # When another generation is adopted, this one's memory must not be used anew while
+            # the trainer's stream still reads from it.
+            for table in generation.tables.values():
+                table.record_stream(torch.cuda.current_stream(device))
+        return lookup
+
+    def _variants(self, positions: NDArray[np.int64], words: Words) -> NDArray[np.int64]:
+        if words.forced != NO_VARIANT:
+            return np.full(len(positions), words.forced, dtype=np.int64)
+        probabilities = steering_probabilities(self.served.config, words.epoch)
+        return draw_variants(
+            positions,
+            self.n,
+            tuple(probabilities.values()),
+            seed=self._seed,
+            split=self._split,
+            epoch=words.epoch,
+        )

@@ -1,0 +1,210 @@
+"""What datasets serve from: a store's tables and its generations, placed, opened once a process.
+
+Pickles as its recipe (path, store_id, config, device), and opens again at first use.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import AccessError, MissingFileError, StoreChangedError
+from ..files.shared import Descriptor
+from ..files.warm import worth_huge_pages
+from ..rules import arguments
+from ..rules.config import Config
+from ..rules.schema import ARTIFACTS, GATHERED
+from ..store import negatives
+from ..store.generation import OpenGeneration, map_generation, sound_generation
+from ..store.manifest import read_manifest
+from ..store.negatives import Pointer
+from ..store.store import Ragged, Store, Table, Validation, table_tensor
+from .placement import Placement
+from .stack import Stack, map_stacked
+
+
+class Generation:
+    """The placed tables of one generation; the mapping ends with the last reference.
+
+    `file` stays open, so that workers can map it after its name is gone. `pointer` is what named
+    it, where this process knows.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        file: Descriptor,
+        tables: dict[str, torch.Tensor],
+        pointer: Pointer | None = None,
+    ) -> None:
+        self.number = number
+        self.file = file
+        self.tables = tables
+        self.pointer = pointer
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in self.tables.values())
+
+
+class Served:
+    """The tables of one store in one place, shared by all datasets made from it."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        placement: Placement,
+        *,
+        validate: Validation = "auto",
+        store_id: str | None = None,
+        config: Config | None = None,
+    ) -> None:
+        self.path = arguments.folder("dataset_dir", path)
+        self.placement = placement
+        self._validate = validate
+        self._expected_id = store_id
+        self._config = config
+        self._generations: weakref.WeakValueDictionary[int, Generation] = (
+            weakref.WeakValueDictionary()
+        )
+
+    @cached_property
+    def store(self) -> Store:
+        store = Store(self.path, validate=self._validate)
+        if self._expected_id not in (None, store.store_id):
+            raise changed(self.path)
+        return store
+
+    @property
+    def config(self) -> Config:
+        """As it stood when the dataset was first opened, in every process."""
+        return self._config or self.store.config
+
+    @cached_property
+    def tables(self) -> dict[str, torch.Tensor]:
+        """Every plain table but the negatives, under its name."""
+        plain = {n: t for n, t in self.store.tables.items() if isinstance(t, torch.Tensor)}
+        self.placement.reserve(plain.values())
+        if self.stack is None:
+            return self.placement.place(plain)
+        # The parts of the stack stand for the tables it joins: no second mapping, no second copy.
+        rest = {name: table for name, table in plain.items() if name not in self.stack.parts}
+        return {**self.placement.place(rest), **self.stack.parts}
+
+    @cached_property
+    def stack(self) -> Stack | None:
+        """The tables of embeddings joined to one, where that can be done."""
+        store = self.store
+        tables = {name: table_tensor(store.tables[name]) for name in GATHERED}
+        if self.placement.copied:
+            return self.placement.stack(tables)
+        paths = {name: self.path / store.manifest.artifacts[name].file for name in GATHERED}
+        stack = map_stacked(paths, tables, huge=worth_huge_pages(store.manifest.nbytes))
+        if read_manifest(self.path).store_id != self.store.store_id:
+            raise changed(self.path)
+        return stack
+
+    @cached_property
+    def ragged(self) -> dict[str, Ragged]:
+        return {
+            name: Ragged(**self.placement.place({"values": t.values, "offsets": t.offsets}))
+            for name, t in self.store.tables.items()
+            if isinstance(t, Ragged)
+        }
+
+    def open(self) -> Generation:
+        """Open and place everything now; the generation in force, checked."""
+        pointer, opened = self._in_force()
+        tables = [t for t in self.store.tables.values() if isinstance(t, torch.Tensor)]
+        ragged = [
+            part
+            for t in self.store.tables.values()
+            if isinstance(t, Ragged)
+            for part in (t.values, t.offsets)
+        ]
+        self.placement.reserve([*tables, *ragged, *opened.tables.values()])
+        _ = self.tables, self.ragged
+        found = self._generations.get(pointer.generation)
+        return found or self._placed(pointer, opened)
+
+    def _in_force(self) -> tuple[Pointer, OpenGeneration]:
+        _ = self.store  # first, for its errors tell what is wrong with the folder
+        pointer = negatives.read_pointer(self.path)
+        while True:
+            try:
+                return pointer, self._checked(pointer, full=self._validate == "full")
+            except MissingFileError:
+                # Replaced and removed since the pointer was read? Then there is a newer one.
+                before, pointer = pointer, negatives.read_pointer(self.path)
+                if pointer.generation == before.generation:
+                    raise
+
+    def generation(self, number: int) -> Generation:
+        """The tables of generation `number`, checked as at open; in full where it is no longer the
+        one in force."""
+        found = self._generations.get(number)
+        if found is None:
+            pointer = negatives.read_pointer(self.path)
+            if pointer.generation != number:
+                pointer = pointer.of(number)
+            opened = self._checked(pointer, full=self._validate == "full")
+            found = self._placed(pointer, opened)
+        return found
+
+    def borrowed(self, number: int, at: Path | None) -> Generation:
+        """The tables of a generation that another process has checked and holds open under the
+        name `at`, or of the file of its number where that name may not be opened."""
+        try:
+            opened = map_generation(self.path, number, self._sizes, at=at)
+        except AccessError:
+            opened = map_generation(self.path, number, self._sizes)
+        return Generation(number, opened.file, opened.tables)
+
+    def examined(self, pointer: Pointer) -> Generation:
+        """The tables of the generation that `pointer` names, checked in full."""
+        found = self._generations.get(pointer.generation)
+        return found or self._placed(pointer, self._checked(pointer, full=True))
+
+    def _checked(self, pointer: Pointer, *, full: bool) -> OpenGeneration:
+        return sound_generation(self.path, pointer, self.store.store_id, self._sizes, full=full)
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        return {**self.store.manifest.sizes, "N": self.config.n_neg}
+
+    def _placed(self, pointer: Pointer, opened: OpenGeneration) -> Generation:
+        self.placement.reserve(opened.tables.values())
+        tables = self.placement.place(opened.tables)
+        found = Generation(pointer.generation, opened.file, tables, pointer)
+        self._generations[pointer.generation] = found
+        return found
+
+    def table(self, name: str) -> Table:
+        """The artifact `name`, other than the negatives."""
+        return self.ragged[name] if ARTIFACTS[name].kind == "ragged" else self.tables[name]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tables but the negatives; mapped ones count in full."""
+        return sum(t.nbytes for t in self.tables.values()) + sum(
+            t.nbytes for t in self.ragged.values()
+        )
+
+    def __reduce__(self) -> tuple[Callable[..., Served], tuple[Any, ...]]:
+        return _reopen, (self.path, self.placement, self.store.store_id, self.config)
+
+
+def changed(path: Path) -> StoreChangedError:
+    """The error of a dataset that outlived the store it was opened on."""
+    return StoreChangedError(
+        f"{path}: was converted again since the dataset was opened; open it anew."
+    )
+
+
+def _reopen(path: Path, placement: Placement, store_id: str, config: Config) -> Served:
+    return Served(path, placement, store_id=store_id, config=config)

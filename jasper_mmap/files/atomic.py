@@ -1,0 +1,202 @@
+"""Durable file writes: temporary sibling, fsync, the umask's mode, rename, fsync of the folder."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import json
+import os
+import pwd
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..errors import AccessError, FormatError, JasperError, StorageError
+from .failures import TEMPORARY, failure, missing
+from .jsonfile import MOST_BYTES, parsed, read_small
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[io.FileIO]:
+    """A new file that takes `path`'s place, whole and on disk, when the block ends well.
+
+    Nothing is visible under `path` before that; when the block fails, the sibling is removed.
+    """
+    sibling = path.with_name(f".{path.name}.{secrets.token_hex(6)}{TEMPORARY}")
+    with storage_errors(path):
+        # Not tempfile: its files are 0600 whatever the umask says.
+        with _named(path):
+            fd = os.open(sibling, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            with _file(fd) as file:
+                yield file
+                os.fsync(fd)
+            with _named(path):
+                sibling.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                sibling.unlink()
+            raise
+        sync_folder(path.parent)
+
+
+def _file(fd: int) -> io.FileIO:
+    try:
+        return io.FileIO(fd, "wb")
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Let the system's errors name `path`: the sibling's name means nothing to anybody, and would
+    make each of them another message."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def write_all(file: io.FileIO, data: bytes | memoryview) -> None:
+    """Write all of `data`: one raw write may take less (2 GiB at most on Linux)."""
+    view = memoryview(data).cast("B")
+    while len(view):
+        view = view[file.write(view) :]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace `path` by the JSON text of `value`; `StorageError` if `read_json` would refuse it."""
+    data = (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+    if len(data) > MOST_BYTES:
+        raise StorageError(
+            f"{path}: not written, it would have {len(data)} bytes, and at most {MOST_BYTES} are"
+            " read. Shorten the notes in it."
+        )
+    with replacing(path) as file:
+        write_all(file, data)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`.
+
+    Raises `MissingFileError`, `AccessError`, or `FormatError` where it holds no JSON object, or
+    more than `jsonfile.MOST_BYTES`.
+    """
+    with storage_errors(path, "read"):
+        text = read_small(path)
+    try:
+        value = parsed(text)
+    except ValueError as error:
+        raise FormatError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise FormatError(f"{path}: must hold a JSON object, found {type(value).__name__}.")
+    return value
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and removals in `folder` durable."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        # Some network and FUSE file systems have no fsync for folders.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(fd)
+
+
+def own_folder(folder: Path, *, parents: bool = False) -> None:
+    """Make a folder that this package writes to, where it is missing.
+
+    Raises `AccessError` where it is a link: one that came with a dataset would lead what is written
+    and removed there to any other place.
+    """
+    with storage_errors(folder):
+        refuse_link(folder)
+        folder.mkdir(parents=parents, exist_ok=True)
+
+
+def refuse_link(path: Path) -> None:
+    """Raise `AccessError` where `path`, one of the package's own files or folders, is a link."""
+    if path.is_symlink():
+        raise AccessError(
+            f"{path}: is a link to {str(path.readlink())!r}, and nothing is written through a link"
+            " here. Remove the link (a folder on another disk can be bind-mounted in its place)."
+        )
+
+
+def sweep(folder: Path) -> None:
+    """Remove siblings that killed writers left. Call under the lock that excludes live ones."""
+    with storage_errors(folder):
+        for leftover in folder.glob(f".*{TEMPORARY}"):
+            if leftover.is_symlink() or not leftover.is_dir():
+                leftover.unlink(missing_ok=True)
+
+
+def exists(path: Path) -> bool:
+    """Whether there is something of this name; an error of ours where the system cannot tell."""
+    with storage_errors(path, "read"):
+        return path.exists()
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path, verb: str = "write") -> Iterator[None]:
+    """Turn the system's errors in the block into ours, naming `path`."""
+    try:
+        yield
+    except JasperError:
+        raise
+    except FileNotFoundError as error:
+        raise missing(error, path, verb) from None
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise access_error(path, verb, error) from None
+        raise failure(error, path, verb) from None
+
+
+def access_error(path: Path, verb: str, error: OSError) -> AccessError:
+    """What to say where the system does not permit something with `path`: which folder or file
+    stands in the way, whose it is, and its mode."""
+    tried = Path(error.filename) if isinstance(error.filename, str) else path
+    while tried.name.startswith("."):  # a name of ours in it that means nothing to anybody
+        tried = tried.parent
+    what = f"{tried}: no permission to {verb} it ({error.strerror})"
+    if error.errno == errno.EROFS:
+        return AccessError(f"{what}. Use a folder on a disk that can be written.")
+    barrier = _barrier(tried, verb)
+    try:
+        status = barrier.lstat()
+    except OSError:
+        return AccessError(f"{what}. Ask the owner of the folder for it.")
+    which = "it" if barrier == tried else f"{barrier}"
+    remedy = ", or use a folder of your own" if verb == "write" else ""
+    return AccessError(
+        f"{what}: {which} belongs to {_user(status.st_uid)}, has the mode"
+        f" {stat.filemode(status.st_mode)}, and this process runs as {_user(os.geteuid())}. Ask the"
+        f" owner to permit it (chmod){remedy}."
+    )
+
+
+def _barrier(path: Path, verb: str) -> Path:
+    """The folder above `path`, or the file itself, that the user may not pass, read or write."""
+    above = [folder for folder in path.parents if os.path.lexists(folder)]
+    for folder in reversed(above):
+        if not os.access(folder, os.X_OK):
+            return folder
+    if verb == "read" or path.is_dir() or not above:
+        return path
+    if os.access(above[0], os.W_OK) and path.exists() and not os.access(path, os.W_OK):
+        return path
+    return above[0]
+
+
+def _user(number: int) -> str:
+    try:
+        return f"{pwd.getpwuid(number).pw_name} (uid {number})"
+    except KeyError:
+        return f"uid {number}"

@@ -1,0 +1,81 @@
+"""File locks that tell who holds them."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ..errors import AccessError, BusyError, FormatError
+from ..printable import printable
+from . import atomic
+
+
+@contextmanager
+def exclusive(path: Path, timeout_s: float, remedy: str) -> Iterator[None]:
+    """Hold the lock of the file `path`, whose folder must exist.
+
+    Raises `BusyError` naming the holder when `timeout_s` is over; `remedy` ends its message.
+    """
+    holder = path.with_name(f"{path.name}-holder.json")
+    # Made here and not kept: a lock object is void after a fork and cannot be pickled.
+    lock = FileLock(path, timeout=timeout_s)
+    with atomic.storage_errors(path):
+        _check_lock_file(path)
+        try:
+            lock.acquire()
+        except Timeout:  # inside, for it is an OSError too
+            raise BusyError(
+                f"{path}: held by {_read_holder(holder)} for more than {timeout_s:g} s; {remedy}."
+            ) from None
+    try:
+        with suppress(OSError):  # only told to others, so not worth failing for
+            _write_new(holder, f'{{"by": "{process_name()}", "since": "{now()}"}}\n')
+        yield
+    finally:
+        with suppress(OSError):
+            holder.unlink(missing_ok=True)
+        with suppress(OSError):  # what was done under it is done; it ends with this process
+            lock.release()
+
+
+def _read_holder(path: Path) -> str:
+    try:
+        value = atomic.read_json(path)
+    except (FormatError, OSError):
+        return "another process"
+    return printable(f"{value.get('by')!s:.80} (since {value.get('since')!s:.40})")
+
+
+def _check_lock_file(path: Path) -> None:
+    """Raise `AccessError` unless the lock's file can be made, or is a file of its own.
+
+    filelock opens it with O_NOFOLLOW since version 3.20.1, so that a link put there after this
+    look is not followed either.
+    """
+    atomic.refuse_link(path)
+    if path.exists() and not path.is_file():
+        raise AccessError(f"{path}: is not a regular file, so it cannot be locked; remove it.")
+
+
+def _write_new(path: Path, text: str) -> None:
+    """Write a file in the place of what is there, be it a link. Call with the lock held."""
+    path.unlink(missing_ok=True)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    with os.fdopen(fd, "w") as file:
+        file.write(text)
+
+
+def process_name() -> str:
+    """This process as others are told of it: pid@host."""
+    return f"{os.getpid()}@{socket.gethostname()}"
+
+
+def now() -> str:
+    """The time as it stands in the files of a store: UTC, ISO 8601, milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,8 @@
+"""Epochs of batches. It starts workers, and a thread that watches for generations.
+
+May import: the ground, files, files/pt, rules, store, negatives, dataset.
+"""
+
+from .loader import JASPERDataLoader, create_loader
+
+__all__ = ["JASPERDataLoader", "create_loader"]

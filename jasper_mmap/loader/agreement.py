@@ -1,0 +1,56 @@
+"""All ranks of torch.distributed on one generation."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch.distributed as dist
+
+from ..dataset.adoption import Adoption
+from ..errors import JasperError
+from ..store.negatives import Pointer, read_pointer
+
+_log = logging.getLogger("jasper_mmap")
+
+
+def agree(adoption: Adoption, split: str) -> None:
+    """Bring every rank to the generation that rank 0 names: the newest that an epoch of `split`
+    may adopt.
+
+    Every rank must call it. Where a rank cannot adopt it (spoilt, or not on its disk), all stay
+    where they are and say so; if they are not on the same one then, all raise `JasperError`.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        adoption.release(split)
+        return
+    named: list[Any] = [_description(adoption) if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(named, src=0)
+    pointer = Pointer.from_dict(named[0], "what rank 0 names")
+    failure = None
+    try:
+        generation = adoption.examined(pointer)
+    except JasperError as error:
+        failure = str(error)
+    told: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(told, (adoption.number, failure))
+    failures = [f"rank {rank}: {why}" for rank, (_, why) in enumerate(told) if why is not None]
+    if not failures:
+        adoption.adopt(generation, older=True)
+        adoption.release(split, adopting=False)
+        return
+    message = f"generation {pointer.generation} was not adopted by any rank: {failures[0]}"
+    if len({number for number, _ in told}) > 1:
+        numbers = ", ".join(str(number) for number, _ in told)
+        raise JasperError(f"{message} The ranks serve different generations ({numbers}).")
+    _log.error("%s", message)
+
+
+def _description(adoption: Adoption) -> dict[str, Any]:
+    """The pointer of what this rank would serve, without its history."""
+    generation = adoption.nominee
+    pointer = generation.pointer
+    if pointer is None:  # a copy that came by pickle
+        pointer = read_pointer(adoption.path).of(generation.number)
+    return asdict(replace(pointer, history=()))

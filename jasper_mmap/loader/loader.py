@@ -1,0 +1,292 @@
+"""`create_loader` and the DataLoader subclass it returns."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch.utils.data import BatchSampler, DataLoader, Sampler, default_collate
+
+from ..dataset.adoption import Adopt
+from ..dataset.batch import Sample
+from ..dataset.dataset import JASPERSteeringDataset
+from ..dataset.layout import Batch, Layout
+from ..dataset.placement import device_named
+from ..dataset.slots import Slots
+from ..errors import DeviceError, UsageError
+from ..files.modes import plain_tensors
+from ..files.warm import fits, read_through
+from ..rules.arguments import integer
+from ..store.store import Validation
+from .epochs import begin_epoch
+from .order import PassCounter, Plan, counting
+from .passes import ForeignPass, LocalPass, Pass
+from .sampler import OrderedSampler, PlannedBatches, RankSampler, ShuffledSampler
+from .watcher import Watcher, watch_negatives
+from .worker_pass import WorkerPass
+from .workers import WorkerPool
+
+_log = logging.getLogger("jasper_mmap")
+_LOCAL_SLOTS = 2
+"""Without workers: the batch being made, and the one before it, which a loop still holds."""
+_PREFETCH, _PREFETCH_MAX = 2, 8
+"""Batches under way for each worker, as in torch; of small ones more, up to so many bytes."""
+_PREFETCH_BYTES = 12 << 20
+_MOST = 1 << 40
+"""Of a batch size: products with the number of ranks fit 64 bits."""
+
+
+class JASPERDataLoader(DataLoader[Sample]):
+    """A DataLoader whose order is a function of (seed, epoch, pass) and which can be resumed.
+
+    `dataset_obj` is the dataset, `sampler_obj` the sampler (iterating it shows the positions of
+    the next pass without counting it). `state_dict()` tells how far the iteration started last has
+    come, in batches that were handed out; after `load_state_dict()` the next one goes on there.
+    Several threads may iterate it, each over a pass of its own.
+    """
+
+    def __init__(
+        self,
+        dataset: JASPERSteeringDataset,
+        batch_size: int,
+        *,
+        sampler: Sampler[int],
+        passes: PassCounter,
+        read_ahead: bool = False,
+        **options: Any,
+    ) -> None:
+        # Before super().__init__, which asks for `_index_sampler`.
+        self._passes = passes
+        self._planned = PlannedBatches(passes.peek())
+        self._read_ahead = read_ahead
+        self._last_pass: Pass | None = None
+        self._slots: Slots | None = None
+        self._pool: WorkerPool | None = None
+        # A generator of its own: torch would take the workers' seeds from the global one.
+        options.setdefault("generator", torch.Generator("cpu").manual_seed(dataset.seed))
+        super().__init__(dataset, batch_size, sampler=sampler, **options)
+        self.dataset_obj = dataset
+        self.sampler_obj = sampler
+        self.watcher: Watcher | None = None
+
+    @property
+    def _index_sampler(self) -> BatchSampler:
+        # Where DataLoader takes its batches of positions from. Given as `batch_sampler` instead,
+        # `batch_size` and `drop_last` would read None and False, and tools would be misled.
+        return self._planned
+
+    @plain_tensors
+    def __iter__(self) -> Pass:  # type: ignore[override]
+        with counting:
+            begun = self._last_pass = self._begin(self._passes.begin())
+        return begun
+
+    def _begin(self, plan: Plan) -> Pass:
+        _ = self.dataset_obj.reader  # a closed one says so, whatever its workers could still read
+        self._planned.plan = plan
+        if self.collate_fn is default_collate:
+            return self._own_pass(plan)
+        # A user's own collate sees samples, which is what torch's iterator is for.
+        return ForeignPass(plan, self.dataset_obj, cast(Iterator[Batch], super().__iter__()))
+
+    def _own_pass(self, plan: Plan) -> Pass:
+        dataset = self.dataset_obj
+        if not self.num_workers or not len(plan):
+            if self._slots is None and dataset.device.type == "cpu":
+                layout = _layout(dataset, plan.batch_size)
+                self._slots = Slots(layout, _LOCAL_SLOTS, shared=False)
+            ahead = _PREFETCH if self._read_ahead else 0
+            return LocalPass(plan, dataset, self._slots, ahead=ahead, pin=self.pin_memory)
+        pool = self._pool
+        if pool is None or pool.closed or not pool.is_own:
+            prefetch = self.prefetch_factor or _PREFETCH
+            drawn = torch.empty((), dtype=torch.int64, device="cpu")
+            base_seed = int(drawn.random_(generator=self.generator))
+            pool = WorkerPool(
+                dataset,
+                plan,
+                _layout(dataset, plan.batch_size),
+                num_workers=self.num_workers,
+                prefetch=prefetch,
+                base_seed=base_seed,
+                context=self.multiprocessing_context,
+                init=self.worker_init_fn,
+                in_order=getattr(self, "in_order", True),  # torch >= 2.7
+                ahead=self.num_workers * prefetch if self._read_ahead else 0,
+            )
+        if self.persistent_workers:
+            self._pool = pool
+        return WorkerPass(
+            plan,
+            dataset,
+            pool,
+            timeout_s=self.timeout,
+            last=not self.persistent_workers,
+            pin=self.pin_memory,
+        )
+
+    @property
+    def slot_fallbacks(self) -> int:
+        """How often a batch found no regular slot free and took fresh memory instead, because the
+        consumer keeps batches; counted for the workers (or slots) of this loader."""
+        slots = self._pool.slots if self._pool is not None else self._slots
+        return 0 if slots is None else slots.fallbacks
+
+    def first_positions(self) -> list[int]:
+        """Positions of the first batch of the next pass, without counting it; [] if none."""
+        plan = self._passes.peek()
+        positions: list[int] = plan.positions(range(min(1, len(plan)))).tolist()
+        return positions
+
+    def set_epoch(self, epoch: int) -> None:
+        """The same as `jasper_mmap.set_epoch` of this loader."""
+        begin_epoch([self.dataset_obj], epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` of a like loader needs, as plain numbers and words."""
+        last = self._last_pass
+        if last is not None and last.epoch_calls != self.dataset_obj.epoch_calls:
+            last = None  # an epoch was begun since it handed out a batch
+        plan, count = (None, 0) if last is None else (last.plan, last.count)
+        return {
+            **self._passes.state_dict(plan, count),
+            "generation": self.dataset_obj.generation,
+        }
+
+    def load_state_dict(self, state: dict[str, Any], *, other_store: bool = False) -> None:
+        """Go on where `state` was taken; world size, batch size and workers may differ.
+
+        Raises `UsageError` for what is no state, `JasperError` where split, pairs or seed differ,
+        and `StoreChangedError` where the store is another one, unless `other_store`. Then nothing
+        has been moved.
+        """
+        self._passes.load_state_dict(state, other_store=other_store)
+        self._last_pass = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy has the same options and comes to the same pass next; slots, workers and the
+        # watch are of this process.
+        own = ("_last_pass", "_slots", "_pool", "watcher", "_iterator")
+        return self.__dict__ | dict.fromkeys(own)
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({self.dataset_obj!r}, batch_size={self.batch_size},"
+            f" drop_last={self.drop_last}, num_workers={self.num_workers}, batches={len(self)})"
+        )
+
+
+def _layout(dataset: JASPERSteeringDataset, batch_size: int) -> Layout:
+    rows = max(1, min(batch_size, len(dataset)))  # val and test may be empty
+    return Layout(rows, dataset.embedding_dim, dataset.n_neg)
+
+
+def create_loader(
+    dataset_dir: str | Path,
+    split: str,
+    batch_size: int,
+    num_workers: int = 0,
+    distributed: bool = False,
+    epoch: int = 0,
+    drop_last: bool | None = None,
+    pin_memory: bool = True,
+    *,
+    device: str | torch.device | None = "cpu",
+    seed: int = 42,
+    validate: Validation = "auto",
+    persistent_workers: bool | None = None,
+    prefetch_factor: int | None = None,
+    multiprocessing_context: Any = None,
+    watch: bool | Adopt = False,
+    warm: bool = False,
+) -> JASPERDataLoader:
+    """A loader of batches (see `schema.COLUMNS`) of one split of a store.
+
+    Train is shuffled, val and test come in order; `drop_last=None` drops a partial last batch of
+    train only. With `distributed` each rank of torch.distributed takes its part and `batch_size`
+    is per rank. `persistent_workers=None` keeps workers from epoch to epoch where there are any.
+    `prefetch_factor=None` has 2 batches under way for each worker; of small ones 12 MB, at most 8.
+    `pin_memory` is ignored without an accelerator and for a dataset that lies on one. `watch`
+    adopts new hard negatives as long as the loader lives: at once with True or "now", from the
+    next `set_epoch` on with "epoch"; see `watch_negatives`. `warm` reads a store that fits into
+    memory through before the first batch, once a node; of a larger one the rows of coming batches
+    are fetched ahead.
+
+    Raises what `JASPERSteeringDataset` raises, `UsageError` for arguments that cannot be, and
+    `DeviceError` for workers with a dataset on a device.
+    """
+    batch_size = integer("batch_size", batch_size, 1, _MOST)
+    num_workers = integer("num_workers", num_workers)
+    rank, world = _rank_and_world() if distributed else (0, 1)
+    if num_workers and device_named(device).type != "cpu":
+        raise DeviceError(
+            f"num_workers={num_workers} with device={str(device)!r}: batches of a dataset on a"
+            " device are made there; use num_workers=0, or device='cpu' with workers."
+        )
+    dataset = JASPERSteeringDataset(dataset_dir, split, epoch, device, seed=seed, validate=validate)
+    train = split == "train"
+    drop = train if drop_last is None else drop_last
+    passes = PassCounter(dataset, batch_size, drop, train, rank, world)
+    sampler: Sampler[int]
+    if distributed:
+        sampler = RankSampler(
+            dataset, passes, rank=rank, world=world, shuffle=train, drop_last=drop
+        )
+    else:
+        sampler = (ShuffledSampler if train else OrderedSampler)(dataset, passes)
+    worker_options: dict[str, Any] = {}
+    if num_workers:
+        fitting = _PREFETCH_BYTES // _layout(dataset, batch_size).nbytes
+        worker_options = {
+            "persistent_workers": True if persistent_workers is None else persistent_workers,
+            "prefetch_factor": prefetch_factor or min(max(_PREFETCH, fitting), _PREFETCH_MAX),
+            "multiprocessing_context": multiprocessing_context,
+        }
+    loader = JASPERDataLoader(
+        dataset,
+        batch_size,
+        sampler=sampler,
+        passes=passes,
+        drop_last=drop,
+        num_workers=num_workers,
+        read_ahead=warm and not _warmed(dataset),
+        # Without an accelerator torch would warn at every iteration.
+        pin_memory=pin_memory and torch.cuda.is_available() and dataset.device.type == "cpu",
+        **worker_options,
+    )
+    dataset.collective = distributed
+    if len(dataset) and not len(loader):
+        _log.warning(
+            "%r serves no batch: the split has %d pairs%s, fewer than batch_size=%d, and"
+            " drop_last=True drops the rest. Use a smaller batch_size, or drop_last=False.",
+            loader,
+            len(dataset) // world,
+            f" for each of {world} ranks" if world > 1 else "",
+            batch_size,
+        )
+    if watch:
+        loader.watcher = watch_negatives(loader, adopt="now" if watch is True else watch)
+    return loader
+
+
+def _warmed(dataset: JASPERSteeringDataset) -> bool:
+    """Bring the whole store into memory, if it fits there."""
+    files = dataset.files
+    if not fits(files):
+        _log.info("%s does not fit into memory: rows are fetched ahead", files[0].parent)
+        return False
+    read_through(files)
+    return True
+
+
+def _rank_and_world() -> tuple[int, int]:
+    if not (dist.is_available() and dist.is_initialized()):
+        raise UsageError(
+            "distributed=True needs torch.distributed: call init_process_group first (torchrun"
+            " sets what it reads), or leave distributed out."
+        )
+    return dist.get_rank(), dist.get_world_size()

@@ -1,0 +1,167 @@
+"""One look at a store's pointer after another, and what is remembered in between.
+
+It compares inode, time and size of the pointer, which costs about a microsecond and takes no lock.
+What it finds is checked in full before anything is switched.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from ..dataset.adoption import Adopt, Adoption
+from ..dataset.dataset import JASPERSteeringDataset
+from ..dataset.served import Generation
+from ..errors import AccessError, ClosedError, MissingFileError, StorageError
+from ..store.negatives import pointer_path, read_pointer
+
+Stamp = tuple[int, int, int]
+
+_PATIENCE: Final = 5
+"""Looks in a row for which a missing or unreadable file is taken for a hiccup of the storage."""
+
+_log = logging.getLogger("jasper_mmap")
+
+looking: dict[threading.Thread, queue.SimpleQueue[None]] = {}
+"""The threads of all watches, and what ends each."""
+
+
+class Look:
+    """One look at the pointer, and what is remembered from look to look.
+
+    `datasets` share `adoption`; with the last of them it ends.
+    """
+
+    def __init__(
+        self,
+        adoption: Adoption,
+        datasets: Sequence[JASPERSteeringDataset],
+        adopt: Adopt,
+        on_reload: Callable[[int], None] | None,
+        on_error: Callable[[Exception], None] | None,
+    ) -> None:
+        self._watching = adoption.join(adopt, frozenset(dataset.split for dataset in datasets))
+        self._adoption = weakref.ref(adoption)
+        self._datasets = [weakref.ref(dataset) for dataset in datasets]
+        self._on_error = on_error
+        self._on_reload = on_reload
+        adoption.listeners.append(self._reloaded)
+        self._pointer = pointer_path(adoption.path)
+        self._done: Stamp | None = None
+        """Of the pointer when it was last dealt with."""
+        self._named = 0
+        """The generation that it named then."""
+        self._found: Generation | None = None
+        """The newest generation that passed its checks."""
+        self._spoilt: tuple[Stamp | None, Path, Stamp | None] | None = None
+        """Stamps of a pointer and its file that failed: looked at again when either changes."""
+        self._reported: Stamp | None = None
+        self._misses, self._missed = 0, _NOTHING
+        """How many looks in a row found this pointer, or none, but not what it names."""
+
+    def __call__(self) -> None:
+        adoption = self._adoption()
+        if adoption is None or not any(self._open(dataset()) for dataset in self._datasets):
+            raise ClosedError("what was watched for was closed")
+        stamp = _stamp(self._pointer)
+        # What it named may not have been found by this watch, but served when it began, and then
+        # left again by ranks that agreed on an older one.
+        found = self._found
+        known = max(adoption.number, found.number if found is not None else 0)
+        done = stamp == self._done and self._named <= known
+        if stamp is None or not (done or self._known_spoilt(stamp)):
+            self._examine(adoption, stamp)
+        found = self._found
+        if found is not None and found.number > adoption.number:
+            if self._watching.adopt == "now":
+                adoption.adopt(found)
+            else:
+                self._watching.held = found
+
+    @staticmethod
+    def _open(dataset: JASPERSteeringDataset | None) -> bool:
+        return dataset is not None and not dataset.closed
+
+    def _known_spoilt(self, stamp: Stamp) -> bool:
+        if self._spoilt is None:
+            return False
+        pointer, path, file = self._spoilt
+        return (stamp, _stamp(path)) == (pointer, file)
+
+    def _examine(self, adoption: Adoption, stamp: Stamp | None) -> None:
+        path = self._pointer
+        file: Stamp | None = None
+        try:
+            pointer = read_pointer(adoption.path)
+            path = self._pointer.parent / pointer.file
+            file = _stamp(path)
+            if pointer.generation > adoption.number:
+                self._found = adoption.examined(pointer)
+        except (MissingFileError, StorageError, AccessError) as error:
+            # Being replaced, or a network file system that is behind: it may be there next time.
+            key = stamp or _NOTHING
+            self._misses = self._misses + 1 if key == self._missed else 1
+            self._missed = key
+            if self._misses >= _PATIENCE and self._reported != key:
+                self._reported = key
+                self.report(error)
+        except Exception as error:  # noqa: BLE001 - a spoilt file must not end the watch
+            if _stamp(self._pointer) != stamp:
+                return  # replaced since the stamp was taken, which one was read is not known
+            self._spoilt = (stamp, path, file)
+            if self._reported != stamp:
+                self._reported = stamp
+                self.report(error)
+        else:
+            self._done, self._named = stamp, pointer.generation
+            self._spoilt, self._misses = None, 0
+
+    def report(self, error: BaseException) -> None:
+        """Tell of an error; what fails here is logged only."""
+        _log.error("watching %s: %s", self._pointer, error)
+        _call(self._on_error, error)
+
+    def _reloaded(self, generation: int) -> None:
+        failure = _call(self._on_reload, generation)
+        if failure is not None:
+            _call(self._on_error, failure)
+
+    def leave(self) -> None:
+        """Let go of what waits for an epoch, and hear of no more switches."""
+        adoption = self._adoption()
+        if adoption is not None:
+            adoption.leave(self._watching)
+            adoption.listeners.remove(self._reloaded)
+
+
+_NOTHING: Final = (0, 0, 0)
+
+
+def _stamp(path: Path) -> Stamp | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _call(callback: Callable[[Any], None] | None, value: Any) -> BaseException | None:
+    """Call a user's callback; its failure, which must stop neither the watch nor the training.
+
+    In a thread of the trainer's, where an epoch begins or somebody reloads, interrupts and
+    `SystemExit` pass: they are the trainer's.
+    """
+    try:
+        if callback is not None:
+            callback(value)
+    except BaseException as error:
+        if not isinstance(error, Exception) and threading.current_thread() not in looking:
+            raise
+        _log.exception("a callback of watch_negatives failed")
+        return error
+    return None

@@ -1,0 +1,229 @@
+"""The order of an epoch: any part of it without the rest, shared by ranks, resumable.
+
+A `Plan` is the order of one pass as a pure function; a `PassCounter` says which pass comes next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..dataset.dataset import JASPERSteeringDataset
+from ..errors import JasperError, StoreChangedError, UsageError
+from ..files.threads import ProcessLock
+from ..rules.arguments import integer
+from ..rules.permutation import permute
+
+_BLOCK = 1 << 14
+"""Positions computed at a time: with cold caches a call costs as much as thousands of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Which positions each batch of one pass holds, for one of `world` ranks.
+
+    The global order of the split (shuffled by (seed, epoch, pass), or as it stands) is cut into
+    runs of world x batch_size; rank r takes the r-th batch_size of each, so the ranks together
+    consume what a single process would, batch by batch. Of the tail each rank takes an equal part:
+    as torch's DistributedSampler does, the order is continued from its beginning where it does not
+    divide evenly, or with `drop_last` cut. `start` is how much of the order earlier, interrupted
+    iterations of this pass consumed (of all ranks together).
+    """
+
+    n: int
+    split: str
+    shuffle: bool
+    seed: int
+    epoch: int
+    pass_number: int
+    start: int
+    batch_size: int
+    drop_last: bool
+    rank: int
+    world: int
+
+    @property
+    def samples(self) -> int:
+        """How many samples this rank is given, before a partial last batch is dropped."""
+        rest = self.n - self.start
+        return rest // self.world if self.drop_last else -(-rest // self.world)
+
+    def __len__(self) -> int:
+        whole = self.samples // self.batch_size
+        return whole if self.drop_last else -(-self.samples // self.batch_size)
+
+    def rows(self, batch: int) -> int:
+        """How many samples `batch` holds."""
+        return min(self.batch_size, self.samples - batch * self.batch_size)
+
+    def positions(self, batches: range) -> NDArray[np.int64]:
+        """Positions in the split of the samples of these batches (ascending), one after another."""
+        # As many as there are at most, however large a batch could be.
+        rows = max(0, min(self.batch_size, self.samples - batches.start * self.batch_size))
+        begins = np.arange(batches.start, batches.stop, batches.step) * self.batch_size
+        own = (begins[:, None] + np.arange(rows)).ravel()
+        own = own[: np.searchsorted(own, self.samples)]
+        if self.world > 1:
+            # Of each run of world * size in the order this rank takes the rank-th part; the last
+            # run is shorter.
+            whole, tail = divmod(self.samples, self.batch_size)
+            batch = own // self.batch_size
+            size = np.where(batch < whole, self.batch_size, tail)
+            own += batch * ((self.world - 1) * self.batch_size) + self.rank * size
+        own += self.start
+        if len(own) and own[-1] >= self.n:
+            own %= self.n
+        if not self.shuffle or not len(own):
+            return own
+        return permute(own, self.n, "order", self.seed, self.split, self.epoch, self.pass_number)
+
+    @property
+    def ahead(self) -> int:
+        """How many batches are worth computing at once."""
+        return max(1, _BLOCK // self.batch_size)
+
+    def consumed(self, batches: int) -> int:
+        """How much of the global order is consumed after `batches` batches, `start` included."""
+        if batches >= len(self):
+            return self.n
+        return self.start + batches * self.world * self.batch_size
+
+
+_LIKE: Final = {
+    "split": "split={!r}",
+    "pairs": "a store whose split has {!r} pairs",
+    "seed": "seed={!r}",
+}
+"""What a loader has to be made with, for each key of a state that says so."""
+
+_KEYS: Final = (*_LIKE, "epoch", "pass", "consumed")
+"""What a state of any version has."""
+
+counting = ProcessLock()
+"""Held while a pass is counted and begun; one for all, for a counter can be copied."""
+
+
+class _Next(NamedTuple):
+    """The pass that comes next: its number, how much of it was consumed before, the number of the
+    one after it, and the epoch that a state named, where one was loaded."""
+
+    number: int
+    start: int
+    following: int
+    resumed: int | None = None
+
+
+_FIRST: Final = _Next(0, 0, 1)
+
+
+class PassCounter:
+    """Knows which pass of which epoch comes next, and where an interrupted one goes on."""
+
+    def __init__(
+        self,
+        dataset: JASPERSteeringDataset,
+        batch_size: int,
+        drop_last: bool,
+        shuffle: bool,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self._dataset = dataset
+        self._batch_size = batch_size
+        self._drop_last = drop_last
+        self._shuffle = shuffle
+        self._rank = rank
+        self._world = world
+        self._seen_calls = dataset.epoch_calls
+        self._next = _FIRST
+
+    def peek(self) -> Plan:
+        """The plan of the next iteration; looking at it changes nothing."""
+        return self._plan(self._coming())
+
+    def _coming(self) -> _Next:
+        # A training loop calls set_epoch after load_state_dict, perhaps for the epochs before too:
+        # the place is lost only where a pass of another epoch begins.
+        called = self._seen_calls != self._dataset.epoch_calls
+        if called and self._next.resumed != self._dataset.current_epoch:
+            return _FIRST
+        return self._next
+
+    def _plan(self, coming: _Next) -> Plan:
+        return Plan(
+            n=len(self._dataset),
+            split=self._dataset.split,
+            shuffle=self._shuffle,
+            seed=self._dataset.seed,
+            epoch=self._dataset.current_epoch,
+            pass_number=coming.number,
+            start=coming.start,
+            batch_size=self._batch_size,
+            drop_last=self._drop_last,
+            rank=self._rank,
+            world=self._world,
+        )
+
+    def begin(self) -> Plan:
+        """The plan of the iteration that starts now; counts it. Call with `counting` held."""
+        coming, self._seen_calls = self._coming(), self._dataset.epoch_calls
+        self._next = _Next(coming.following, 0, coming.following + 1)
+        return self._plan(coming)
+
+    def state_dict(self, plan: Plan | None, batches: int) -> dict[str, Any]:
+        """Where training stands: `batches` into `plan`, or before the next pass if it is None."""
+        coming = self._coming()
+        following, after = self._plan(coming), coming.number
+        if plan is None or plan.epoch != following.epoch or batches >= len(plan):
+            plan, batches, after = following, 0, coming.following
+        return {
+            "split": plan.split,
+            "pairs": plan.n,
+            "seed": plan.seed,
+            "store_id": self._dataset.store_id,
+            "epoch": plan.epoch,
+            "pass": plan.pass_number,
+            "consumed": plan.consumed(batches) if batches else plan.start,
+            "next_pass": after,
+        }
+
+    def load_state_dict(self, state: dict[str, Any], *, other_store: bool = False) -> None:
+        """Go on where `state_dict` was taken, also with another world or batch size."""
+        dataset = self._dataset
+        if not isinstance(state, Mapping):
+            raise UsageError(
+                "not the state of a loader: it must be the dict that state_dict() gave, not a"
+                f" {type(state).__name__}."
+            )
+        if missing := [key for key in _KEYS if key not in state]:
+            raise UsageError(f"not the state of a loader: it has no {', '.join(missing)}.")
+        own = {"split": dataset.split, "pairs": len(dataset), "seed": dataset.seed}
+        try:
+            differs = {k: (state[k], v) for k, v in own.items() if state[k] != v}
+            epoch, number = integer("epoch", state["epoch"]), integer("pass", state["pass"])
+            consumed = integer("consumed", state["consumed"], high=len(dataset))
+            # What 0.1.0 wrote names neither.
+            following = integer("next_pass", state.get("next_pass", number + 1))
+            store_id = state.get("store_id", dataset.store_id)
+        except UsageError as error:
+            raise UsageError(f"not the state of a loader: {error}.") from None
+        if differs:
+            told = "; ".join(f"{k} was {old!r}, is {new!r}" for k, (old, new) in differs.items())
+            wanted = ", ".join(_LIKE[k].format(old) for k, (old, _) in differs.items())
+            raise JasperError(
+                f"the state is of another loader: {told}. It can be loaded into one with {wanted}."
+            )
+        if store_id != dataset.store_id and not other_store:
+            raise StoreChangedError(
+                f"the state is of store {store_id!r:.50}, this loader serves {dataset.store_id!r}"
+                f" ({dataset.dataset_dir}). To go on with the same pairs in this store, pass"
+                " other_store=True to load_state_dict, or delete 'store_id' from the state where a"
+                " framework passes it."
+            )
+        dataset.set_epoch(epoch)
+        self._seen_calls = dataset.epoch_calls
+        self._next = _Next(number, consumed, following, epoch)

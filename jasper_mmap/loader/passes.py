@@ -1,0 +1,170 @@
+"""Iterating a plan in this process; and what any process does to make the batches of a plan."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+
+from ..dataset.dataset import JASPERSteeringDataset
+from ..dataset.gather import Lookup
+from ..dataset.layout import Batch, Target
+from ..dataset.slots import Slots
+from ..errors import UsageError
+from ..files.modes import plain_tensors
+from ..files.warm import read_ahead
+from .order import Plan
+
+_BLOCKS: Final = 2
+"""The one that a batch is made from, and the one that a coming batch is in, to be read ahead; or
+those of two passes that take turns."""
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Batches of a plan that were looked up together, under `state`."""
+
+    plan: Plan
+    batches: range
+    state: Any
+    lookup: Lookup
+
+
+class PlanReader:
+    """Makes the batches of plans, of which it is asked for every `step`-th; looks many up at once.
+
+    With `ahead`, the kernel is told to fetch the rows of the batch that many batches later.
+    """
+
+    def __init__(self, dataset: JASPERSteeringDataset, *, step: int = 1, ahead: int = 0) -> None:
+        self._reader = dataset.reader
+        self._device = dataset.device
+        self._step = step
+        self._ahead = ahead
+        self._size = 1  # of the next block, so that the first batch waits for itself alone
+        self._blocks: deque[_Block] = deque()
+
+    def fill(self, plan: Plan, batch: int, target: Target) -> None:
+        """Make batch number `batch` of `plan`."""
+        coming = batch + self._ahead
+        if self._ahead and coming < len(plan):
+            block = self._block(plan, coming)
+            for table, rows in block.lookup.wanted(block.batches.index(coming)):
+                read_ahead(table, rows.numpy())
+        block = self._block(plan, batch)
+        block.lookup.fill(block.batches.index(batch), target)
+
+    def new(self, plan: Plan, batch: int) -> Batch:
+        """Batch number `batch` of `plan`, in columns of its own where the tables lie."""
+        columns = self._reader.new_batch(plan.rows(batch))
+        self.fill(plan, batch, Target(columns))
+        return columns
+
+    def _block(self, plan: Plan, batch: int) -> _Block:
+        words = self._reader.words.read()
+        # On a device what one stream has looked up another may not read yet.
+        stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
+        state = (words, stream)
+        for block in self._blocks:
+            if batch in block.batches and block.state == state and block.plan == plan:
+                return block
+        # Only a last, partial batch is of another size, and is looked up alone.
+        whole = plan.samples // plan.batch_size
+        batches = range(batch, max(whole, batch + 1), self._step)[: self._size]
+        self._size = min(2 * self._size, plan.ahead)
+        if len(self._blocks) == _BLOCKS:
+            self._reader.spare(self._blocks.popleft().lookup)
+        lookup = self._reader.look_up(plan.positions(batches), plan.rows(batch), words)
+        self._blocks.append(_Block(plan, batches, state, lookup))
+        return self._blocks[-1]
+
+
+class Pass(Iterator[Batch]):
+    """One iteration over a loader, for one thread at a time; `count` batches of `plan` were handed
+    out so far."""
+
+    def __init__(self, plan: Plan, dataset: JASPERSteeringDataset, *, pin: bool = False) -> None:
+        self.plan = plan
+        self.count = 0
+        self.epoch_calls = dataset.epoch_calls
+        """Of the dataset when the latest batch was handed out, or the pass begun."""
+        self._dataset = dataset
+        self._reads = dataset.reader
+        self._pin = pin
+        # Whoever has it may go on: taking from and adding to a list is atomic.
+        self._turn: list[None] = [None]
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    @plain_tensors
+    def __next__(self) -> Batch:
+        if self._reads.closed:
+            _ = self._reads.served  # raises, whatever was made ahead
+        try:
+            self._turn.pop()
+        except IndexError:
+            raise UsageError(
+                "another thread is taking a batch from this iterator; use it in one thread at a"
+                " time, or begin one for each thread with iter(loader)."
+            ) from None
+        try:
+            batch = self._next()
+            self.count += 1
+            self.epoch_calls = self._dataset.epoch_calls
+        finally:
+            self._turn.append(None)
+        if self._pin:
+            # torch's pinned memory, which it keeps until a non-blocking copy has read it.
+            return {name: column.pin_memory() for name, column in batch.items()}
+        return batch
+
+    def _next(self) -> Batch:
+        raise NotImplementedError
+
+
+class LocalPass(Pass):
+    """Batches made in this process: in `slots`, or where the dataset lies if there are none."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        dataset: JASPERSteeringDataset,
+        slots: Slots | None,
+        *,
+        ahead: int = 0,
+        pin: bool = False,
+    ) -> None:
+        super().__init__(plan, dataset, pin=pin)
+        self._reader = PlanReader(dataset, ahead=ahead)
+        self._slots = slots
+
+    def _next(self) -> Batch:
+        if self.count >= len(self.plan):
+            raise StopIteration
+        slots = self._slots
+        if slots is None:
+            return self._reader.new(self.plan, self.count)
+        slot = slots.take()
+        if slot is None:
+            slot = slots.take_grown()
+        rows = self.plan.rows(self.count)
+        batch = slots.lease(slot, rows)
+        self._reader.fill(self.plan, self.count, slots.extents.target(slot, rows))
+        return batch
+
+
+class ForeignPass(Pass):
+    """Batches of torch's own iterator, for what this package's do not cover."""
+
+    def __init__(
+        self, plan: Plan, dataset: JASPERSteeringDataset, batches: Iterator[Batch]
+    ) -> None:
+        super().__init__(plan, dataset)
+        self._batches = batches
+
+    def _next(self) -> Batch:
+        return next(self._batches)

@@ -1,0 +1,114 @@
+"""The samplers of this package's loaders.
+
+They are subclasses of the torch ones they stand for, since tools that rewrap a loader look at
+types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from torch.utils.data import BatchSampler, DistributedSampler, RandomSampler, SequentialSampler
+
+from ..dataset.dataset import JASPERSteeringDataset
+from .epochs import begin_epoch
+from .order import PassCounter, Plan
+
+
+class _Sampler:
+    """What they have in common. Iterating one looks at the next pass without counting it."""
+
+    passes: PassCounter
+    dataset: Any
+    follows_dataset = True
+    """Set together with its dataset, so `epochs.set_epoch` does not call it."""
+
+    def __iter__(self) -> Iterator[int]:
+        return _positions(self.passes)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The same as `jasper_mmap.set_epoch` of the loader, for tools that know the sampler."""
+        begin_epoch([self.dataset], epoch)
+
+
+class ShuffledSampler(_Sampler, RandomSampler):
+    """Positions of a shuffled pass."""
+
+    def __init__(self, dataset: JASPERSteeringDataset, passes: PassCounter) -> None:
+        RandomSampler.__init__(self, dataset)
+        self.dataset = dataset
+        self.passes = passes
+
+    def __len__(self) -> int:
+        return self.passes.peek().n
+
+
+class OrderedSampler(_Sampler, SequentialSampler):
+    """Positions in the order of the split."""
+
+    def __init__(self, dataset: JASPERSteeringDataset, passes: PassCounter) -> None:
+        SequentialSampler.__init__(self, dataset)
+        self.dataset = dataset
+        self.passes = passes
+
+
+class RankSampler(_Sampler, DistributedSampler[Any]):
+    """The positions of one rank, batch by batch; see `Plan`."""
+
+    def __init__(
+        self,
+        dataset: JASPERSteeringDataset,
+        passes: PassCounter,
+        *,
+        rank: int,
+        world: int,
+        shuffle: bool,
+        drop_last: bool,
+    ) -> None:
+        DistributedSampler.__init__(
+            self,
+            dataset,
+            num_replicas=world,
+            rank=rank,
+            shuffle=shuffle,
+            seed=dataset.seed,
+            drop_last=drop_last,
+        )
+        self.passes = passes
+
+    def __len__(self) -> int:
+        return self.passes.peek().samples
+
+    def set_epoch(self, epoch: int) -> None:
+        """As of every sampler here; every rank calls it."""
+        super().set_epoch(epoch)
+        self.epoch = epoch
+
+
+def _positions(passes: PassCounter) -> Iterator[int]:
+    plan = passes.peek()
+    whole = -(-plan.samples // plan.batch_size)  # also what a loader drops of the last batch
+    for first in range(0, whole, plan.ahead):
+        yield from plan.positions(range(first, min(first + plan.ahead, whole))).tolist()
+
+
+class PlannedBatches(BatchSampler):
+    """The batches of `plan`, which the loader sets when an iteration starts."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return self._batches(self.plan)  # the one of now, not of when it is read
+
+    @staticmethod
+    def _batches(plan: Plan) -> Iterator[list[int]]:
+        for first in range(0, len(plan), plan.ahead):
+            block = plan.positions(range(first, min(first + plan.ahead, len(plan))))
+            for begin in range(0, len(block), plan.batch_size):
+                yield block[begin : begin + plan.batch_size].tolist()
+
+    def __len__(self) -> int:
+        return len(replace(self.plan, start=0))  # of a whole pass, also while one is resumed

@@ -1,0 +1,198 @@
+"""A thread that sees new generations and puts them in service.
+
+It holds no reference to the loader or dataset that it watches for, so it ends with them even when
+nobody stops it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import math
+import os
+import queue
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Final, Self
+
+from torch.utils.data import DataLoader
+
+from ..dataset.adoption import Adopt, Adoption
+from ..dataset.control import in_worker
+from ..dataset.dataset import JASPERSteeringDataset
+from ..errors import ClosedError, UsageError, WorkerError
+from .epochs import datasets_of
+from .look import Look, looking
+
+_EXIT_S: Final = 1.0
+"""How long the end of the interpreter waits for a look that is under way."""
+
+_log = logging.getLogger("jasper_mmap")
+
+
+def watch_negatives(
+    loader_or_dataset: DataLoader[Any] | JASPERSteeringDataset,
+    interval_s: float = 1.0,
+    adopt: Adopt = "now",
+    on_reload: Callable[[int], None] | None = None,
+    on_error: Callable[[Exception], None] | None = None,
+) -> Watcher:
+    """Look for new hard negatives every `interval_s` seconds until `.stop()` or the end of `with`.
+
+    `loader_or_dataset` is what `set_epoch` takes. With `adopt="now"` a new generation is served
+    from the next batch on that is not queued yet, with "epoch" from the next `set_epoch` of what is
+    watched; the ranks of a loader made with `distributed=True` then all take the one that rank 0
+    names. Datasets of one `create_combined_splits` switch together, whichever is watched.
+    `on_reload(generation)` is called after a switch, in the thread that made it. A generation that
+    fails its checks is told once to `on_error` (and logged), never adopted, and the watch goes on;
+    so is whatever `on_reload` raises, but for interrupts and `SystemExit` in a thread of the
+    trainer's. Raises `UsageError` in a worker, and beside a watch of another `adopt`.
+    """
+    if adopt not in ("now", "epoch"):
+        raise UsageError(f"adopt must be 'now' or 'epoch', not {adopt!r}")
+    interval_s = _seconds(interval_s)
+    if in_worker():
+        raise UsageError("start the watch in the main process: it reaches all workers from there")
+    datasets = datasets_of(loader_or_dataset, "watch_negatives")
+    # A Subset or ConcatDataset may be a thing of the moment.
+    subjects = [loader_or_dataset] if isinstance(loader_or_dataset, DataLoader) else datasets
+    return Watcher(subjects, datasets, interval_s, adopt, on_reload, on_error)
+
+
+def _seconds(given: Any) -> float:
+    """An interval that can be waited for; anything else is a `UsageError`."""
+    try:
+        seconds = math.nan if isinstance(given, bool | str) else float(given)
+    except (TypeError, ValueError, OverflowError):
+        seconds = math.nan
+    if not 0 < seconds <= threading.TIMEOUT_MAX:
+        raise UsageError(f"interval_s must be a finite number of seconds above 0, not {given!r}")
+    return seconds
+
+
+class Watcher:
+    """A watch under way; see `watch_negatives`."""
+
+    def __init__(
+        self,
+        subjects: Sequence[object],
+        datasets: Sequence[JASPERSteeringDataset],
+        interval_s: float,
+        adopt: Adopt,
+        on_reload: Callable[[int], None] | None,
+        on_error: Callable[[Exception], None] | None,
+    ) -> None:
+        # A SimpleQueue, for unlike an Event it may be put to while the collector runs.
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._pid = os.getpid()
+        wake = self._wake
+        alive = _Alive(subjects, lambda: wake.put(None))
+        together: dict[Adoption, list[JASPERSteeringDataset]] = {}
+        for dataset in datasets:
+            together.setdefault(dataset.adoption, []).append(dataset)
+        looks: list[Look] = []
+        try:
+            for adoption, members in together.items():
+                looks.append(Look(adoption, members, adopt, on_reload, on_error))
+        except BaseException:
+            for look in looks:
+                look.leave()
+            raise
+        self._thread = threading.Thread(
+            target=_watch,
+            args=(looks, self._wake, alive, interval_s),
+            name="jasper-watch-negatives",
+            daemon=True,
+        )
+        looking[self._thread] = wake
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            looking.pop(self._thread)
+            for look in looks:
+                look.leave()
+            raise WorkerError(
+                f"watch_negatives cannot start its thread ({error}). Raise the limit of processes"
+                " and threads (ulimit -u, or the container's), or call reload_negatives() from time"
+                " to time."
+            ) from None
+
+    def stop(self) -> None:
+        """End the watch and wait for a look under way; what waits for an epoch is let go of."""
+        if os.getpid() != self._pid:
+            return  # a forked process has a copy of this, but no thread
+        self._wake.put(None)
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    @property
+    def running(self) -> bool:
+        """Whether there is a thread that looks."""
+        return self._thread.is_alive()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+class _Alive:
+    """Whether any of the `subjects` still lives; `ended` is called when the last one dies."""
+
+    def __init__(self, subjects: Sequence[object], ended: Callable[[], None]) -> None:
+        self._ended = ended
+        self._references = [weakref.ref(subject, self._died) for subject in subjects]
+
+    def __call__(self) -> bool:
+        return any(reference() is not None for reference in self._references)
+
+    def _died(self, _: object) -> None:
+        if not self():
+            self._ended()
+
+
+def _watch(
+    looks: list[Look],
+    wake: queue.SimpleQueue[None],
+    alive: _Alive,
+    interval_s: float,
+) -> None:
+    try:
+        while looks and alive():
+            for look in tuple(looks):
+                try:
+                    look()
+                except ClosedError:
+                    looks.remove(look)
+                    look.leave()
+                except BaseException as error:  # noqa: BLE001 - the watch must go on
+                    with suppress(BaseException):  # a handler of the log may fail as well
+                        look.report(error)
+            try:
+                wake.get(timeout=interval_s)
+            except queue.Empty:
+                continue
+            return
+    finally:
+        for look in looks:
+            look.leave()
+        looking.pop(threading.current_thread(), None)
+
+
+@atexit.register
+def _end_all() -> None:
+    """The interpreter must not go away under a thread that reads tensors."""
+    running = list(looking.items())
+    for _, wake in running:
+        wake.put(None)
+    for thread, _ in running:
+        thread.join(_EXIT_S)

@@ -1,0 +1,193 @@
+"""A worker process: fills slots with batches, on request.
+
+Each worker reads its requests (which batch of which pass, into which slot) from a pipe of its own;
+the replies of all come back through one. Both are records of a few integers, at most `MANY` at a
+time: shorter than PIPE_BUF, which the kernel passes on whole. Positions, tensors and descriptors
+never cross; an exception crosses in the slot that its batch would have filled.
+
+A worker ends when told to, or when the trainer ends; it ignores the signals that are the trainer's
+to handle (see `signals`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import random
+import select
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch._utils import ExceptionWrapper
+from torch.utils.data import _utils
+
+from ..dataset.dataset import JASPERSteeringDataset
+from ..dataset.layout import Layout
+from ..dataset.slots import Extents
+from ..files.shared import Descriptor, process_descriptor
+from .order import Plan
+from .passes import PlanReader
+from .signals import leave_to_trainer
+
+REQUEST: Final = struct.Struct("<6q")  # ticket, slot, batch, epoch, pass number, start
+REPLY: Final = struct.Struct("<2q")  # ticket, bytes of a pickled exception in the slot
+STOP: Final = REQUEST.pack(-1, 0, 0, 0, 0, 0)
+MANY: Final = 64
+_PARENT_CHECK_S: Final = 5.0
+_TOGETHER_S: Final = 0.001
+
+WorkerInit = Callable[[int], None]
+
+
+@dataclass
+class Job:
+    """All that a worker is told when it starts."""
+
+    dataset: JASPERSteeringDataset
+    plan: Plan
+    """Of any pass: requests say what differs."""
+    layout: Layout
+    slots: int
+    memory: Descriptor
+    requests: tuple[Descriptor, ...]
+    """Of each worker."""
+    replies: Descriptor
+    foreign: tuple[Descriptor, ...]
+    """The trainer's ends of the pipes, which a forked worker has to let go of."""
+    base_seed: int
+    num_workers: int
+    init: WorkerInit | None
+    together: int
+    """So many replies may wait for each other."""
+    step: int
+    ahead: int
+    """Both for `PlanReader`."""
+    trainer: int
+    """Its process number; a worker that a fork server started is no child of it."""
+    signals: tuple[int, ...]
+    """Those that are the trainer's to handle."""
+
+
+def work(worker: int, job: Job) -> None:
+    leave_to_trainer(job.signals)
+    with contextlib.suppress(BrokenPipeError):  # the trainer died
+        _serve(worker, job)
+
+
+def _serve(worker: int, job: Job) -> None:
+    for descriptor in job.foreign:
+        descriptor.close()
+    requests = job.requests[worker].fd
+    parent, trainer = os.getppid(), process_descriptor(job.trainer)
+    failure = _set_up(worker, job)
+    filler = _Filler(job)
+    waiting = select.poll()
+    waiting.register(requests, select.POLLIN)
+    if trainer is not None:
+        waiting.register(trainer.fd, select.POLLIN)
+    replies = _Replies(job)
+    while True:
+        try:
+            records = os.read(requests, MANY * REQUEST.size)
+        except BlockingIOError:
+            replies.send()
+            ready = dict(waiting.poll(_PARENT_CHECK_S * 1000))
+            if trainer is not None and trainer.fd in ready:
+                return
+            if trainer is None and not ready and os.getppid() != parent:
+                return
+            continue
+        if records.endswith(STOP) or not records:
+            return
+        for ticket, slot, batch, *which in REQUEST.iter_unpack(records):
+            size = 0
+            try:
+                if failure is not None:
+                    failure.reraise()  # type: ignore[no-untyped-call]
+                filler.fill(slot, batch, which)
+            except Exception:  # noqa: BLE001  # whatever it is, the trainer is to raise it
+                size = _put_exception(failure or _failure(worker), filler.extents.bytes_of(slot))
+            replies.add(ticket, size)
+
+
+class _Replies:
+    """On their way to the trainer, which a reply wakes: that takes as long as a small batch, so
+    they wait for each other, for a moment, while there is more to do."""
+
+    def __init__(self, job: Job) -> None:
+        self._fd = job.replies.fd
+        self._full = job.together * REPLY.size
+        self._waiting = b""
+        self._since = 0.0
+
+    def add(self, ticket: int, error_bytes: int) -> None:
+        now = time.monotonic()
+        if not self._waiting:
+            self._since = now
+        self._waiting += REPLY.pack(ticket, error_bytes)
+        if len(self._waiting) >= self._full or now - self._since > _TOGETHER_S:
+            self.send()
+
+    def send(self) -> None:
+        if self._waiting:
+            os.write(self._fd, self._waiting)
+            self._waiting = b""
+
+
+class _Filler:
+    """Puts batches into slots."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self.extents = Extents(job.layout, job.slots, job.memory)
+        self._reader = PlanReader(job.dataset, step=job.step, ahead=job.ahead)
+        self._plan = job.plan
+        self._which: list[int] = []
+
+    def fill(self, slot: int, batch: int, which: list[int]) -> None:
+        """Put `batch` of the pass `which` (epoch, pass number, start) into `slot`."""
+        if which != self._which:
+            epoch, pass_number, start = self._which = which
+            self._plan = replace(self._job.plan, epoch=epoch, pass_number=pass_number, start=start)
+        self._reader.fill(self._plan, batch, self.extents.target(slot, self._plan.rows(batch)))
+
+
+def _set_up(worker: int, job: Job) -> ExceptionWrapper | None:
+    """As torch's worker loop does: one thread, seeds of its own, `get_worker_info`, user's init."""
+    try:
+        torch.set_num_threads(1)
+        seed = job.base_seed + worker
+        random.seed(seed)
+        torch.manual_seed(seed)
+        np.random.seed(seed % (1 << 32))  # the generator that users' code may use
+        _utils.worker._worker_info = _utils.worker.WorkerInfo(
+            id=worker, num_workers=job.num_workers, seed=seed, dataset=job.dataset
+        )
+        if job.init is not None:
+            job.init(worker)
+    except Exception:  # noqa: BLE001
+        return _failure(worker)
+    return None
+
+
+def _failure(worker: int) -> ExceptionWrapper:
+    """The exception being handled, with its traceback as text, as torch's workers send it."""
+    return ExceptionWrapper(  # type: ignore[no-untyped-call]
+        where=f"in DataLoader worker process {worker}"
+    )
+
+
+def _put_exception(wrapped: ExceptionWrapper, target: NDArray[np.uint8]) -> int:
+    data = pickle.dumps(wrapped)
+    if len(data) > len(target):
+        wrapped.exc_msg = wrapped.exc_msg[-len(target) // 2 :]
+        data = pickle.dumps(wrapped)
+    target[: len(data)] = np.frombuffer(data, np.uint8)
+    return len(data)

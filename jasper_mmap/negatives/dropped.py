@@ -1,0 +1,121 @@
+"""What lies in an inbox: which names are those of pairs, and how the files of a pair stand."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Final
+
+from ..errors import UsageError
+from ..files.atomic import own_folder, storage_errors
+from ..files.pt.ptfile import Stamp
+from ..printable import printable
+from ..rules.schema import NEGATIVES
+from .filing import Filing
+
+FOLDER: Final = "inbox"
+NAMES: Final = tuple(a.name for a in NEGATIVES)
+_SUFFIXES: Final = (".pt", ".safetensors")
+
+Stamps = tuple[Stamp, Stamp]
+
+
+@dataclass(frozen=True)
+class Place:
+    """The folder of an inbox, and the patterns of the names of files of hard negatives in it."""
+
+    folder: Path
+    patterns: tuple[str, ...]
+    given: bool
+    """It was named by a user, who may name a link."""
+
+    @classmethod
+    def of(cls, store: Path, given: str | None) -> Place:
+        """The folder `given`, or the pattern of names in a folder; else the store's `inbox`."""
+        patterns = tuple(f"*{NAMES[0]}*{suffix}" for suffix in _SUFFIXES)
+        if given is None:
+            return cls(store.absolute() / FOLDER, patterns, given=False)
+        path = Path(given).absolute()
+        if path.is_dir():
+            return cls(path, patterns, given=True)
+        if NAMES[0] in path.name:
+            path, patterns = path.parent, (path.name,)
+        # What is missing is made, unless it looks like files.
+        like_files = path.suffix in _SUFFIXES or any(c in str(path) for c in "*?[")
+        if not path.is_dir() and (path.exists() or like_files):
+            raise UsageError(
+                f"{given}: must be a folder, or a pattern with {NAMES[0]!r} in its last part (the"
+                f" tiers' file has {NAMES[1]!r} there instead)."
+            )
+        return cls(path, patterns, given=True)
+
+    def make(self) -> bool:
+        """Make the folder if it is missing; whether it was."""
+        missing = not self.folder.is_dir()
+        if not self.given:
+            own_folder(self.folder)
+        elif missing:
+            with storage_errors(self.folder):
+                self.folder.mkdir(parents=True)
+        return missing
+
+    def pair(self, name: str) -> Pair:
+        """The file of that name, and its tiers' file."""
+        path = self.folder / name
+        return Pair((path, path.with_name(name.replace(NAMES[0], NAMES[1]))))
+
+    def names(self) -> list[str]:
+        """The files of hard negatives that are there, the oldest first."""
+        found = []
+        with os.scandir(self.folder) as entries:
+            for entry in entries:
+                if any(fnmatchcase(entry.name, pattern) for pattern in self.patterns):
+                    try:
+                        found.append((entry.stat(follow_symlinks=False).st_mtime_ns, entry.name))
+                    except FileNotFoundError:
+                        continue
+        return [name for _, name in sorted(found)]
+
+
+@dataclass
+class Pair:
+    """Two files that were seen, and since when they rest."""
+
+    paths: tuple[Path, Path]
+    stamps: Stamps | None = None
+    since_s: float = 0.0
+    settled: Stamps | None = None
+    """As they were when they were published or refused: not to be tried again, even where they
+    could not be moved away."""
+    filing: Filing | None = None
+    """Where to move them then."""
+    said: set[str] = field(default_factory=set)
+
+    @property
+    def name(self) -> str:
+        return printable(self.paths[0].name)
+
+
+def stamps_of(paths: tuple[Path, Path]) -> Stamps | None:
+    """As both files are now; None where one is missing."""
+    try:
+        return _stamp(paths[0]), _stamp(paths[1])
+    except FileNotFoundError:
+        return None
+
+
+def _stamp(path: Path) -> Stamp:
+    """Of what a link ends at; of the link itself where that cannot be told."""
+    try:
+        status = path.stat()
+    except OSError:
+        status = path.lstat()
+    return Stamp(path.name, status.st_size, status.st_mtime_ns)
+
+
+def age_s(paths: tuple[Path, Path]) -> float:
+    """Seconds since one of the files was last changed, by the clock."""
+    return time.time() - max(path.lstat().st_ctime for path in paths)

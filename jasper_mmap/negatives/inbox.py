@@ -1,0 +1,274 @@
+"""A folder into which a miner drops pairs of files, published one after the other, for months.
+
+A pair is complete when both files are there, their size and time rest, and they load. It then
+becomes a generation and moves to `done/`, or to `failed/` with the reason beside.
+
+What fails is sorted by where it comes from. What is wrong with the files of a pair (found by
+reading them once more) is the pair's failure. Whatever else is wrong, with the store, its lock, the
+disk or the system, leaves the pair where it is, is said once and is tried again at every look; no
+other pair waits for it.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from ..errors import (
+    BusyError,
+    ContentError,
+    FormatError,
+    JasperError,
+    StorageError,
+    StoreChangedError,
+    UnsafeFileError,
+)
+from ..files.atomic import own_folder
+from ..files.regular import open_regular
+from ..printable import printable
+from ..store.negatives import read_pointer
+from ..store.store import Store
+from .dropped import Pair, Place, age_s, stamps_of
+from .filing import DONE, FAILED, Filing, remove_expired
+from .incoming import take_in
+
+_NEVER_THE_PAIR: Final = (OSError, StoreChangedError, MemoryError)
+_CLEARING_S: Final = 60.0
+_OF_THE_FILE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM)
+_MESSAGES: Final = 100
+"""So many are remembered, not to be said again."""
+
+_log = logging.getLogger("jasper_mmap.inbox")
+
+
+class Inbox:
+    """Publishes what lies in an inbox; `look` once in a while, from one thread.
+
+    `publish(hard_negatives, negative_tiers, note=...)` takes paths and returns the generation, that
+    in force where it holds the same values. Files that rest for `settle_s` seconds are tried. Those
+    that do not load then may still be being written, so they fail only after `patience_s`; with
+    `by_age` also where they were last changed so long ago. What lies in `done/` and `failed/` for
+    `keep_days` is removed. `refused` counts the pairs that failed, `stuck` tells by pair what
+    hindered the last look.
+    """
+
+    def __init__(
+        self,
+        store: Path,
+        place: Place,
+        publish: Callable[..., int],
+        *,
+        settle_s: float = 2.0,
+        patience_s: float = 30.0,
+        by_age: bool = False,
+        keep_days: float | None = None,
+    ) -> None:
+        self._store = store
+        self._place = place
+        self._publish = publish
+        self._settle_s = settle_s
+        self._patience_s = patience_s
+        self._by_age = by_age
+        self._keep_days = keep_days
+        self._pairs: dict[str, Pair] = {}
+        self._next_clearing_s = 0.0
+        self._said: set[str] = set()
+        self.refused = 0
+        self.stuck: dict[str, str] = {}
+
+    def begin(self) -> None:
+        """Make the inbox where it is missing, and tell what is watched."""
+        folder = self._place.folder
+        if self._place.make():
+            _say(logging.INFO, "created", f"created the inbox {folder}", inbox=str(folder))
+        watched = " and ".join(self._place.patterns)
+        _say(logging.INFO, "watching", f"watching {folder} for {watched}", inbox=str(folder))
+
+    def end(self, why: str) -> None:
+        """Tell that nobody will look any more."""
+        _say(logging.INFO, "ended", f"ended by {why}")
+
+    def check(self) -> None:
+        """Raise unless everything complete was published, or was in force already."""
+        folder = self._place.folder
+        if self.stuck:
+            raise StorageError(
+                f"{folder}: {len(self.stuck)} of {len(self._pairs)} pairs could not be published:"
+                f" {printable(next(iter(self.stuck.values())))}"
+            )
+        if self.refused:
+            raise ContentError(
+                f"{folder}: pairs refused: {self.refused}. The reasons lie beside them in"
+                f" {folder / FAILED}."
+            )
+
+    def look(self, ended: Callable[[], bool] = lambda: False) -> None:
+        """Publish what is complete, the oldest first; stop between two pairs once `ended()`."""
+        self.stuck = {}
+        self._clear_out()
+        try:
+            names = self._place.names()
+        except OSError as error:
+            self.stuck[str(self._place.folder)] = str(error)
+            self._say_once(f"cannot look into {self._place.folder}, will try again: {error}")
+            return
+        self._pairs = {name: self._pairs.get(name) or self._place.pair(name) for name in names}
+        for pair in self._pairs.values():
+            if ended():
+                return
+            try:
+                self._see(pair)
+            except BusyError as error:
+                self._hindered(pair, error)
+                return  # the lock is the same for all
+            except Exception as error:  # noqa: BLE001 - no pair ends the service
+                self._hindered(pair, error)
+
+    def _clear_out(self) -> None:
+        if self._keep_days is None or time.monotonic() < self._next_clearing_s:
+            return
+        self._next_clearing_s = time.monotonic() + _CLEARING_S
+        try:
+            for path in remove_expired(self._place.folder, self._keep_days):
+                _say(logging.INFO, "removed", f"removed {path}", file=str(path))
+        except (OSError, JasperError) as error:
+            self._say_once(f"cannot remove what is older than {self._keep_days:g} days: {error}")
+
+    def _see(self, pair: Pair) -> None:
+        """Take a pair that rests, and put away one that was dealt with."""
+        stamps = stamps_of(pair.paths)
+        if stamps is None:
+            self._say_once(
+                f"waiting for {printable(pair.paths[1].name)} beside {pair.name}", pair, "waiting"
+            )
+            pair.stamps = None
+            return
+        if stamps != pair.stamps:
+            pair.stamps, pair.since_s = stamps, time.monotonic()
+        resting_s = time.monotonic() - pair.since_s
+        if stamps == pair.settled:
+            self._put_away(pair)
+        elif resting_s >= self._settle_s:
+            self._take(pair, resting_s)
+
+    def _take(self, pair: Pair, resting_s: float) -> None:
+        # Before publishing: what cannot be moved away would be published again and again.
+        for name in (DONE, FAILED):
+            own_folder(self._place.folder / name)
+        before = _in_force(self._store)
+        try:
+            number = self._publish(*pair.paths, note=f"from {pair.name}")
+        except Exception as error:  # sorted by where it comes from
+            if stamps_of(pair.paths) != pair.stamps:
+                return  # written anew, or taken away
+            fault = self._fault_of(pair, error)
+            if fault is None:
+                raise
+            self._judge(pair, fault, resting_s)
+            return
+        self._said.clear()  # what hindered is over; it may come again
+        news = number != before
+        _say(
+            logging.INFO,
+            "published" if news else "identical",
+            f"published generation {number} from {pair.name}"
+            if news
+            else f"not published: {pair.name} holds what generation {number}, which is in force,"
+            " holds already",
+            pair=pair.name,
+            generation=number,
+        )
+        self._settle(pair, Filing.done(number))
+
+    def _fault_of(self, pair: Pair, error: Exception) -> Exception | None:
+        """What is wrong with the pair's own files, found by reading them once more; None where the
+        `error` of publishing came from elsewhere."""
+        for path in pair.paths:
+            try:
+                open_regular(path).close()
+            except JasperError as fault:
+                return fault
+            except OSError as fault:
+                if fault.errno in _OF_THE_FILE:
+                    return FormatError(f"{path}: cannot be read ({fault.strerror}).")
+                return None
+        if isinstance(error, _NEVER_THE_PAIR):
+            return None
+        try:
+            store = Store(self._store)
+        except Exception:  # noqa: BLE001 - whatever it is, it is the store's
+            return None
+        try:
+            # Equal ones were refused by now, unless they are allowed.
+            take_in(store, *pair.paths, allow_equal=True)
+        except _NEVER_THE_PAIR:
+            return None
+        except Exception as fault:  # noqa: BLE001 - the files cause it again
+            return fault
+        # The files are sound: a limit was exceeded.
+        return error if isinstance(error, ContentError) else None
+
+    def _judge(self, pair: Pair, fault: Exception, resting_s: float) -> None:
+        """Refuse the pair for its `fault`, unless that may be for its not being complete yet."""
+        growing = isinstance(fault, FormatError) and not isinstance(fault, UnsafeFileError)
+        if self._by_age:
+            resting_s = max(resting_s, age_s(pair.paths))
+        if growing and resting_s < self._patience_s:
+            self._say_once(f"{pair.name} is not complete yet: {fault}", pair, "incomplete")
+            return
+        reason = str(fault)
+        if not isinstance(fault, JasperError):
+            reason = f"unexpected {type(fault).__name__}: {fault}"
+        self.refused += 1
+        _say(logging.ERROR, "refused", f"refused {pair.name}: {reason}", pair=pair.name)
+        if not isinstance(fault, JasperError):
+            reason = "\n".join((reason, *traceback.format_exception(fault)))
+        self._settle(pair, Filing.failed(reason))
+
+    def _settle(self, pair: Pair, filing: Filing) -> None:
+        pair.settled, pair.filing = pair.stamps, filing
+        self._put_away(pair)
+
+    def _put_away(self, pair: Pair) -> None:
+        """Move the pair, unless it was written anew meanwhile: that is for the next look."""
+        if pair.filing is None or stamps_of(pair.paths) != pair.settled:
+            return
+        try:
+            pair.filing.move(pair.paths)
+        except (OSError, JasperError) as error:
+            self._say_once(f"cannot move {pair.name} away, will try again: {error}", pair)
+            self.stuck[pair.name] = str(error)
+
+    def _hindered(self, pair: Pair, error: Exception) -> None:
+        """Nothing of the pair's own: it stays, and is tried again."""
+        what = str(error)
+        if not isinstance(error, JasperError | OSError):
+            what = f"unexpected {type(error).__name__}: {error}"
+        self.stuck[pair.name] = what
+        self._say_once(f"cannot publish now, will try again: {what}")
+
+    def _say_once(self, message: str, pair: Pair | None = None, event: str = "hindered") -> None:
+        said = self._said if pair is None else pair.said
+        if message not in said:
+            if len(said) >= _MESSAGES:
+                said.clear()
+            said.add(message)
+            names = {} if pair is None else {"pair": pair.name}
+            _say(logging.WARNING, event, message, **names)
+
+
+def _say(level: int, event: str, message: str, **fields: Any) -> None:
+    """Log one event; `service` writes it as a line of text or of JSON."""
+    _log.log(level, "%s", printable(message), extra={"event": event, "fields": fields})
+
+
+def _in_force(store: Path) -> int:
+    try:
+        return read_pointer(store).generation
+    except JasperError:
+        return 0

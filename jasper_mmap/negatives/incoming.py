@@ -1,0 +1,235 @@
+"""Negatives handed in for publishing: frozen, checked and counted before anything is written.
+
+Shape letters as in `schema`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BufferedReader, FileIO
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from ..errors import ContentError, ContentTypeError, FormatError, MissingFileError
+from ..files.atomic import own_folder, storage_errors, write_all
+from ..files.failures import TEMPORARY
+from ..files.missing import correction
+from ..files.pt.ptfile import Stamp, read_pt
+from ..files.regular import open_regular
+from ..files.tensorfile import CHUNK_BYTES, chunks, few, map_tensors
+from ..rules.arguments import number
+from ..rules.schema import ARTIFACTS, NEGATIVES
+from ..store import negatives
+from ..store.checks import TableCheck, check_form
+from ..store.lint import MEANING, equal, lint_negatives
+from ..store.store import Store, table_tensor
+
+Given = torch.Tensor | str | Path
+"""A tensor [N_p,N], or the path of a `.pt` or `.safetensors` file that holds one."""
+
+
+_WIDEST_BYTES: Final = 8
+_VIEWED: Final = 16
+"""How many times larger than its table a file may be, which may be part of a larger one."""
+_ROOM: Final = 16 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Incoming:
+    """A generation's tables, sound for one store."""
+
+    tables: dict[str, torch.Tensor]
+    lint: dict[str, int]
+    source: dict[str, Any]
+    """As `Pointer.source`: stamps, where both are the builder's files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Shares of rows (0 to 1) above which publishing is refused; None lets everything through."""
+
+    max_false_negatives: float | None = None
+    max_own_source: float | None = None
+    max_repeats: float | None = None
+    max_changed: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, share in vars(self).items():
+            if share is not None:
+                number(f"{name} (a share of rows)", share, 0.0, 1.0)
+
+    def check(self, lint: Mapping[str, int], changed_rows: int | None, n_pairs: int) -> None:
+        """Raise `ContentError` where a count is above its limit."""
+        limits = {
+            "false_negative_rows": self.max_false_negatives,
+            "own_source_rows": self.max_own_source,
+            "repeat_rows": self.max_repeats,
+        }
+        counts = [(MEANING[name], lint[name], limit) for name, limit in limits.items()]
+        changed = "rows differ from the generation in force"
+        for meaning, count, limit in [*counts, (changed, changed_rows or 0, self.max_changed)]:
+            if limit is not None and count > limit * n_pairs:
+                raise ContentError(
+                    f"refused: {count} of {n_pairs} {meaning} ({count / n_pairs:.2%}), allowed are"
+                    f" {limit:.2%}. Mine them anew, or allow more."
+                )
+
+
+def take_in(
+    store: Store,
+    hard_negatives: Given,
+    negative_tiers: Given,
+    *,
+    builder: Path | None = None,
+    allow_equal: bool = False,
+) -> Incoming:
+    """Read and check both tables; raises a `JasperError` naming file, row, column and value.
+
+    `builder` is the folder of the builder's files, where that is not the store's.
+    """
+    tables, where, stamps = {}, {}, {}
+    sizes = store.negatives_sizes
+    frozen: list[tuple[Path, Stamp]] = []
+    for artifact, given in zip(NEGATIVES, (hard_negatives, negative_tiers), strict=True):
+        name = artifact.name
+        if not isinstance(given, str | Path):
+            tables[name], where[name] = _plain(given, f"{name} (as given)"), f"{name} (as given)"
+            continue
+        path = Path(given).absolute()
+        tables[name], stamp = _frozen(path, name, store.path / negatives.FOLDER, sizes)
+        where[name] = str(path)
+        frozen.append((path, stamp))
+        if path == (builder or store.path) / artifact.source:
+            stamps[name] = stamp.to_dict()
+    for path, stamp in frozen:
+        _unchanged(path, stamp)  # or the first would be of the pair before
+    pair_index = table_tensor(store.tables["pair_index"])
+    lint = examine(tables, where, pair_index, sizes, allow_equal=allow_equal)
+    source = stamps if len(stamps) == len(tables) else {}
+    return Incoming(tables=tables, lint=lint, source=source)
+
+
+def examine(
+    tables: Mapping[str, torch.Tensor],
+    where: Mapping[str, str],
+    pair_index: torch.Tensor,
+    sizes: Mapping[str, int],
+    *,
+    allow_equal: bool,
+) -> dict[str, int]:
+    """Check form and values of negatives and tiers [N_p,N]; the counts of `lint_negatives`.
+
+    Equal ones are one table given twice, unless `allow_equal`. `where` says for each table how
+    errors are to call it.
+    """
+    for artifact in NEGATIVES:
+        table = tables[artifact.name]
+        check_form(artifact, table.dtype, tuple(table.shape), dict(sizes), where[artifact.name])
+    # Before the values: negatives given as tiers would be refused for the first large number.
+    if not allow_equal and equal(*(tables[a.name] for a in NEGATIVES)):
+        raise ContentError(
+            f"{' and '.join(where[a.name] for a in NEGATIVES)} hold the same values, so one of them"
+            " was probably given twice. Give the negatives and their own tiers, or allow it with"
+            " --allow-equal (allow_equal=True)."
+        )
+    for artifact in NEGATIVES:
+        check = TableCheck(artifact, sizes, where[artifact.name])
+        for rows in chunks(tables[artifact.name]):
+            check.feed(rows)
+    return lint_negatives(pair_index, tables["hard_negatives"], sizes["N_s"])
+
+
+def _frozen(
+    path: Path, name: str, folder: Path, sizes: Mapping[str, int]
+) -> tuple[torch.Tensor, Stamp]:
+    """The table `name` of a file as it was when its stamp was taken.
+
+    From a nameless copy beside the generations: a miner that writes the file anew while it is
+    mapped would end this process (SIGBUS), or change what was already checked.
+    """
+    try:
+        before = Stamp.of(path)
+    except MissingFileError:
+        raise MissingFileError(f"{path} not found{correction(path)}") from None
+    _check_size(path, before.bytes, name, sizes)
+    own_folder(folder)
+    # Where the file system needs a name after all, `atomic.sweep` knows this one.
+    temporary = {"prefix": ".incoming", "suffix": TEMPORARY}
+    with (
+        storage_errors(folder),
+        tempfile.TemporaryFile(buffering=0, dir=folder, **temporary) as copy,
+    ):
+        with storage_errors(path, "read"), open_regular(path) as file:
+            _copy(file, before.bytes, copy, folder)
+        _unchanged(path, before)
+        # The mapping keeps the copy alive when its descriptor is closed.
+        return _read(path, name, Path(f"/dev/fd/{copy.fileno()}")), before
+
+
+def _copy(file: BufferedReader, left: int, copy: FileIO, folder: Path) -> None:
+    """Copy the first `left` bytes, and no more of a file that grows as fast as it is read; what
+    keeps the copy from being written is an error of its `folder`."""
+    while piece := file.read(min(left, CHUNK_BYTES)):
+        left -= len(piece)
+        with storage_errors(folder):
+            write_all(copy, piece)
+
+
+def _check_size(path: Path, n_bytes: int, name: str, sizes: Mapping[str, int]) -> None:
+    """Raise `ContentError` where a file is so large that copying it might fill the disk, and it
+    can hold no table of this store."""
+    with storage_errors(path, "read"):
+        open_regular(path).close()  # the size of anything else says nothing
+    table = sizes["N_p"] * sizes["N"] * _WIDEST_BYTES
+    limit = _ROOM + _VIEWED * table
+    if n_bytes > limit:
+        raise ContentError(
+            f"{path}: has {n_bytes} bytes, but {name} [{sizes['N_p']}, {sizes['N']}] needs at most"
+            f" {table}, and files beyond {limit} are not read. Give the file of {name}; of a part"
+            " of a larger tensor save a copy (torch.save(part.clone(), ...))."
+        )
+
+
+def _unchanged(path: Path, since: Stamp) -> None:
+    if Stamp.of(path) != since:
+        raise FormatError(f"{path}: changed while being read; publish it when the miner is done.")
+
+
+def _read(path: Path, name: str, at: Path) -> torch.Tensor:
+    if path.suffix != ".safetensors":
+        return _plain(read_pt(path, at=at), str(path))
+    tensors = map_tensors(path, at=at).tensors
+    if name in tensors:
+        return tensors[name]
+    if len(tensors) != 1:
+        raise ContentError(
+            f"{path}: must hold a tensor named {name}, or a single one; it holds {few(tensors)}."
+            " Save it under that name."
+        )
+    ((found, table),) = tensors.items()
+    if found in ARTIFACTS:
+        raise ContentError(
+            f"{path}: must hold {name}, but its tensor is named {found}. Give the file of {name},"
+            " or save the tensor under its own name."
+        )
+    return table
+
+
+def _plain(value: Any, where: str) -> torch.Tensor:
+    if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
+        kind = type(value)
+        name = f"{kind.__module__}.{kind.__name__}".removeprefix("builtins.")
+        remedy = "Give the tensor itself, or the path of a .pt or .safetensors file."
+        if isinstance(value, np.ndarray):
+            remedy = "Give torch.from_numpy(array)."
+        elif isinstance(value, torch.Tensor):
+            name, remedy = f"one of layout {value.layout}", "Give tensor.to_dense()."
+        elif isinstance(value, list | tuple):
+            remedy = "Give torch.tensor(rows)."
+        raise ContentTypeError(f"{where}: must be one dense tensor [N_p, N], not {name}. {remedy}")
+    return value.detach().cpu().resolve_neg()

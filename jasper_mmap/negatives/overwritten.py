@@ -1,0 +1,110 @@
+"""The old way of working: a builder overwrites its `.pt` files."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, Final
+
+from ..errors import FormatError, MissingFileError
+from ..files.atomic import exists, storage_errors
+from ..rules import arguments
+from ..rules.schema import NEGATIVES
+from ..store import negatives
+from ..store.negatives import publisher_lock
+from ..store.store import Store
+from .builder_pair import PAIRS, PairWatch, warn_of_half
+from .incoming import Incoming, take_in
+from .publish import LOCK_TIMEOUT_S, check_same_store, lost_or_read, put_in_force
+
+_CANDIDATE: Final = ".candidate.tmp"
+"""A name that `atomic.sweep` knows."""
+
+_log = logging.getLogger("jasper_mmap")
+_warned: set[Path] = set()
+"""Stores of which this process has said that no files lie beside them."""
+
+
+def publish_overwritten(
+    folder: Path,
+    *,
+    source_dir: str | Path | None = None,
+    allow_equal: bool = False,
+    pairs: PairWatch = PAIRS,
+) -> None:
+    """Publish the builder's two files of negatives, if they were written since a generation was
+    last made from them, whatever is in force.
+
+    They lie in `source_dir`, or beside the store. Where one was written alone, the other one is
+    waited for (see `builder_pair`). Of several processes that call it at once, one publishes.
+    Files that were written again with the same content are no news; their new stamps are
+    remembered. Raises as `publish_negatives`, and `MissingFileError` where `source_dir` has no
+    such files; without it the log says so once.
+    """
+    source = folder if source_dir is None else arguments.folder("source_dir", source_dir)
+    missing = [a.source for a in NEGATIVES if not exists(source / a.source)]
+    if missing and source_dir is not None:
+        raise MissingFileError(
+            f"{source / missing[0]} not found. Let the builder write it, or correct source_dir."
+        )
+    if missing:
+        _warn_of_missing(folder, missing)
+        return
+    before = lost_or_read(folder)
+    made = negatives.made_from_files(before) if before else None
+    if made is None:  # never published from files, or the history was lost
+        return
+    stamps = pairs.settled(source, made["source"])
+    if stamps == made["source"]:
+        return
+    store = Store(folder)
+    with publisher_lock(folder, LOCK_TIMEOUT_S):
+        check_same_store(store)
+        before = lost_or_read(folder)
+        made = negatives.made_from_files(before) if before else None
+        if before is None or made is None or made["source"] == stamps:
+            return  # another process was first
+        files = (source / a.source for a in NEGATIVES)
+        incoming = take_in(store, *files, builder=source, allow_equal=allow_equal)
+        if incoming.source != stamps:
+            raise FormatError(
+                f"{source}: the builder's negatives changed while being read; do it again when it"
+                " is done."
+            )
+        if _equal(store, made, incoming):
+            negatives.write_pointer(folder, negatives.with_source(before, incoming.source))
+            return
+        put_in_force(store, before, incoming, note="the builder's files were overwritten")
+        warn_of_half(negatives.read_pointer(folder), made)
+
+
+def _warn_of_missing(folder: Path, missing: list[str]) -> None:
+    if len(missing) < len(NEGATIVES):
+        _log.warning(
+            "%s: there is no %s beside the other file, so nothing is published. Call"
+            " reload_negatives() again when the builder has written both.",
+            folder,
+            missing[0],
+        )
+        return
+    if folder in _warned:
+        return
+    _warned.add(folder)
+    _log.warning(
+        "%s: reload_negatives() looks for the builder's files beside the store only, and there is"
+        " no %s (the store was converted into another folder, or copied). To serve what a builder"
+        " wrote elsewhere, run jasper-convert SOURCE %s again, publish both files with jasper-mmap"
+        " publish, or call reload_negatives(source_dir=SOURCE).",
+        folder,
+        " and no ".join(missing),
+        folder,
+    )
+
+
+def _equal(store: Store, made: dict[str, Any], incoming: Incoming) -> bool:
+    """Whether the tables would make the very file that was made then; it may be gone by now."""
+    path = store.path / negatives.FOLDER / _CANDIDATE
+    written = negatives.write_file(path, **incoming.tables)
+    with storage_errors(path):
+        path.unlink()
+    return bool(written.sha256 == made["sha256"])

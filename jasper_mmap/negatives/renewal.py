@@ -1,0 +1,79 @@
+"""Verifying a store and renewing its stamps: a file of the same content may have another time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from ..errors import JasperError
+from ..files import atomic
+from ..files.tensorfile import few
+from ..store import negatives
+from ..store.manifest import MANIFEST_FILE, Manifest, read_manifest
+from ..store.negatives import FOLDER, Pointer
+from ..store.store import not_renewable
+from ..store.validate import Verification, VerifyReport, verified
+
+_LOCK_TIMEOUT_S: Final = 10.0
+
+
+def verify_store(path: str | Path, *, quick: bool = False, renew: bool = True) -> VerifyReport:
+    """Check a store as `verified` does and renew the stamps of its sound files.
+
+    Where a file's content is sound but its stamp is not (it was copied), `renew` brings the stamp
+    up to date, so that opening need not read it again; a store that is read-only or made of links
+    is left as it is, with a note. Never with `quick`.
+    """
+    verification = verified(path, quick=quick)
+    if renew and not quick:
+        _renew(verification)
+    return verification.report()
+
+
+def _renew(found: Verification) -> None:
+    """Renew under the lock that writers of either file hold, and only where those still say what
+    was checked."""
+    if not found.moved or found.manifest is None:
+        return
+    reason = not_renewable(found.folder)
+    if reason is None:
+        try:
+            with negatives.publisher_lock(found.folder, _LOCK_TIMEOUT_S):
+                _renew_manifest(found, found.manifest)
+                if found.pointer is not None:
+                    reason = _renew_pointer(found, found.pointer)
+        except JasperError as error:
+            reason = str(error)
+    if reason is not None:
+        left = [file for file in found.moved if file not in found.renewed]
+        found.notes.append(
+            f"sound, but of another time than was stamped: {few(left)}. The stamps could not be"
+            f" renewed: {reason.removesuffix('.')}. So each opening reads the index ranges and"
+            ' the negatives again; open with validate="full" to have everything checked.'
+        )
+
+
+def _renew_manifest(found: Verification, checked: Manifest) -> None:
+    renewed = {
+        name: replace(entry, mtime_ns=found.moved[entry.file])
+        for name, entry in checked.artifacts.items()
+        if entry.file in found.moved
+    }
+    if not renewed or read_manifest(found.folder) != checked:
+        return
+    manifest = replace(checked, artifacts={**checked.artifacts, **renewed})
+    atomic.write_json(found.folder / MANIFEST_FILE, manifest.to_dict())
+    found.renewed += [entry.file for entry in renewed.values()]
+
+
+def _renew_pointer(found: Verification, checked: Pointer) -> str | None:
+    """Renew the stamp of the generation in force; what keeps it from being renewed."""
+    file, path = f"{FOLDER}/{checked.file}", negatives.pointer_path(found.folder)
+    if file not in found.moved or negatives.read_pointer(found.folder) != checked:
+        return None
+    if path.is_symlink():
+        return f"{path} is a link"
+    negatives.write_pointer(found.folder, replace(checked, mtime_ns=found.moved[file]))
+    found.renewed.append(file)
+    return None

@@ -1,0 +1,119 @@
+"""What callers pass, checked: each function returns the value in its plain form or raises."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import operator
+import os
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from ..errors import UnknownSplitError, UsageError
+from .schema import SPLITS, VARIANTS
+
+LARGEST: Final = 2**63 - 1
+"""Of an integer argument: they are kept in 64 bits."""
+
+
+def integer(name: str, value: Any, low: int = 0, high: int = LARGEST) -> int:
+    """`value` as an int from `low` to `high`, or `UsageError` naming the argument."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise UsageError(f"{name} must be an integer, not {value!r:.100}") from None
+    if not low <= number <= high:
+        bounds = f">= {low}" if number < low else f"<= {high}"
+        raise UsageError(f"{name} must be an integer {bounds}, not {number}")
+    return number
+
+
+def number(name: str, value: Any, low: float, high: float) -> float:
+    """`value` as a float from `low` to `high`, or `UsageError` naming the argument."""
+    try:
+        found = math.nan if isinstance(value, bool | str) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        found = math.nan
+    if not low <= found <= high:
+        raise UsageError(f"{name} must be a number from {low:g} to {high:g}, not {value!r:.100}")
+    return found
+
+
+def seconds(name: str, value: Any) -> float:
+    """A time that can be waited for, or `UsageError` naming the argument."""
+    return number(name, value, 0.0, threading.TIMEOUT_MAX)
+
+
+def text(name: str, value: Any) -> str:
+    """`value` itself where it is a string, or `UsageError` naming the argument."""
+    if isinstance(value, str):
+        return value
+    raise UsageError(f"{name} must be a string, not {value!r:.100}")
+
+
+def seed(value: Any) -> int:
+    """A seed as wide as torch's generators take it, or `UsageError`."""
+    return integer("seed", value, low=-(2**63), high=2**64 - 1)
+
+
+def folder(name: str, path: Any) -> Path:
+    """An absolute path, or `UsageError` naming the argument."""
+    if isinstance(path, str | os.PathLike) and isinstance(os.fspath(path), str):
+        return Path(path).absolute()
+    raise UsageError(f"{name} must be a path (str or pathlib.Path), not {path!r:.100}")
+
+
+def split_name(split: Any) -> str:
+    """The name of a split, or `UnknownSplitError` with the nearest one."""
+    if isinstance(split, str) and split in SPLITS:
+        return split
+    hint = nearest(split, SPLITS, cutoff=0.0) if isinstance(split, str) else "."
+    raise UnknownSplitError(
+        f"Split file not found: there is no split {split!r:.100}. The splits are"
+        f" {', '.join(SPLITS)}{hint}"
+    )
+
+
+def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """The end of a message about an unknown name."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
+    return f"; did you mean {close[0]!r}?" if close else "."
+
+
+def position(index: Any) -> NDArray[np.int64]:
+    """One position in a split as an array [1], or `UsageError`."""
+    if isinstance(index, slice):
+        raise UsageError(
+            "a position must be an integer, not a slice. dataset.__getitems__(range(...)) reads"
+            " several, torch.utils.data.Subset(dataset, range(...)) is a part of the dataset."
+        )
+    return np.array([integer("a position", index, low=-(2**63))], dtype=np.int64)
+
+
+def positions(indices: Sequence[int] | ArrayLike | torch.Tensor) -> NDArray[np.int64]:
+    """Positions in a split [B], or `UsageError`; whether they lie in it is not checked."""
+    try:
+        found = np.asarray(indices)
+    except (TypeError, ValueError, RuntimeError):  # ragged, or a tensor of another device
+        found = np.empty((), dtype=object)
+    if found.size == 0 and found.ndim == 1:
+        return np.empty(0, dtype=np.int64)
+    if found.ndim != 1 or found.dtype.kind not in "iu":
+        raise UsageError(f"positions must be a list of integers, not {indices!r:.100}")
+    return found.astype(np.int64)
+
+
+def variant_name(variant: Any) -> str:
+    """The name of a steering variant, or `UsageError` with the nearest one."""
+    if isinstance(variant, str) and variant in VARIANTS:
+        return variant
+    raise UsageError(
+        f"unknown steering variant {variant!r:.100}: it must be one of {', '.join(VARIANTS)}, or"
+        f" None for the curriculum's draw{nearest(str(variant), VARIANTS)}"
+    )

@@ -1,0 +1,137 @@
+"""Whether what lies in a store's files is still what was checked when it was converted.
+
+Used at open where a file's time is not the stamped one, in full by `validate="full"` and `verify`.
+Everything here looks at mapped tensors and yields errors, so the caller may raise the first or
+collect them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+
+from ..errors import ConfigError, ContentError, FormatError, IndexRangeError, JasperError
+from ..files.tensorfile import chunks, file_sha256
+from ..rules.config import CONFIG_FILE, Config
+from ..rules.schema import NEGATIVES, STORED, Artifact
+from .checks import TableCheck, check_form, check_offsets
+from .manifest import Entry, Manifest
+
+_REMEDY = "Convert again, or copy it anew."
+
+
+def form_errors(folder: Path, config: Config, manifest: Manifest) -> Iterator[JasperError]:
+    """Tables, by the manifest, whose shapes do not go together or with `config.json`."""
+    sizes = {"D": config.embedding_dim, "N": config.n_neg}
+    questions = manifest.artifacts["question_embs"].shape
+    if len(questions) == 2 and questions[1] != config.embedding_dim:
+        sizes["D"] = dim = questions[1]
+        yield ConfigError(
+            f"{folder / CONFIG_FILE}: 'embedding_dim' is {config.embedding_dim}, the tables of the"
+            f" store have {dim} columns; correct it."
+        )
+    for artifact in STORED:
+        entry = manifest.artifacts[artifact.name]
+        shape = entry.shape[:1] if artifact.kind == "ragged" else entry.shape
+        try:
+            check_form(artifact, entry.torch_dtype, shape, sizes, str(folder / entry.file))
+        except JasperError as error:
+            yield error
+
+
+def table_errors(
+    artifact: Artifact,
+    entry: Entry,
+    path: Path,
+    values: torch.Tensor,
+    offsets: torch.Tensor | None,
+    sizes: Mapping[str, int],
+    *,
+    beyond: int | None,
+    quick: bool,
+) -> Iterator[JasperError]:
+    """What is wrong with one table, mapped from `path`; `offsets` are those of a ragged one.
+
+    `quick` looks at whole numbers only (bounds, and the ranges they had); else floats and the
+    file's checksum are recomputed too. `sizes` has the letters of the tables referred to, `beyond`
+    is the count of values beyond float32 when it was converted, None where nobody counted.
+    """
+    if offsets is not None:
+        try:
+            check_offsets(offsets, len(values), str(path))
+        except JasperError as error:
+            yield error
+            offsets = None
+    if not (quick and artifact.kind == "float"):
+        check = TableCheck(
+            artifact,
+            sizes,
+            str(path),
+            offsets=offsets,
+            allow_nonfinite=entry.nonfinite > 0,
+            allow_beyond=beyond != 0,
+        )
+        try:
+            _feed(check, values)
+        except JasperError as error:
+            yield error
+        else:
+            yield from _changes(artifact, entry, path, check, beyond)
+    if not quick and file_sha256(path) != entry.sha256:
+        yield FormatError(
+            f"{path}: its SHA-256 is not the manifest's, so it was altered or damaged. {_REMEDY}"
+        )
+
+
+def _feed(check: TableCheck, values: torch.Tensor) -> None:
+    for rows in chunks(values):
+        check.feed(rows)
+
+
+def uncounted_beyond(artifact: Artifact, path: Path, values: torch.Tensor) -> JasperError | None:
+    """The first value of a float table that is infinite as float32, for a store whose converter
+    did not look for such."""
+    if values.dtype != torch.float64 or artifact.low is not None:
+        return None
+    try:
+        _feed(TableCheck(artifact, {}, str(path), allow_nonfinite=True), values)
+    except ContentError as error:
+        return error
+    return None
+
+
+def _changes(
+    artifact: Artifact, entry: Entry, path: Path, check: TableCheck, beyond: int | None
+) -> Iterator[JasperError]:
+    if check.ranges != entry.ranges:
+        yield IndexRangeError(
+            f"{path}: {artifact.name} holds {_spans(check.ranges)}, but {_spans(entry.ranges)} when"
+            f" it was converted, so it was altered. {_REMEDY}"
+        )
+    if check.nonfinite != entry.nonfinite:
+        yield FormatError(
+            f"{path}: {artifact.name} holds {check.nonfinite} NaN or infinite values, but"
+            f" {entry.nonfinite} when it was converted, so it was altered. {_REMEDY}"
+        )
+    if beyond is not None and check.beyond_float32 != beyond:
+        yield FormatError(
+            f"{path}: {artifact.name} holds {check.beyond_float32} values that are infinite as"
+            f" float32, but {beyond} when it was converted, so it was altered. {_REMEDY}"
+        )
+
+
+def _spans(ranges: tuple[tuple[float, float], ...]) -> str:
+    return ", ".join(f"{low:.9g} to {high:.9g}" for low, high in ranges) or "nothing"
+
+
+def generation_errors(
+    tables: Mapping[str, torch.Tensor], sizes: Mapping[str, int], path: Path
+) -> Iterator[JasperError]:
+    """What is wrong with the values of a generation's tables, mapped from `path`."""
+    for artifact in NEGATIVES:
+        try:
+            _feed(TableCheck(artifact, sizes, str(path)), tables[artifact.name])
+        except JasperError as error:
+            yield error

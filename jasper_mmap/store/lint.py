@@ -1,0 +1,149 @@
+"""What a dataset may hold but hardly should: counted, told, and not refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..files.tensorfile import chunks
+
+MEANING: Final = {
+    "pairs_in_two_splits": "pairs appear in more than one split",
+    "pairs_twice_in_a_split": "pairs appear twice in one split",
+    "own_source_rows": "rows of negatives contain the pair's own source",
+    "false_negative_rows": "rows of negatives contain another correct source of the question",
+    "repeat_rows": "rows of negatives contain a source twice",
+    "nonfinite_values": "values are NaN or infinite",
+}
+"""Name of a count -> how to say it."""
+
+_SUSPECT_SHARE: Final = 0.5
+_SUSPICIOUS: Final = ("own_source_rows", "repeat_rows")
+
+_KNOWN_PAIRS = 1 << 23
+"""Pairs looked up at a time: 64 MiB of keys, twice while they are put together."""
+_CELLS = 1 << 20
+"""Negatives looked at in one piece."""
+
+
+def sentences(counts: Mapping[str, int], shares: Mapping[str, float]) -> Iterator[str]:
+    """Each count that is not 0 in words, with its share where there is one.
+
+    Not that of NaN and infinite values: `remarks` names their tables.
+    """
+    for name, meaning in MEANING.items():
+        if (count := counts.get(name, 0)) and name != "nonfinite_values":
+            share = f" ({shares[name]:.1%})" if name in shares else ""
+            yield f"{count:,}{share} {meaning}"
+
+
+def lint_splits(splits: Mapping[str, torch.Tensor], n_pairs: int) -> dict[str, int]:
+    """Count pairs in two splits and pairs twice in one; the splits' numbers are below `n_pairs`.
+
+    One byte a pair of memory, whatever the splits hold.
+    """
+    here, twice, before, both = 1, 2, 4, 8
+    marks = np.zeros(n_pairs, np.uint8)
+    for split in splits.values():
+        for piece in chunks(split):
+            pairs, counts = np.unique(_whole(piece), return_counts=True)
+            again = (counts > 1) | (marks[pairs] & here != 0)
+            marks[pairs[again]] |= twice
+            marks[pairs] |= here
+        marks[marks & (here | before) == here | before] |= both
+        marks[marks & here != 0] |= before
+        marks &= 0xFF ^ here
+    return {
+        "pairs_in_two_splits": int(np.count_nonzero(marks & both)),
+        "pairs_twice_in_a_split": int(np.count_nonzero(marks & twice)),
+    }
+
+
+def lint_negatives(
+    pair_index: torch.Tensor, hard_negatives: torch.Tensor, n_sources: int
+) -> dict[str, int]:
+    """Count the rows of `hard_negatives` [N_p,N] that hold what a negative should not be.
+
+    The pair's own source; another known true source of its question (a false negative); a repeat.
+    Bounded memory: pairs are looked up in blocks, by question number modulo the blocks' count.
+    """
+    own = false = repeated = 0
+    n_pairs, n_neg = hard_negatives.shape
+    blocks = max(1, -(-n_pairs // _KNOWN_PAIRS))
+    step = max(1, _CELLS // n_neg)
+    for block in range(blocks):
+        known = np.sort(
+            np.concatenate(
+                [
+                    pairs[:, 0] * n_sources + pairs[:, 1]
+                    for piece in chunks(pair_index)
+                    if len(pairs := _of_block(_whole(piece), block, blocks)[0])
+                ]
+                or [np.zeros(0, np.int64)]
+            )
+        )
+        for begin in range(0, n_pairs, step):
+            pairs, mine = _of_block(_whole(pair_index[begin : begin + step]), block, blocks)
+            rows = np.sort(_whole(hard_negatives[begin : begin + step])[mine], axis=1)
+            is_own = rows == pairs[:, 1:]
+            keys = pairs[:, :1] * n_sources + rows
+            at = np.searchsorted(known, keys)
+            at[at == len(known)] = 0
+            is_true = (known[at] == keys) & ~is_own
+            own += int(is_own.any(1).sum())
+            false += int(is_true.any(1).sum())
+            repeated += int((rows[:, 1:] == rows[:, :-1]).any(1).sum())
+    return {"own_source_rows": own, "false_negative_rows": false, "repeat_rows": repeated}
+
+
+def suspicion(shares: Mapping[str, float]) -> str | None:
+    """What makes negatives hardly negatives, by the counts of `lint_negatives` over the pairs.
+
+    Not an error: small tables of sources make such rows honestly.
+    """
+    high = [name for name in _SUSPICIOUS if shares.get(name, 0) > _SUSPECT_SHARE]
+    if not high:
+        return None
+    counted = " and ".join(f"{shares[name]:.1%} of {MEANING[name]}" for name in high)
+    return f"{counted}; check that this is the table of hard negatives, and not that of their tiers"
+
+
+def count_changed_rows(
+    before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]
+) -> int:
+    """Count the rows in which any of the tables [N_p,N], of equal names, differs in value."""
+    n_pairs, n_neg = next(iter(after.values())).shape
+    changed = 0
+    for rows in _pieces(n_pairs, n_neg):
+        differs = [_whole(before[n][rows]) != _whole(table[rows]) for n, table in after.items()]
+        changed += int(np.logical_or.reduce(differs).any(1).sum())
+    return changed
+
+
+def equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tables [N_p,N] hold the same values, whatever their dtypes."""
+    return all(bool((_whole(a[rows]) == _whole(b[rows])).all()) for rows in _pieces(*a.shape))
+
+
+def _pieces(n_pairs: int, n_neg: int) -> Iterator[slice]:
+    step = max(1, _CELLS // n_neg)
+    return (slice(begin, begin + step) for begin in range(0, n_pairs, step))
+
+
+def _whole(numbers: torch.Tensor) -> NDArray[np.int64]:
+    """As int64; torch cannot convert all of the unsigned types."""
+    return numbers.numpy().astype(np.int64, copy=False)
+
+
+def _of_block(
+    pairs: NDArray[np.int64], block: int, blocks: int
+) -> tuple[NDArray[np.int64], NDArray[Any] | slice]:
+    """The (question, source) rows whose question belongs to the block, and where they stand."""
+    if blocks == 1:
+        return pairs, slice(None)
+    mine = pairs[:, 0] % blocks == block
+    return pairs[mine], mine

@@ -1,0 +1,111 @@
+"""What a store holds, put together for people and programs to read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..files.tensorfile import DTYPE_NAMES, chunks
+from ..rules.config import Config
+from ..rules.curriculum import steering_probabilities
+from ..rules.schema import ARTIFACTS, NEGATIVES, SPLITS, TIERS
+from . import negatives
+from .generation import sound_generation
+from .manifest import FORMAT_VERSION
+from .remarks import remarks
+from .store import Store, table_tensor
+
+
+def summarise(path: str | Path) -> dict[str, Any]:
+    """Everything worth knowing about a store, as JSON can hold it.
+
+    `artifacts` (with shapes, dtypes, sizes), `splits` (pairs), `steering_probabilities` of a few
+    epochs, `clusters` and `tiers` (counts), `generation` (the one in force), `warnings` (counts),
+    `notes` (sentences).
+    Raises what opening the store raises.
+    """
+    store = Store(path)
+    pointer = negatives.read_pointer(store.path)
+    sizes, manifest = store.negatives_sizes, store.manifest
+    tables = sound_generation(store.path, pointer, store.store_id, sizes).tables
+    artifacts = [
+        {
+            "name": name,
+            "file": entry.file,
+            "kind": ARTIFACTS[name].kind,
+            "dtype": entry.dtype,
+            "shape": list(entry.shape),
+            "bytes": entry.bytes,
+        }
+        for name, entry in manifest.artifacts.items()
+    ]
+    return {
+        "store": str(store.path),
+        "store_id": store.store_id,
+        "format_version": FORMAT_VERSION,
+        "created": manifest.created,
+        "converter": manifest.converter,
+        "bytes": sum(entry.bytes for entry in manifest.artifacts.values()) + pointer.bytes,
+        "artifacts": artifacts,
+        "splits": {split: len(_values(store, f"{split}_idx")) for split in SPLITS},
+        "steering_probabilities": [
+            {"epoch": epoch, **steering_probabilities(store.config, epoch)}
+            for epoch in _epochs(store.config)
+        ],
+        "clusters": _counts(_values(store, "pair_cluster_id"), sizes["N_c"]),
+        "tiers": dict(
+            zip(
+                map(str, TIERS),
+                _counts(tables["negative_tiers"], TIERS[-1] + 1)[TIERS[0] :],
+                strict=True,
+            )
+        ),
+        "generation": _generation(pointer, tables),
+        "warnings": {**manifest.warnings, **pointer.lint},
+        "notes": remarks(store.config, manifest),
+    }
+
+
+def _values(store: Store, name: str) -> torch.Tensor:
+    return table_tensor(store.tables[name])
+
+
+def _epochs(config: Config) -> list[int]:
+    """The first and last epoch of the curriculum and its quarters; 0 where there is none."""
+    if config.curriculum is None:
+        return [0]
+    total = config.curriculum.epochs_total
+    return sorted({total * quarter // 4 for quarter in range(5)})
+
+
+def _counts(numbers: torch.Tensor, n: int) -> list[int]:
+    """How often each of 0 to n - 1 stands in a table of whole numbers."""
+    counts = np.zeros(n, np.int64)
+    for rows in chunks(numbers):
+        found = np.bincount(rows.numpy().astype(np.int64).ravel(), minlength=n)
+        counts += found[:n]
+    result: list[int] = counts.tolist()
+    return result
+
+
+def _generation(pointer: negatives.Pointer, tables: dict[str, torch.Tensor]) -> dict[str, Any]:
+    return {
+        "number": pointer.generation,
+        "file": f"{negatives.FOLDER}/{pointer.file}",
+        "bytes": pointer.bytes,
+        "when": pointer.when,
+        "by": pointer.by,
+        "note": pointer.note,
+        "published": len(pointer.history),
+        "tables": [
+            {
+                "name": a.name,
+                "dtype": DTYPE_NAMES[tables[a.name].dtype],
+                "shape": list(tables[a.name].shape),
+            }
+            for a in NEGATIVES
+        ],
+    }

@@ -1,0 +1,252 @@
+"""Everything there is to check in a store, recomputed: all problems at once, not the first."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import torch
+
+from ..errors import FormatError, JasperError, StoreChangedError
+from ..files import atomic
+from ..files.missing import must_be_folder
+from ..files.tensorfile import file_sha256
+from ..rules import arguments
+from ..rules.config import CONFIG_FILE
+from ..rules.schema import NEGATIVES, STORED, Artifact
+from . import negatives
+from .audit import form_errors
+from .configfile import read_config
+from .generation import content_errors, history_errors, stamped_generation
+from .lint import lint_negatives, lint_splits
+from .manifest import MANIFEST_FILE, Manifest, read_manifest
+from .negatives import FOLDER, generations_on_disk
+from .remarks import remarks
+from .store import beyond_problem, map_table, table_problems, table_tensor
+
+_POINTER_FILE: Final = f"{FOLDER}/{negatives.POINTER}"
+
+_NOT_DONE: Final = (
+    "quick, so not checked: the SHA-256 of any file, the values of floating-point tables (NaN,"
+    " infinity, bounds), and the counts shown as warnings; no stamp was renewed. Run it without"
+    " --quick to check everything."
+)
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong; the message says what, where and the remedy."""
+
+    file: str
+    error: str
+    """Name of the error that opening or reading it would raise."""
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyReport:
+    """What was found in a store."""
+
+    store: str
+    quick: bool
+    generation: int | None
+    """The one in force; None where the pointer cannot be read."""
+    files: int
+    """Files looked at."""
+    bytes: int
+    """Their size in all."""
+    seconds: float
+    problems: tuple[Problem, ...]
+    renewed: tuple[str, ...]
+    """Files whose stamp was brought up to date, since their content is sound."""
+    notes: tuple[str, ...]
+    warnings: dict[str, int]
+    """Counts of `lint.MEANING`, of what could be counted."""
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as JSON can hold it."""
+        return {"ok": self.ok, **asdict(self)}
+
+
+def verified(path: str | Path, *, quick: bool = False) -> Verification:
+    """Check a store and its generations; all of it, or with `quick` without reading floats.
+
+    In full: every checksum, form, index, bound, NaN and count of the artifacts and of the
+    generation in force, and the checksums of the older generations that are still there. Quick:
+    sizes, headers, forms and index ranges, with a note of what that leaves out. Nothing is
+    written. Raises `MissingFileError` where there is no folder at all, and `StoreChangedError`
+    where it was converted again meanwhile.
+    """
+    folder = arguments.folder("dataset_dir", path)
+    must_be_folder(folder)
+    verification = Verification(folder, quick)
+    verification.run()
+    verification.must_be_unchanged()
+    return verification
+
+
+class Verification:
+    """What was found so far, and what of it can be brought up to date (`renewal`)."""
+
+    def __init__(self, folder: Path, quick: bool) -> None:
+        self._started = time.perf_counter()
+        self.folder = folder
+        self.quick = quick
+        self._problems: list[Problem] = []
+        self.notes: list[str] = [_NOT_DONE] if quick else []
+        self._warnings: dict[str, int] = {}
+        self._seen: dict[Path, int] = {}
+        """File looked at -> its bytes."""
+        self.moved: dict[str, int] = {}
+        """Sound file whose stamp differs -> its `mtime_ns`."""
+        self.renewed: list[str] = []
+        """Files whose stamp was brought up to date since."""
+        self.manifest: Manifest | None = None
+        self.pointer: negatives.Pointer | None = None
+
+    def report(self) -> VerifyReport:
+        return VerifyReport(
+            store=str(self.folder),
+            quick=self.quick,
+            generation=self.pointer.generation if self.pointer else None,
+            files=len(self._seen),
+            bytes=sum(self._seen.values()),
+            seconds=time.perf_counter() - self._started,
+            problems=tuple(self._problems),
+            renewed=tuple(self.renewed),
+            notes=tuple(self.notes),
+            warnings=self._warnings,
+        )
+
+    def run(self) -> None:
+        manifest = self._attempt(MANIFEST_FILE, lambda: read_manifest(self.folder))
+        if manifest is None:
+            return
+        self.manifest = manifest
+        config = self._attempt(CONFIG_FILE, lambda: read_config(self.folder))
+        if config is None:
+            return
+        self.notes += remarks(config, manifest)
+        if self._note_all(CONFIG_FILE, form_errors(self.folder, config, manifest)):
+            return  # no table can be trusted to have the rows that another one refers to
+        sound = {a.name: t for a in STORED if (t := self._table(a, manifest)) is not None}
+        self._count_splits(sound, manifest)
+        sizes = {**manifest.sizes, "N": config.n_neg}
+        self._generations(manifest, sizes, sound.get("pair_index"))
+
+    def _attempt(self, file: str, read: Callable[[], _T]) -> _T | None:
+        """What `read` returns; None, with the problem noted, where it raises."""
+        try:
+            with atomic.storage_errors(self.folder / file, "read"):
+                return read()
+        except JasperError as error:
+            self._note(file, error)
+            return None
+
+    def _note(self, file: str, error: JasperError) -> None:
+        self._problems.append(Problem(file, type(error).__name__, str(error)))
+
+    def _note_all(self, file: str, errors: Iterable[JasperError]) -> bool:
+        """Note what is wrong with `file`; whether there was anything."""
+        before = len(self._problems)
+        left = iter(errors)
+        while error := self._attempt(file, lambda: next(left, None)):
+            self._note(file, error)
+        return len(self._problems) > before
+
+    def _table(self, artifact: Artifact, manifest: Manifest) -> torch.Tensor | None:
+        """The values of one artifact, if there is nothing wrong with it."""
+        entry = manifest.artifacts[artifact.name]
+        mapped = self._attempt(entry.file, lambda: map_table(self.folder, artifact, entry))
+        if mapped is None:
+            return None
+        table, mtime_ns = mapped
+        self._seen[self.folder / entry.file] = entry.bytes
+        errors = table_problems(self.folder, artifact, manifest, table, quick=self.quick)
+        if self._note_all(entry.file, errors):
+            return None
+        beyond = None if self.quick else beyond_problem(self.folder, artifact, manifest, table)
+        if beyond is not None:
+            self._note(entry.file, beyond)
+            return None
+        self._stamped(entry.file, entry.mtime_ns, mtime_ns)
+        return table_tensor(table)
+
+    def _stamped(self, file: str, stamp_ns: int, mtime_ns: int) -> None:
+        if mtime_ns != stamp_ns:
+            self.moved[file] = mtime_ns
+
+    def _count_splits(self, sound: dict[str, torch.Tensor], manifest: Manifest) -> None:
+        splits = {a.split: sound[a.name] for a in STORED if a.split and a.name in sound}
+        if not self.quick:
+            self._warnings |= lint_splits(splits, manifest.sizes["N_p"])
+            self._warnings["nonfinite_values"] = sum(
+                entry.nonfinite for entry in manifest.artifacts.values()
+            )
+
+    def _generations(
+        self, manifest: Manifest, sizes: dict[str, int], pair_index: torch.Tensor | None
+    ) -> None:
+        pointer = self._attempt(_POINTER_FILE, lambda: negatives.read_pointer(self.folder))
+        if pointer is None:
+            return
+        self.pointer = pointer
+        self._note_all(_POINTER_FILE, history_errors(self.folder, pointer))
+        tables = self._in_force(pointer, manifest, sizes)
+        if tables and pair_index is not None and not self.quick:
+            hard_negatives = tables[NEGATIVES[0].name]
+            self._warnings |= lint_negatives(pair_index, hard_negatives, sizes["N_s"])
+        on_disk = self._attempt(FOLDER, lambda: generations_on_disk(self.folder)) or {}
+        for entry in pointer.history:
+            number = entry["generation"]
+            if number != pointer.generation and number in on_disk:
+                self._older(on_disk[number], entry)
+
+    def _in_force(
+        self, pointer: negatives.Pointer, manifest: Manifest, sizes: dict[str, int]
+    ) -> dict[str, torch.Tensor] | None:
+        """The tables of the generation in force, if there is nothing wrong with them."""
+        file = f"{FOLDER}/{pointer.file}"
+        folder, store_id = self.folder, manifest.store_id
+        opened = self._attempt(file, lambda: stamped_generation(folder, pointer, store_id, sizes))
+        if opened is None:
+            return None
+        self._seen[opened.path] = pointer.bytes
+        if self._note_all(file, content_errors(opened, pointer, sizes, checksum=not self.quick)):
+            return None
+        self._stamped(file, pointer.mtime_ns, opened.mtime_ns)
+        return opened.tables
+
+    def _older(self, path: Path, entry: dict[str, Any]) -> None:
+        """An older generation is only ever read whole, by a rollback: its checksum is enough."""
+        file = f"{FOLDER}/{path.name}"
+
+        def check() -> None:
+            with atomic.storage_errors(path, "read"):
+                self._seen[path] = path.stat().st_size
+            same = self._seen[path] == entry.get("bytes")
+            if same and not self.quick:
+                same = file_sha256(path) == entry.get("sha256")
+            if not same:
+                raise FormatError(
+                    f"{path}: was altered after publishing (its bytes are not those of the"
+                    " history), so there is no rolling back to it. Copy it anew, or remove it."
+                )
+
+        self._attempt(file, check)
+
+    def must_be_unchanged(self) -> None:
+        """Raise `StoreChangedError` if what was checked is no longer one store."""
+        if self.manifest is not None and read_manifest(self.folder) != self.manifest:
+            raise StoreChangedError(
+                f"{self.folder}: was converted again while being verified; run it again."
+            )
