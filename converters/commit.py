@@ -8,8 +8,8 @@ from pathlib import Path
 
 from jasper_mmap.files import atomic
 from jasper_mmap.rules.config import CONFIG_FILE
-from jasper_mmap.store import negatives
 from jasper_mmap.store.manifest import MANIFEST_FILE, Entry, Manifest
+from jasper_mmap.store.negatives import FOLDER, POINTER
 
 from .generation import STAGED_FILE, Outcome
 from .staging import Staging
@@ -38,7 +38,7 @@ def commit(
     if manifest is not None:
         atomic.write_json(stage.path(MANIFEST_FILE), manifest.to_dict())
     if outcome.changed:
-        atomic.write_json(stage.path(negatives.POINTER), asdict(outcome.pointer))
+        atomic.write_json(stage.path(POINTER), asdict(outcome.pointer))
     if config is not None:
         with atomic.replacing(stage.path(CONFIG_FILE)) as file:
             atomic.write_all(file, config)
@@ -53,7 +53,7 @@ def commit(
         if config is not None:
             (folder / CONFIG_FILE).replace(store / CONFIG_FILE)
         atomic.sync_folder(store)
-        _put_in_force(folder, store / negatives.FOLDER, outcome)
+        _put_in_force(folder, store / FOLDER, outcome)
         if manifest is not None:
             (folder / MANIFEST_FILE).replace(store / MANIFEST_FILE)
             atomic.sync_folder(store)
@@ -64,5 +64,5 @@ def _put_in_force(folder: Path, target: Path, outcome: Outcome) -> None:
         (folder / STAGED_FILE).replace(target / outcome.pointer.file)
         atomic.sync_folder(target)
     if outcome.changed:
-        (folder / negatives.POINTER).replace(target / negatives.POINTER)
+        (folder / POINTER).replace(target / POINTER)
         atomic.sync_folder(target)

@@ -17,13 +17,14 @@ from jasper_mmap.files.missing import must_be_folder
 from jasper_mmap.files.regular import open_regular
 from jasper_mmap.negatives.builder_pair import PAIRS, warn_of_half
 from jasper_mmap.negatives.publish import shares, warn_of
+from jasper_mmap.negatives.write import publisher_lock
 from jasper_mmap.rules.arguments import folder
 from jasper_mmap.rules.config import CONFIG_FILE, Config
 from jasper_mmap.rules.schema import ARTIFACTS, EMBEDDING_DTYPES, NEGATIVES
 from jasper_mmap.store.configfile import read_config
 from jasper_mmap.store.lint import lint_splits
 from jasper_mmap.store.manifest import STAGING, Entry, Manifest
-from jasper_mmap.store.negatives import Pointer, made_from_files, publisher_lock, read_pointer
+from jasper_mmap.store.negatives import Pointer, made_from_files, read_pointer
 from jasper_mmap.store.remarks import remarks
 from jasper_mmap.version import installed_version
 

@@ -20,8 +20,8 @@ from jasper_mmap.files.pt.ptfile import Stamp
 from jasper_mmap.rules import arguments
 from jasper_mmap.rules.config import CONFIG_FILE
 from jasper_mmap.rules.schema import ARTIFACTS
-from jasper_mmap.store import negatives
 from jasper_mmap.store.generation import sound_generation
+from jasper_mmap.store.negatives import read_pointer
 from jasper_mmap.store.store import Ragged, Store
 
 from .staging import Staging, staging
@@ -38,7 +38,7 @@ def export_pt(store: str | Path, dst: str | Path) -> list[Path]:
     """
     store, dst = arguments.folder("store", store), arguments.folder("dst", dst)
     opened = Store(store)
-    pointer = negatives.read_pointer(store)
+    pointer = read_pointer(store)
     generation = sound_generation(store, pointer, opened.store_id, opened.negatives_sizes)
     tables = opened.tables | generation.tables
 

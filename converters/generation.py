@@ -13,12 +13,17 @@ from jasper_mmap.errors import JasperError
 from jasper_mmap.files.tensorfile import Written
 from jasper_mmap.negatives.incoming import examine
 from jasper_mmap.negatives.publish import lost_or_read
+from jasper_mmap.negatives.write import next_generation, successor, with_source, write_file
 from jasper_mmap.rules.schema import NEGATIVES
-from jasper_mmap.store import negatives
 from jasper_mmap.store.generation import stamped_generation
 from jasper_mmap.store.lint import count_changed_rows
 from jasper_mmap.store.manifest import Manifest
-from jasper_mmap.store.negatives import Pointer
+from jasper_mmap.store.negatives import (
+    MAX_GENERATION,
+    Pointer,
+    made_from_files,
+    read_pointer,
+)
 
 from .plan import sound_pointer
 from .source import read_table
@@ -61,7 +66,7 @@ def stage_candidate(
     tables = {a.name: read_table(src / a.source) for a in NEGATIVES}
     where = {a.name: str(src / a.source) for a in NEGATIVES}
     lint = examine(tables, where, pair_index, sizes, allow_equal=allow_equal)
-    written = negatives.write_file(path, **tables)
+    written = write_file(path, **tables)
     return Candidate(tables=tables, written=written, source=source, lint=lint)
 
 
@@ -86,10 +91,10 @@ def settle(
     before = lost_or_read(dst)
     sound = sound_pointer(dst, old)
     if candidate is not None and (sound is None or _is_news(candidate, sound, force)):
-        number = negatives.next_generation(dst, before)
-        if (before.generation if before else 0) < reserved <= negatives.MAX_GENERATION:
+        number = next_generation(dst, before)
+        if (before.generation if before else 0) < reserved <= MAX_GENERATION:
             number = reserved  # nobody has seen that file: no pointer ever named it
-        pointer = negatives.successor(
+        pointer = successor(
             before,
             number,
             candidate.written,
@@ -99,9 +104,9 @@ def settle(
             changed_rows=_changed_rows(dst, sound, candidate, sizes),
         )
         return Outcome(pointer=pointer, publishes=True, changed=True)
-    pointer = sound or negatives.read_pointer(dst)
+    pointer = sound or read_pointer(dst)
     if candidate is not None:
-        pointer = negatives.with_source(pointer, candidate.source)
+        pointer = with_source(pointer, candidate.source)
     kept = stamped_generation(dst, pointer, pointer.store_id, sizes)
     if pointer.store_id != store_id or pointer.mtime_ns != kept.mtime_ns:
         lint = examine(
@@ -116,7 +121,7 @@ def settle(
 
 
 def _is_news(candidate: Candidate, pointer: Pointer, force: bool) -> bool:
-    made = negatives.made_from_files(pointer)
+    made = made_from_files(pointer)
     known = pointer.sha256 if force or made is None else made["sha256"]
     return bool(candidate.written.sha256 != known)
 

@@ -12,9 +12,9 @@ import torch
 from jasper_mmap.errors import JasperError, MissingFileError, NewerFormatError, together
 from jasper_mmap.files.atomic import storage_errors
 from jasper_mmap.rules.schema import ARTIFACTS, EMBEDDING_DTYPES, NEGATIVES, STORED, Artifact
-from jasper_mmap.store import negatives
 from jasper_mmap.store.generation import sound_generation
 from jasper_mmap.store.manifest import STAGING, Entry, Manifest, narrowed_to, read_manifest
+from jasper_mmap.store.negatives import Pointer, made_from_files, read_pointer
 
 from .derive import derived_stamp
 from .source import stamp
@@ -60,7 +60,7 @@ class Plan:
     tasks: tuple[Task, ...]
     negatives_source: dict[str, Any]
     old: Manifest | None
-    pointer: negatives.Pointer | None
+    pointer: Pointer | None
     """None where there is no generation, or where the one in force is damaged."""
     embeddings_dtype: str | None
     """What the embeddings and the steering are to be stored in; None as they come."""
@@ -71,7 +71,7 @@ class Plan:
         """Their files were written since a generation was last made from them."""
         if self.pointer is None or self.force:
             return True
-        made = negatives.made_from_files(self.pointer)
+        made = made_from_files(self.pointer)
         return made is None or made["source"] != self.negatives_source
 
     @property
@@ -165,11 +165,11 @@ def _old_manifest(dst: Path, *, force: bool) -> Manifest | None:
         return None
 
 
-def sound_pointer(dst: Path, old: Manifest | None) -> negatives.Pointer | None:
+def sound_pointer(dst: Path, old: Manifest | None) -> Pointer | None:
     """The pointer, if the generation that it names is what it says; `old` is the store's manifest,
     by which its numbers are checked where it is the one they refer to."""
     try:
-        pointer = negatives.read_pointer(dst)
+        pointer = read_pointer(dst)
         sizes = old.sizes if old and old.store_id == pointer.store_id else {}
         sound_generation(dst, pointer, pointer.store_id, sizes)
     except JasperError:

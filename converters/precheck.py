@@ -14,9 +14,9 @@ from jasper_mmap.files.atomic import storage_errors
 from jasper_mmap.files.tensorfile import map_tensors
 from jasper_mmap.rules.config import Config
 from jasper_mmap.rules.schema import NEGATIVES
-from jasper_mmap.store import negatives
 from jasper_mmap.store.checks import TableCheck, check_form, check_ranges
 from jasper_mmap.store.manifest import Entry
+from jasper_mmap.store.negatives import FOLDER
 
 from .derive import derive
 from .plan import Plan, Task
@@ -113,7 +113,7 @@ def _negatives(plan: Plan, src: Path, dst: Path) -> list[tuple[torch.Tensor, str
     if plan.new_negatives or plan.pointer is None:
         paths = [src / a.source for a in NEGATIVES]
         return [(open_table(path)[0], str(path)) for path in paths]
-    path = dst / negatives.FOLDER / plan.pointer.file
+    path = dst / FOLDER / plan.pointer.file
     tensors = map_tensors(path).tensors
     return [(tensors[a.name], str(path)) for a in NEGATIVES]
 

@@ -17,7 +17,7 @@ from jasper_mmap.files import atomic
 from jasper_mmap.files.atomic import storage_errors
 from jasper_mmap.files.locks import exclusive
 from jasper_mmap.store.manifest import STAGING, Entry
-from jasper_mmap.store.negatives import FOLDER as NEGATIVES_FOLDER
+from jasper_mmap.store.negatives import FOLDER
 
 JOURNAL = "journal.json"
 _LOCK = ".lock"
@@ -46,7 +46,7 @@ class Staging:
         self._before = replace(self.journal, entries=dict(self.journal.entries))
         self._fresh = fresh
         self._written: set[Path] = set()
-        self._made = [] if (store / NEGATIVES_FOLDER).exists() else [store / NEGATIVES_FOLDER]
+        self._made = [] if (store / FOLDER).exists() else [store / FOLDER]
         self.committing = False
         """From here on a failure is completed by the next run, not taken back."""
 

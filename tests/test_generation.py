@@ -19,13 +19,13 @@ from converters.export import export_pt
 from jasper_mmap import JASPERSteeringDataset, publish_negatives, rollback_negatives
 from jasper_mmap.errors import ContentError, FormatError, IndexRangeError, StorageError
 from jasper_mmap.negatives.renewal import verify_store
+from jasper_mmap.negatives.write import next_generation
 from jasper_mmap.store.negatives import (
     FOLDER,
     MAX_GENERATION,
     POINTER,
     file_name,
     generations_on_disk,
-    next_generation,
     read_pointer,
 )
 from jasper_mmap.store.store import Store

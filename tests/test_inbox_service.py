@@ -24,7 +24,8 @@ from jasper_mmap.commands.cli_negatives import COMMANDS
 from jasper_mmap.errors import StorageError
 from jasper_mmap.negatives.dropped import Place
 from jasper_mmap.negatives.inbox import Inbox
-from jasper_mmap.store.negatives import publisher_lock, read_pointer
+from jasper_mmap.negatives.write import publisher_lock
+from jasper_mmap.store.negatives import read_pointer
 from tests.oracle import Oracle
 from tests.publishing import IMPORTING, NAMES, Tables, in_force, numbered, saved, until, with_value
 

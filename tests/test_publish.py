@@ -23,8 +23,7 @@ from jasper_mmap.errors import (
     MissingFileError,
     UsageError,
 )
-from jasper_mmap.negatives import incoming
-from jasper_mmap.store import negatives
+from jasper_mmap.negatives import incoming, write
 from jasper_mmap.store.negatives import FOLDER, POINTER, file_name
 from tests.converting import state
 from tests.oracle import Oracle
@@ -261,7 +260,7 @@ def test_file_of_a_dead_publisher_goes_and_its_number_is_not_used(
 
 def test_history_stays_short(store: Path, oracle: Oracle, monkeypatch: pytest.MonkeyPatch) -> None:
     """Old entries go, but for the one that was made from the builder's files."""
-    monkeypatch.setattr(negatives, "HISTORY_LENGTH", 3)
+    monkeypatch.setattr(write, "HISTORY_LENGTH", 3)
     for _ in range(5):
         publish_numbered(store, oracle)
     assert [entry["generation"] for entry in in_force(store)["history"]] == [1, 4, 5, 6]
@@ -352,7 +351,7 @@ def test_publishing_and_converting_at_the_end_of_the_interpreter(
         "('hard_negatives', 'negative_tiers'))\n"
         "negatives, tiers = tables\n"
         "atexit.register(lambda: print(convert(folder, target).generation))\n"
-        "atexit.register(lambda: print(publish_negatives(store, negatives.flip(0), tiers)))\n"
+        "atexit.register(lambda: print(publish_negatives(store, flip(0), tiers)))\n"
     )
     ran = subprocess.run(
         [sys.executable, "-c", program, str(store), str(demo_folder), str(tmp_path / "target")],

@@ -14,8 +14,8 @@ from converters import convert
 from jasper_mmap import publish_negatives
 from jasper_mmap.errors import BusyError, MissingFileError, StoreChangedError
 from jasper_mmap.negatives.renewal import verify_store
+from jasper_mmap.negatives.write import publisher_lock
 from jasper_mmap.rules.schema import ARTIFACTS, STORED
-from jasper_mmap.store.negatives import publisher_lock
 from jasper_mmap.store.store import Store
 from jasper_mmap.store.validate import VerifyReport
 from tests.damage import edit_manifest, rewrite

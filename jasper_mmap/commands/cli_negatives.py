@@ -15,9 +15,9 @@ from ..negatives.dropped import Place
 from ..negatives.inbox import Inbox
 from ..negatives.publish import KEEP, LOCK_TIMEOUT_S, publish_negatives, rollback_negatives, shares
 from ..printable import printable
-from ..store import negatives
 from ..store.lint import MEANING, sentences, suspicion
 from ..store.manifest import read_manifest
+from ..store.negatives import Pointer, generations_on_disk, read_pointer
 from .report import NOTE_LENGTH
 from .service import Finite, logged_to_stdout, signals_held
 
@@ -116,7 +116,7 @@ def rollback(dataset_dir: Path, as_json: bool, **options: Any) -> None:
 def generations(dataset_dir: Path, as_json: bool) -> None:
     """Show the history of the store DIR: which generations there were, and which is in force."""
     pointer, n_pairs = _pointer_and_pairs(dataset_dir)
-    on_disk = negatives.generations_on_disk(dataset_dir)
+    on_disk = generations_on_disk(dataset_dir)
     shown = [
         {
             **_entry(pointer, e["generation"]),
@@ -227,12 +227,12 @@ def _tell(store: Path, generation: int, as_json: bool) -> None:
     click.echo("; ".join((f"published generation {generation}", *_counts(entry, n_pairs))))
 
 
-def _pointer_and_pairs(store: Path) -> tuple[negatives.Pointer, int]:
+def _pointer_and_pairs(store: Path) -> tuple[Pointer, int]:
     manifest = read_manifest(store)
-    return negatives.read_pointer(store), manifest.sizes["N_p"]
+    return read_pointer(store), manifest.sizes["N_p"]
 
 
-def _entry(pointer: negatives.Pointer, generation: int) -> dict[str, Any]:
+def _entry(pointer: Pointer, generation: int) -> dict[str, Any]:
     found = pointer.of(generation)
     return {
         "generation": found.generation,

@@ -20,8 +20,7 @@ from typing import Any, Literal
 from ..errors import AccessError, JasperError, MissingFileError, UsageError
 from ..files.atomic import storage_errors
 from ..negatives.overwritten import publish_overwritten
-from ..store import negatives
-from ..store.negatives import Pointer
+from ..store.negatives import Pointer, read_pointer
 from .control import Control
 from .served import Generation, Served
 
@@ -189,7 +188,7 @@ class Adoption:
                 publish_overwritten(self.path, source_dir=source_dir, allow_equal=allow_equal)
         except AccessError as error:
             _log.warning("serving what is published, for nothing can be published here: %s", error)
-        pointer = negatives.read_pointer(self.path)
+        pointer = read_pointer(self.path)
         if pointer.generation > self.number:
             self.adopt(self.examined(pointer))
         return self.number

@@ -19,10 +19,9 @@ from ..files.warm import worth_huge_pages
 from ..rules import arguments
 from ..rules.config import Config
 from ..rules.schema import ARTIFACTS, GATHERED
-from ..store import negatives
 from ..store.generation import OpenGeneration, map_generation, sound_generation
 from ..store.manifest import read_manifest
-from ..store.negatives import Pointer
+from ..store.negatives import Pointer, read_pointer
 from ..store.store import Ragged, Store, Table, Validation, table_tensor
 from .placement import Placement
 from .stack import Stack, map_stacked
@@ -134,13 +133,13 @@ class Served:
 
     def _in_force(self) -> tuple[Pointer, OpenGeneration]:
         _ = self.store  # first, for its errors tell what is wrong with the folder
-        pointer = negatives.read_pointer(self.path)
+        pointer = read_pointer(self.path)
         while True:
             try:
                 return pointer, self._checked(pointer, full=self._validate == "full")
             except MissingFileError:
                 # Replaced and removed since the pointer was read? Then there is a newer one.
-                before, pointer = pointer, negatives.read_pointer(self.path)
+                before, pointer = pointer, read_pointer(self.path)
                 if pointer.generation == before.generation:
                     raise
 
@@ -149,7 +148,7 @@ class Served:
         one in force."""
         found = self._generations.get(number)
         if found is None:
-            pointer = negatives.read_pointer(self.path)
+            pointer = read_pointer(self.path)
             if pointer.generation != number:
                 pointer = pointer.of(number)
             opened = self._checked(pointer, full=self._validate == "full")

@@ -24,9 +24,9 @@ from ..files.regular import open_regular
 from ..files.tensorfile import CHUNK_BYTES, chunks, few, map_tensors
 from ..rules.arguments import number
 from ..rules.schema import ARTIFACTS, NEGATIVES
-from ..store import negatives
 from ..store.checks import TableCheck, check_form
 from ..store.lint import MEANING, equal, lint_negatives
+from ..store.negatives import FOLDER
 from ..store.store import Store, table_tensor
 
 Given = torch.Tensor | str | Path
@@ -101,7 +101,7 @@ def take_in(
             tables[name], where[name] = _plain(given, f"{name} (as given)"), f"{name} (as given)"
             continue
         path = Path(given).absolute()
-        tables[name], stamp = _frozen(path, name, store.path / negatives.FOLDER, sizes)
+        tables[name], stamp = _frozen(path, name, store.path / FOLDER, sizes)
         where[name] = str(path)
         frozen.append((path, stamp))
         if path == (builder or store.path) / artifact.source:

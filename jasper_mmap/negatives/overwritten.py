@@ -10,12 +10,12 @@ from ..errors import FormatError, MissingFileError
 from ..files.atomic import exists, storage_errors
 from ..rules import arguments
 from ..rules.schema import NEGATIVES
-from ..store import negatives
-from ..store.negatives import publisher_lock
+from ..store.negatives import FOLDER, made_from_files, read_pointer
 from ..store.store import Store
 from .builder_pair import PAIRS, PairWatch, warn_of_half
 from .incoming import Incoming, take_in
 from .publish import LOCK_TIMEOUT_S, check_same_store, lost_or_read, put_in_force
+from .write import publisher_lock, with_source, write_file, write_pointer
 
 _CANDIDATE: Final = ".candidate.tmp"
 """A name that `atomic.sweep` knows."""
@@ -51,7 +51,7 @@ def publish_overwritten(
         _warn_of_missing(folder, missing)
         return
     before = lost_or_read(folder)
-    made = negatives.made_from_files(before) if before else None
+    made = made_from_files(before) if before else None
     if made is None:  # never published from files, or the history was lost
         return
     stamps = pairs.settled(source, made["source"])
@@ -61,7 +61,7 @@ def publish_overwritten(
     with publisher_lock(folder, LOCK_TIMEOUT_S):
         check_same_store(store)
         before = lost_or_read(folder)
-        made = negatives.made_from_files(before) if before else None
+        made = made_from_files(before) if before else None
         if before is None or made is None or made["source"] == stamps:
             return  # another process was first
         files = (source / a.source for a in NEGATIVES)
@@ -72,10 +72,10 @@ def publish_overwritten(
                 " is done."
             )
         if _equal(store, made, incoming):
-            negatives.write_pointer(folder, negatives.with_source(before, incoming.source))
+            write_pointer(folder, with_source(before, incoming.source))
             return
         put_in_force(store, before, incoming, note="the builder's files were overwritten")
-        warn_of_half(negatives.read_pointer(folder), made)
+        warn_of_half(read_pointer(folder), made)
 
 
 def _warn_of_missing(folder: Path, missing: list[str]) -> None:
@@ -103,8 +103,8 @@ def _warn_of_missing(folder: Path, missing: list[str]) -> None:
 
 def _equal(store: Store, made: dict[str, Any], incoming: Incoming) -> bool:
     """Whether the tables would make the very file that was made then; it may be gone by now."""
-    path = store.path / negatives.FOLDER / _CANDIDATE
-    written = negatives.write_file(path, **incoming.tables)
+    path = store.path / FOLDER / _CANDIDATE
+    written = write_file(path, **incoming.tables)
     with storage_errors(path):
         path.unlink()
     return bool(written.sha256 == made["sha256"])

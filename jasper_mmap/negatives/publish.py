@@ -13,14 +13,21 @@ import torch
 from ..errors import FormatError, JasperError, MissingFileError, StoreChangedError, UsageError
 from ..printable import IN_ANSWER
 from ..rules import arguments
-from ..store import negatives
 from ..store.generation import sound_generation
 from ..store.lint import count_changed_rows, suspicion
 from ..store.manifest import read_manifest
-from ..store.negatives import Pointer, publisher_lock
+from ..store.negatives import (
+    FOLDER,
+    Pointer,
+    file_name,
+    generations_on_disk,
+    pointer_path,
+    read_pointer,
+)
 from ..store.store import Store
 from .incoming import Given, Incoming, Limits, take_in
 from .retention import GRACE_S, remove_old
+from .write import next_generation, publisher_lock, successor, write_generation, write_pointer
 
 LOCK_TIMEOUT_S = 60.0
 KEEP = 3
@@ -105,7 +112,7 @@ def rollback_negatives(
     store = Store(dataset_dir)
     with publisher_lock(store.path, lock_timeout_s):
         check_same_store(store)
-        before = negatives.read_pointer(store.path)
+        before = read_pointer(store.path)
         number = _older(store.path, before, generation)
         incoming = _read_back(store, before, number)
         note = note or f"rollback to {number}"
@@ -127,7 +134,7 @@ def lost_or_read(folder: Path) -> Pointer | None:
     """The pointer in force; None where there is none, or none that can be read: publishing is the
     remedy then."""
     try:
-        return negatives.read_pointer(folder)
+        return read_pointer(folder)
     except MissingFileError:
         return None
     except FormatError as error:
@@ -162,19 +169,19 @@ def put_in_force(
     if before is not None and changed == 0 and not republish:
         return before.generation
     folder = store.path
-    number = negatives.next_generation(folder, before)
+    number = next_generation(folder, before)
     try:
-        pointer = negatives.successor(
+        pointer = successor(
             before,
             number,
-            negatives.write_generation(folder, number, **incoming.tables),
+            write_generation(folder, number, **incoming.tables),
             store_id=store.store_id,
             source=incoming.source,
             lint=incoming.lint,
             note=note,
             changed_rows=changed,
         )
-        negatives.write_pointer(folder, pointer)
+        write_pointer(folder, pointer)
     except BaseException:
         _take_back(folder, number)
         raise
@@ -202,7 +209,7 @@ def _take_back(folder: Path, number: int) -> None:
     with suppress(JasperError, OSError):
         pointer = lost_or_read(folder)
         if pointer is None or pointer.generation != number:
-            (folder / negatives.FOLDER / negatives.file_name(number)).unlink(missing_ok=True)
+            (folder / FOLDER / file_name(number)).unlink(missing_ok=True)
 
 
 def _changed_rows(
@@ -219,7 +226,7 @@ def _changed_rows(
 
 def _older(folder: Path, pointer: Pointer, generation: int | None) -> int:
     """The generation to go back to, which the history knows; its file is there."""
-    on_disk = negatives.generations_on_disk(folder)
+    on_disk = generations_on_disk(folder)
     numbers = [e["generation"] for e in pointer.history]
     older = [number for number in numbers if number != pointer.generation]
     available = [number for number in older if number in on_disk]
@@ -229,7 +236,7 @@ def _older(folder: Path, pointer: Pointer, generation: int | None) -> int:
     if generation is None:
         if not older:
             raise MissingFileError(
-                f"{negatives.pointer_path(folder)}: generation {pointer.generation} is the first,"
+                f"{pointer_path(folder)}: generation {pointer.generation} is the first,"
                 " so there is no older one to roll back to."
             )
         generation = older[-1]
@@ -238,7 +245,7 @@ def _older(folder: Path, pointer: Pointer, generation: int | None) -> int:
     if generation in available:
         return generation
     raise MissingFileError(
-        f"{folder / negatives.FOLDER / negatives.file_name(generation)} not found: generation"
+        f"{folder / FOLDER / file_name(generation)} not found: generation"
         f" {generation} was removed or never existed; {others}"
     )
 

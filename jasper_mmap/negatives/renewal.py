@@ -9,11 +9,11 @@ from typing import Final
 from ..errors import JasperError
 from ..files import atomic
 from ..files.tensorfile import few
-from ..store import negatives
 from ..store.manifest import MANIFEST_FILE, Manifest, read_manifest
-from ..store.negatives import FOLDER, Pointer
+from ..store.negatives import FOLDER, Pointer, pointer_path, read_pointer
 from ..store.store import not_renewable
 from ..store.validate import Verification, VerifyReport, verified
+from .write import publisher_lock, write_pointer
 
 _LOCK_TIMEOUT_S: Final = 10.0
 
@@ -39,7 +39,7 @@ def _renew(found: Verification) -> None:
     reason = not_renewable(found.folder)
     if reason is None:
         try:
-            with negatives.publisher_lock(found.folder, _LOCK_TIMEOUT_S):
+            with publisher_lock(found.folder, _LOCK_TIMEOUT_S):
                 _renew_manifest(found, found.manifest)
                 if found.pointer is not None:
                     reason = _renew_pointer(found, found.pointer)
@@ -69,11 +69,11 @@ def _renew_manifest(found: Verification, checked: Manifest) -> None:
 
 def _renew_pointer(found: Verification, checked: Pointer) -> str | None:
     """Renew the stamp of the generation in force; what keeps it from being renewed."""
-    file, path = f"{FOLDER}/{checked.file}", negatives.pointer_path(found.folder)
-    if file not in found.moved or negatives.read_pointer(found.folder) != checked:
+    file, path = f"{FOLDER}/{checked.file}", pointer_path(found.folder)
+    if file not in found.moved or read_pointer(found.folder) != checked:
         return None
     if path.is_symlink():
         return f"{path} is a link"
-    negatives.write_pointer(found.folder, replace(checked, mtime_ns=found.moved[file]))
+    write_pointer(found.folder, replace(checked, mtime_ns=found.moved[file]))
     found.renewed.append(file)
     return None

@@ -12,9 +12,9 @@ from ..files.tensorfile import DTYPE_NAMES, chunks
 from ..rules.config import Config
 from ..rules.curriculum import steering_probabilities
 from ..rules.schema import ARTIFACTS, NEGATIVES, SPLITS, TIERS
-from . import negatives
 from .generation import sound_generation
 from .manifest import FORMAT_VERSION
+from .negatives import FOLDER, Pointer, read_pointer
 from .remarks import remarks
 from .store import Store, table_tensor
 
@@ -28,7 +28,7 @@ def summarise(path: str | Path) -> dict[str, Any]:
     Raises what opening the store raises.
     """
     store = Store(path)
-    pointer = negatives.read_pointer(store.path)
+    pointer = read_pointer(store.path)
     sizes, manifest = store.negatives_sizes, store.manifest
     tables = sound_generation(store.path, pointer, store.store_id, sizes).tables
     artifacts = [
@@ -91,10 +91,10 @@ def _counts(numbers: torch.Tensor, n: int) -> list[int]:
     return result
 
 
-def _generation(pointer: negatives.Pointer, tables: dict[str, torch.Tensor]) -> dict[str, Any]:
+def _generation(pointer: Pointer, tables: dict[str, torch.Tensor]) -> dict[str, Any]:
     return {
         "number": pointer.generation,
-        "file": f"{negatives.FOLDER}/{pointer.file}",
+        "file": f"{FOLDER}/{pointer.file}",
         "bytes": pointer.bytes,
         "when": pointer.when,
         "by": pointer.by,

@@ -17,17 +17,16 @@ from ..files.tensorfile import file_sha256
 from ..rules import arguments
 from ..rules.config import CONFIG_FILE
 from ..rules.schema import NEGATIVES, STORED, Artifact
-from . import negatives
 from .audit import form_errors
 from .configfile import read_config
 from .generation import content_errors, history_errors, stamped_generation
 from .lint import lint_negatives, lint_splits
 from .manifest import MANIFEST_FILE, Manifest, read_manifest
-from .negatives import FOLDER, generations_on_disk
+from .negatives import FOLDER, POINTER, Pointer, generations_on_disk, read_pointer
 from .remarks import remarks
 from .store import beyond_problem, map_table, table_problems, table_tensor
 
-_POINTER_FILE: Final = f"{FOLDER}/{negatives.POINTER}"
+_POINTER_FILE: Final = f"{FOLDER}/{POINTER}"
 
 _NOT_DONE: Final = (
     "quick, so not checked: the SHA-256 of any file, the values of floating-point tables (NaN,"
@@ -111,7 +110,7 @@ class Verification:
         self.renewed: list[str] = []
         """Files whose stamp was brought up to date since."""
         self.manifest: Manifest | None = None
-        self.pointer: negatives.Pointer | None = None
+        self.pointer: Pointer | None = None
 
     def report(self) -> VerifyReport:
         return VerifyReport(
@@ -196,7 +195,7 @@ class Verification:
     def _generations(
         self, manifest: Manifest, sizes: dict[str, int], pair_index: torch.Tensor | None
     ) -> None:
-        pointer = self._attempt(_POINTER_FILE, lambda: negatives.read_pointer(self.folder))
+        pointer = self._attempt(_POINTER_FILE, lambda: read_pointer(self.folder))
         if pointer is None:
             return
         self.pointer = pointer
@@ -212,7 +211,7 @@ class Verification:
                 self._older(on_disk[number], entry)
 
     def _in_force(
-        self, pointer: negatives.Pointer, manifest: Manifest, sizes: dict[str, int]
+        self, pointer: Pointer, manifest: Manifest, sizes: dict[str, int]
     ) -> dict[str, torch.Tensor] | None:
         """The tables of the generation in force, if there is nothing wrong with them."""
         file = f"{FOLDER}/{pointer.file}"

@@ -1,0 +1,140 @@
+"""Writing generations of hard negatives: immutable files behind one pointer.
+
+Writing one is: take the lock, write the file, sync it, rename it, replace the pointer, sync the
+folder. The pointer is the commit: a publisher that dies before it has changed nothing that a
+reader sees.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import StorageError
+from ..files import atomic
+from ..files.jsonfile import MOST_BYTES
+from ..files.locks import exclusive, now, process_name
+from ..files.tensorfile import Written, chunks, writing
+from ..rules.schema import NEGATIVES
+from ..store.negatives import (
+    FOLDER,
+    MAX_GENERATION,
+    Pointer,
+    file_name,
+    generations_on_disk,
+    made_from_files,
+    pointer_path,
+)
+
+_LOCK = ".lock"
+HISTORY_LENGTH = 1000
+"""Entries kept: the pointer is written and read whole each time. The entry of the generation last
+made from `.pt` files stays beyond that, since `made_from_files` needs it."""
+
+
+def write_pointer(store: Path, pointer: Pointer) -> None:
+    """Put `pointer` in force. Call with `publisher_lock` held."""
+    atomic.write_json(pointer_path(store), asdict(pointer))
+
+
+def successor(
+    pointer: Pointer | None,
+    generation: int,
+    written: Written,
+    *,
+    store_id: str,
+    source: dict[str, Any],
+    lint: dict[str, int],
+    note: str = "",
+    changed_rows: int | None = None,
+) -> Pointer:
+    """The pointer that puts `generation`, whose file was `written`, in force after `pointer`."""
+    entry = {
+        "generation": generation,
+        "when": now(),
+        "by": process_name(),
+        "note": note,
+        "lint": lint,
+        "changed_rows": changed_rows,
+        "bytes": written.bytes,
+        "sha256": written.sha256,
+        "source": source,
+    }
+    return Pointer(
+        **entry,  # type: ignore[arg-type]
+        file=file_name(generation),
+        mtime_ns=written.mtime_ns,
+        store_id=store_id,
+        history=_shortened((*(pointer.history if pointer else ()), entry)),
+    )
+
+
+def _shortened(history: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+    made = next((e for e in reversed(history) if e.get("source")), None)
+    sizes = accumulate(len(json.dumps(e, indent=2)) for e in reversed(history))
+    fitting = sum(size <= MOST_BYTES // 4 for size in sizes)  # where notes are long
+    length = min(HISTORY_LENGTH, max(1, fitting))
+    dropped, kept = history[:-length], history[-length:]
+    return (*(e for e in dropped if e is made), *kept)
+
+
+def with_source(pointer: Pointer, source: dict[str, Any]) -> Pointer:
+    """The pointer after its `.pt` files got new stamps (were touched) without new content."""
+    made = made_from_files(pointer)
+    history = tuple({**e, "source": source} if e is made else e for e in pointer.history)
+    in_force = made is not None and made["generation"] == pointer.generation
+    return replace(pointer, history=history, source=source if in_force else pointer.source)
+
+
+def next_generation(store: Path, pointer: Pointer | None) -> int:
+    """The first number that no generation ever had, not even one whose publisher died.
+
+    Raises `StorageError` where there is none up to `MAX_GENERATION`.
+    """
+    used = [*generations_on_disk(store), 0]
+    if pointer is not None:
+        used += [pointer.generation, *(entry["generation"] for entry in pointer.history)]
+    if max(used) >= MAX_GENERATION:
+        raise StorageError(
+            f"{store / FOLDER}: generation {max(used)} is the last number there is. Convert the"
+            " builder's folder into a new one, where generations begin with 1 again."
+        )
+    return max(used) + 1
+
+
+def write_generation(
+    store: Path, generation: int, hard_negatives: torch.Tensor, negative_tiers: torch.Tensor
+) -> Written:
+    """Write the immutable file of `generation` from two [N_p,N] tensors, already checked."""
+    return write_file(store / FOLDER / file_name(generation), hard_negatives, negative_tiers)
+
+
+def write_file(path: Path, hard_negatives: torch.Tensor, negative_tiers: torch.Tensor) -> Written:
+    """Write a generation's file anywhere; equal tensors give equal bytes."""
+    tensors = dict(zip((a.name for a in NEGATIVES), (hard_negatives, negative_tiers), strict=True))
+    # The wider dtype first, or the narrower one would leave it misaligned.
+    names = sorted(tensors, key=lambda name: -tensors[name].element_size())
+    specs = {name: (tensors[name].dtype, tuple(tensors[name].shape)) for name in names}
+    with writing(path, specs) as (writer, result):
+        for name in names:
+            for rows in chunks(tensors[name]):
+                writer.write(rows)
+    return result.written
+
+
+@contextmanager
+def publisher_lock(store: Path, timeout_s: float) -> Iterator[None]:
+    """Keep other publishers of this store out; `BusyError` names the holder after `timeout_s`."""
+    folder = store / FOLDER
+    atomic.own_folder(folder)
+    remedy = "try again, or allow a longer lock_timeout_s"
+    with exclusive(folder / _LOCK, timeout_s, remedy):
+        atomic.sweep(folder)
+        yield
