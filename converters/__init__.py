@@ -5,7 +5,7 @@ Installed from a wheel as `jasper_converters`.
 May import: console, the ground, files, files/pt, rules, store, negatives.
 """
 
-from .convert import convert
+from .conversion import convert
 from .export import export_pt
 from .report import ConversionReport
 

@@ -25,7 +25,7 @@ from jasper_mmap.printable import printable
 from jasper_mmap.rules.schema import EMBEDDING_DTYPES
 from jasper_mmap.store.lint import sentences, suspicion
 
-from .convert import convert
+from .conversion import convert
 from .export import export_pt
 from .plan import SOURCE
 from .report import ConversionReport

@@ -9,9 +9,9 @@ from pathlib import Path
 from jasper_mmap.files import atomic
 from jasper_mmap.rules.config import CONFIG_FILE
 from jasper_mmap.store.manifest import MANIFEST_FILE, Entry, Manifest
-from jasper_mmap.store.negatives import FOLDER, POINTER
+from jasper_mmap.store.pointer import FOLDER, POINTER
 
-from .generation import STAGED_FILE, Outcome
+from .negatives import STAGED_FILE, Outcome
 from .staging import Staging
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from jasper_mmap.files.tensorfile import CHUNK_BYTES
+from jasper_mmap.files.safetensors import CHUNK_BYTES
 from jasper_mmap.rules.schema import ARTIFACTS, Artifact
 
 from .source import Part, Source, open_table, stamp

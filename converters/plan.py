@@ -12,9 +12,9 @@ import torch
 from jasper_mmap.errors import JasperError, MissingFileError, NewerFormatError, together
 from jasper_mmap.files.atomic import storage_errors
 from jasper_mmap.rules.schema import ARTIFACTS, EMBEDDING_DTYPES, NEGATIVES, STORED, Artifact
-from jasper_mmap.store.generation import sound_generation
+from jasper_mmap.store.generations import sound_generation
 from jasper_mmap.store.manifest import STAGING, Entry, Manifest, narrowed_to, read_manifest
-from jasper_mmap.store.negatives import Pointer, made_from_files, read_pointer
+from jasper_mmap.store.pointer import Pointer, made_from_files, read_pointer
 
 from .derive import derived_stamp
 from .source import stamp

@@ -11,12 +11,12 @@ import torch
 
 from jasper_mmap.errors import IndexRangeError, StorageError
 from jasper_mmap.files.atomic import storage_errors
-from jasper_mmap.files.tensorfile import map_tensors
+from jasper_mmap.files.safetensors import map_tensors
 from jasper_mmap.rules.config import Config
 from jasper_mmap.rules.schema import NEGATIVES
 from jasper_mmap.store.checks import TableCheck, check_form, check_ranges
 from jasper_mmap.store.manifest import Entry
-from jasper_mmap.store.negatives import FOLDER
+from jasper_mmap.store.pointer import FOLDER
 
 from .derive import derive
 from .plan import Plan, Task

@@ -17,7 +17,7 @@ from jasper_mmap.files import atomic
 from jasper_mmap.files.atomic import storage_errors
 from jasper_mmap.files.locks import exclusive
 from jasper_mmap.store.manifest import STAGING, Entry
-from jasper_mmap.store.negatives import FOLDER
+from jasper_mmap.store.pointer import FOLDER
 
 JOURNAL = "journal.json"
 _LOCK = ".lock"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from jasper_mmap.errors import ContentError, IndexRangeError
-from jasper_mmap.files.tensorfile import DTYPE_NAMES, Written, writing
+from jasper_mmap.files.safetensors import DTYPE_NAMES, Written, writing
 from jasper_mmap.rules.schema import EMBEDDING_DTYPES
 from jasper_mmap.store.checks import TableCheck
 from jasper_mmap.store.manifest import Entry

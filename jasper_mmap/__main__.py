@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .commands.cli import command
+from .commands.main import command
 from .console import run
 
 

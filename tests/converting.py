@@ -13,10 +13,10 @@ import torch
 from safetensors import safe_open
 
 from jasper_mmap.errors import MissingFileError, StoreChangedError
-from jasper_mmap.store.generation import sound_generation
+from jasper_mmap.store.folder import Store
+from jasper_mmap.store.generations import sound_generation
 from jasper_mmap.store.manifest import MANIFEST_FILE
-from jasper_mmap.store.negatives import read_pointer
-from jasper_mmap.store.store import Store
+from jasper_mmap.store.pointer import read_pointer
 
 SMALL = {"n_pairs": 60, "dim": 8, "n_neg": 4, "n_clusters": 3}
 FORK = multiprocessing.get_context("fork")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from jasper_mmap import publish_negatives
-from jasper_mmap.store.negatives import FOLDER, POINTER, read_pointer
+from jasper_mmap.store.pointer import FOLDER, POINTER, read_pointer
 from tests.oracle import Oracle
 
 SOAK_S = float(os.environ.get("JASPER_SOAK_S", "1.5"))

@@ -12,9 +12,9 @@ import pytest
 from torch.utils.data import DataLoader
 
 from jasper_mmap import JASPERSteeringDataset, watch_negatives
-from jasper_mmap.dataset.served import Generation, Served
+from jasper_mmap.dataset.placed_store import Generation, Served
 from jasper_mmap.errors import MissingFileError
-from jasper_mmap.store.negatives import FOLDER, file_name
+from jasper_mmap.store.pointer import FOLDER, file_name
 from tests.oracle import Oracle
 from tests.publishing import SOAK_S, Witness, own_copy, publish_numbered, publishing, until
 from tests.serving import CONTEXTS, NamedOracle, loader_of, next_positions

@@ -18,7 +18,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from jasper_mmap.bench.bench import (
+from jasper_mmap.bench.measure import (
     Cell,
     Consumer,
     Entrant,
@@ -30,7 +30,7 @@ from jasper_mmap.bench.bench import (
     open_floor,
 )
 from jasper_mmap.bench.turns import ContenderError, Running, Turns, in_own_process, tree
-from jasper_mmap.commands.cli import command
+from jasper_mmap.commands.main import command
 from jasper_mmap.rules.schema import COLUMNS
 from tests.oracle import Oracle
 from tests.publishing import until

@@ -14,8 +14,8 @@ from jasper_mmap.errors import ContentError, FormatError
 from jasper_mmap.negatives.renewal import verify_store
 from jasper_mmap.rules.schema import ARTIFACTS
 from jasper_mmap.store.checks import TableCheck
+from jasper_mmap.store.folder import Store
 from jasper_mmap.store.manifest import read_manifest
-from jasper_mmap.store.store import Store
 from jasper_mmap.store.summary import summarise
 from tests.converting import SMALL, change, snapshot
 from tests.damage import edit_manifest, rewrite

@@ -14,7 +14,7 @@ from converters import convert
 from jasper_mmap import JASPERSteeringDataset
 from jasper_mmap.errors import FormatError
 from jasper_mmap.negatives.builder_pair import ALONE_S, BOTH_S, PATIENCE_S, PairWatch, Stamps
-from jasper_mmap.negatives.overwritten import publish_overwritten
+from jasper_mmap.negatives.overwritten_pt import publish_overwritten
 from tests.converting import touch
 from tests.oracle import Oracle
 from tests.publishing import (

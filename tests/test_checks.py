@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from jasper_mmap.errors import ContentError, ContentTypeError, FormatError, IndexRangeError
+from jasper_mmap.files import safetensors
 from jasper_mmap.rules.schema import ARTIFACTS, FLOAT_DTYPES, INT_DTYPES, SPLITS
+from jasper_mmap.store import lint
 from jasper_mmap.store.checks import TableCheck, check_form, check_offsets, check_ranges
 from jasper_mmap.store.lint import lint_negatives, lint_splits
 
@@ -168,8 +170,8 @@ def test_negatives_are_linted_as_a_slow_count_does(
 ) -> None:
     """In one block and in many; with unsigned numbers too."""
     if block is not None:
-        monkeypatch.setattr("jasper_mmap.store.lint._KNOWN_PAIRS", block)
-        monkeypatch.setattr("jasper_mmap.store.lint._CELLS", 7)
+        monkeypatch.setattr(lint, "_KNOWN_PAIRS", block)
+        monkeypatch.setattr(lint, "_CELLS", 7)
     generator = torch.Generator().manual_seed(3)
     pairs = torch.randint(25, (200, 2), generator=generator)
     negatives = torch.randint(25, (200, 4), generator=generator)
@@ -188,7 +190,7 @@ def test_real_negatives_hold_false_ones_in_a_third_of_the_rows(real_folder: Any)
 
 def test_splits_are_linted(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pair is counted once however often it stands there, across pieces too."""
-    monkeypatch.setattr("jasper_mmap.files.tensorfile.CHUNK_BYTES", 16)
+    monkeypatch.setattr(safetensors, "CHUNK_BYTES", 16)
     rows = ([0, 1, 2, 2, 9, 0], [3, 1, 2], [4, 4, 4, 1])
     splits = dict(zip(SPLITS, map(torch.tensor, rows), strict=True))
     assert lint_splits(splits, 10) == {"pairs_in_two_splits": 2, "pairs_twice_in_a_split": 3}

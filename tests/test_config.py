@@ -12,7 +12,7 @@ import pytest
 
 from jasper_mmap.errors import ConfigError, ContentError, JasperError, MissingFileError, together
 from jasper_mmap.rules.config import default_curriculum
-from jasper_mmap.store.configfile import parse_config, read_config
+from jasper_mmap.store.config_file import parse_config, read_config
 
 GOOD: dict[str, Any] = {
     "embedding_dim": 384,

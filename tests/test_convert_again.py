@@ -11,7 +11,7 @@ from jasper_mmap import publish_negatives
 from jasper_mmap.errors import ContentError, IndexRangeError, NewerFormatError
 from jasper_mmap.rules.schema import ARTIFACTS
 from jasper_mmap.store.manifest import MANIFEST_FILE
-from jasper_mmap.store.negatives import read_pointer
+from jasper_mmap.store.pointer import read_pointer
 from tests.converting import SMALL, change, inodes, load, snapshot, stored, touch
 from tools.demo_data import make_builder_folder, remine_negatives
 

@@ -13,7 +13,7 @@ import pytest
 
 from converters import convert
 from jasper_mmap.errors import AccessError, StorageError
-from jasper_mmap.files import atomic
+from jasper_mmap.files import atomic, safetensors
 from tests.converting import SMALL, contents, in_child
 from tools.demo_data import make_builder_folder
 
@@ -47,8 +47,8 @@ def test_a_full_disk_leaves_the_old_state(
         original(file, data)
 
     with monkeypatch.context() as patched:
-        patched.setattr("jasper_mmap.files.atomic.write_all", limited)
-        patched.setattr("jasper_mmap.files.tensorfile.write_all", limited)
+        patched.setattr(atomic, "write_all", limited)
+        patched.setattr(safetensors, "write_all", limited)
         with pytest.raises(StorageError, match="the disk is full"):
             convert(folder, store, force=True)
     assert contents(tmp_path) == before
@@ -72,7 +72,7 @@ def test_a_small_tmpfs(foreseen: bool, real_folder: Path, tmp_path: Path) -> Non
     program = "; ".join(
         [
             "import sys, converters",
-            'convert = sys.modules["converters.convert"]',
+            'convert = sys.modules["converters.conversion"]',
             f'sys.argv = ["jasper-convert", "{real_folder}", "{disk / "store"}"]',
             "pass" if foreseen else "convert.check_room = lambda *_: None",
             "from converters.__main__ import main",

@@ -22,8 +22,8 @@ from jasper_mmap.errors import (
     MissingFileError,
     UnsafeFileError,
 )
+from jasper_mmap.store.folder import Store
 from jasper_mmap.store.manifest import STAGING
-from jasper_mmap.store.store import Store
 from tests.converting import SMALL, contents, edit
 from tools.demo_data import make_builder_folder
 

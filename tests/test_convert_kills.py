@@ -14,9 +14,9 @@ from converters import convert
 from converters.staging import staging
 from jasper_mmap.errors import BusyError, IndexRangeError, StoreChangedError
 from jasper_mmap.rules.schema import ARTIFACTS
+from jasper_mmap.store.folder import Store
 from jasper_mmap.store.manifest import STAGING, read_manifest
-from jasper_mmap.store.negatives import FOLDER
-from jasper_mmap.store.store import Store
+from jasper_mmap.store.pointer import FOLDER
 from tests.converting import KILLED, SMALL, change, edit, in_child, started, state
 from tools.demo_data import make_builder_folder, remine_negatives
 

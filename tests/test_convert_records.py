@@ -16,8 +16,8 @@ from jasper_mmap import JASPERSteeringDataset
 from jasper_mmap.errors import ConfigError, FormatError, JasperError, UsageError
 from jasper_mmap.negatives.renewal import verify_store
 from jasper_mmap.rules.schema import ARTIFACTS, STORED
+from jasper_mmap.store.folder import Store
 from jasper_mmap.store.manifest import MANIFEST_FILE, read_manifest
-from jasper_mmap.store.store import Store
 from jasper_mmap.store.summary import summarise
 from tests.converting import SMALL, edit, inodes, load, same_bits, snapshot, stored
 from tests.damage import edit_manifest

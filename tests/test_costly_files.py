@@ -25,9 +25,9 @@ from jasper_mmap.errors import (
     StorageError,
 )
 from jasper_mmap.files.atomic import read_json, write_json
-from jasper_mmap.files.pt.ptfile import read_pt
-from jasper_mmap.files.tensorfile import map_tensors
-from jasper_mmap.store.negatives import read_pointer
+from jasper_mmap.files.pt.reader import read_pt
+from jasper_mmap.files.safetensors import map_tensors
+from jasper_mmap.store.pointer import read_pointer
 from tests.converting import FORK, SMALL, load
 from tools.demo_data import make_builder_folder
 

@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 
 from jasper_mmap.errors import AccessError, FormatError, JasperError, MissingFileError, StorageError
 from jasper_mmap.files import atomic
-from jasper_mmap.files.pt.ptfile import read_pt
-from jasper_mmap.files.tensorfile import (
+from jasper_mmap.files import safetensors as safetensors_module
+from jasper_mmap.files.pt.reader import read_pt
+from jasper_mmap.files.safetensors import (
     ALIGNMENT,
     DTYPE_NAMES,
     chunks,
@@ -187,7 +188,7 @@ def test_mapping_where_only_a_read_only_one_is_granted(
 
 def test_chunks_are_all_rows_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """Contiguous pieces of bounded size, also of wide, empty and strided tables."""
-    monkeypatch.setattr("jasper_mmap.files.tensorfile.CHUNK_BYTES", 64)
+    monkeypatch.setattr(safetensors_module, "CHUNK_BYTES", 64)
     for table in (
         sample(torch.float32, 37, 3),
         sample(torch.float32, 5, 100),

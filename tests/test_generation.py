@@ -20,7 +20,8 @@ from jasper_mmap import JASPERSteeringDataset, publish_negatives, rollback_negat
 from jasper_mmap.errors import ContentError, FormatError, IndexRangeError, StorageError
 from jasper_mmap.negatives.renewal import verify_store
 from jasper_mmap.negatives.write import next_generation
-from jasper_mmap.store.negatives import (
+from jasper_mmap.store.folder import Store
+from jasper_mmap.store.pointer import (
     FOLDER,
     MAX_GENERATION,
     POINTER,
@@ -28,7 +29,6 @@ from jasper_mmap.store.negatives import (
     generations_on_disk,
     read_pointer,
 )
-from jasper_mmap.store.store import Store
 from jasper_mmap.store.summary import summarise
 from tests.converting import contents
 from tests.damage import edit_pointer, forge_generation

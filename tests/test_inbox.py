@@ -14,11 +14,11 @@ import torch
 from click.testing import CliRunner, Result
 
 from jasper_mmap import JASPERSteeringDataset, publish_negatives
-from jasper_mmap.commands.cli_negatives import COMMANDS
+from jasper_mmap.commands.negatives import COMMANDS
 from jasper_mmap.errors import ContentError, MissingFileError, UsageError
 from jasper_mmap.negatives.dropped import Place
 from jasper_mmap.negatives.inbox import Inbox
-from jasper_mmap.store.negatives import read_pointer
+from jasper_mmap.store.pointer import read_pointer
 from tests.oracle import Oracle
 from tests.publishing import IMPORTING, NAMES, Tables, in_force, numbered, saved, until, with_value
 
@@ -186,7 +186,7 @@ def test_watch_command_serves_an_inbox_until_signalled(
     folder = tmp_path / "mined"
     folder.mkdir()
     program = (
-        "import sys; from jasper_mmap.commands.cli_negatives import COMMANDS;"
+        "import sys; from jasper_mmap.commands.negatives import COMMANDS;"
         "from jasper_mmap.console import run; run(COMMANDS[3])"
     )
     arguments = [str(store), "--inbox", str(folder), "--interval", "0.05", "--settle", "0.1"]

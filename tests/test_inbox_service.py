@@ -20,12 +20,13 @@ from safetensors.torch import save_file
 
 from converters import convert
 from jasper_mmap import publish_negatives
-from jasper_mmap.commands.cli_negatives import COMMANDS
+from jasper_mmap.commands.negatives import COMMANDS
 from jasper_mmap.errors import StorageError
+from jasper_mmap.negatives import candidate, dropped, filing
 from jasper_mmap.negatives.dropped import Place
 from jasper_mmap.negatives.inbox import Inbox
 from jasper_mmap.negatives.write import publisher_lock
-from jasper_mmap.store.negatives import read_pointer
+from jasper_mmap.store.pointer import read_pointer
 from tests.oracle import Oracle
 from tests.publishing import IMPORTING, NAMES, Tables, in_force, numbered, saved, until, with_value
 
@@ -240,7 +241,7 @@ def test_unexpected_error_that_the_files_cause_again_is_the_pairs(
     def always(*_: object, **__: object) -> None:
         raise ZeroDivisionError("odd")
 
-    monkeypatch.setattr("jasper_mmap.negatives.incoming.examine", always)
+    monkeypatch.setattr(candidate, "examine", always)
     inbox = inbox_of(store)
     saved(new, store / "inbox")
     inbox.look()
@@ -423,7 +424,7 @@ def test_memory_that_is_short_is_waited_for(
     inbox = inbox_of(store)
     saved(new, store / "inbox")
     with monkeypatch.context() as patch:
-        patch.setattr("jasper_mmap.negatives.incoming.examine", fail)
+        patch.setattr(candidate, "examine", fail)
         inbox.look()
     inbox.look()
     assert in_force(store)["generation"] == 2
@@ -512,9 +513,7 @@ def test_reason_that_cannot_be_written_is_said_once(
         look_for(inbox, 0.2)
     assert not list((store / "inbox/failed").iterdir())
     with monkeypatch.context() as patch:
-        patch.setattr(
-            "jasper_mmap.negatives.filing._rename_all", lambda pairs: fail_to_move(pairs[0][0], 0)
-        )
+        patch.setattr(filing, "_rename_all", lambda pairs: fail_to_move(pairs[0][0], 0))
         look_for(inbox, 0.2)
     assert len(list((store / "inbox/failed").iterdir())) == 2
     assert len(list((store / "inbox").glob("*.pt"))) == 2
@@ -645,7 +644,7 @@ def test_once_leaves_what_may_still_be_written(store: Path, new: Tables) -> None
     inbox = inbox_of(store, by_age=True, patience_s=30)
     real = time.time
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jasper_mmap.negatives.dropped.time.time", lambda: real() + 60)
+        patch.setattr(dropped.time, "time", lambda: real() + 60)
         inbox.look()
     assert inbox.refused == 1
 

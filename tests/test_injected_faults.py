@@ -19,11 +19,12 @@ from converters import convert, export_pt
 from jasper_mmap import JASPERSteeringDataset, publish_negatives, rollback_negatives
 from jasper_mmap.errors import AccessError, ExistsError, JasperError, StorageError
 from jasper_mmap.files.failures import user_path
+from jasper_mmap.negatives import candidate
 from jasper_mmap.negatives.renewal import verify_store
 from jasper_mmap.rules.schema import ARTIFACTS
 from jasper_mmap.store.manifest import STAGING
 from jasper_mmap.store.summary import summarise
-from jasper_mmap.store.validate import VerifyReport
+from jasper_mmap.store.verify import VerifyReport
 from tests.converting import SMALL, in_child, state
 from tests.injecting import ERRORS, Fault, injected
 from tests.publishing import NAMES, SOAK_S
@@ -207,7 +208,7 @@ def test_a_full_disk_is_that_of_the_file_being_written(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("jasper_mmap.negatives.incoming.write_all", full)
+    monkeypatch.setattr(candidate, "write_all", full)
     with pytest.raises(StorageError, match="disk is full") as caught:
         OPERATIONS["publish"](root)
     assert str(caught.value).startswith(f"{root / 's' / 'negatives'}: ")

@@ -14,10 +14,11 @@ import pytest
 from converters import convert
 from jasper_mmap import JASPERSteeringDataset, publish_negatives, rollback_negatives
 from jasper_mmap.errors import AccessError, FormatError, JasperError, UnsafeFileError
+from jasper_mmap.files import locks
 from jasper_mmap.files.locks import exclusive
-from jasper_mmap.files.regular import open_regular
+from jasper_mmap.files.regular_files import open_regular
 from jasper_mmap.negatives.renewal import verify_store
-from jasper_mmap.store.negatives import FOLDER
+from jasper_mmap.store.pointer import FOLDER
 from tests.oracle import Oracle
 from tests.publishing import IMPORTING, Tables, in_force, numbered, saved
 
@@ -266,7 +267,7 @@ def test_lock_put_there_as_a_link_after_the_look_is_not_followed(
 ) -> None:
     """The library that locks does not follow it either."""
     (tmp_path / ".lock").symlink_to(home / ".lock")
-    monkeypatch.setattr("jasper_mmap.files.locks._check_lock_file", lambda _: None)
+    monkeypatch.setattr(locks, "_check_lock_file", lambda _: None)
     with pytest.raises(JasperError), exclusive(tmp_path / ".lock", 1, "wait"):
         pass
     assert untouched()

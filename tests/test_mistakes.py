@@ -22,6 +22,8 @@ import pytest
 import converters.__main__
 import jasper_mmap.__main__
 from jasper_mmap import JASPERSteeringDataset, publish_negatives
+from jasper_mmap.commands import main as commands
+from jasper_mmap.commands import negatives
 from jasper_mmap.errors import FURTHER, JasperError, WorkerError, together
 from jasper_mmap.files.atomic import access_error
 from tests.converting import in_child
@@ -325,14 +327,14 @@ def test_errors_are_made_printable_and_keep_their_lines() -> None:
 def test_interrupted_command_ends_with_130(name: str, scene: Path) -> None:
     """With one line on stderr, whatever it was doing."""
     patched = {
-        "verify": "jasper_mmap.commands.cli.verify_store",
-        "inspect": "jasper_mmap.commands.cli.summarise",
-        "publish": "jasper_mmap.commands.cli_negatives.publish_negatives",
-        "rollback": "jasper_mmap.commands.cli_negatives.rollback_negatives",
-        "generations": "jasper_mmap.commands.cli_negatives.read_manifest",
+        "verify": (commands, "verify_store"),
+        "inspect": (commands, "summarise"),
+        "publish": (negatives, "publish_negatives"),
+        "rollback": (negatives, "rollback_negatives"),
+        "generations": (negatives, "read_manifest"),
     }
     mined = [f"--negatives={scene}", f"--tiers={scene}"] if name == "publish" else []
-    with mock.patch(patched[name], side_effect=KeyboardInterrupt):
+    with mock.patch.object(*patched[name], side_effect=KeyboardInterrupt):
         expect_130(jasper_mmap.__main__.main, "jasper-mmap", name, str(scene / "store"), *mined)
 
 

@@ -15,10 +15,12 @@ import torch
 from torch.utils.data import default_collate, get_worker_info
 
 from jasper_mmap import JASPERSteeringDataset, create_loader, set_epoch
-from jasper_mmap.dataset.batch import Sample
-from jasper_mmap.dataset.layout import Layout
-from jasper_mmap.loader.worker import REQUEST
-from jasper_mmap.loader.workers import WorkerPool
+from jasper_mmap.dataset.batch_layout import Layout
+from jasper_mmap.dataset.samples import Sample
+from jasper_mmap.loader import loader as loader_module
+from jasper_mmap.loader import worker_pool
+from jasper_mmap.loader.worker_pool import WorkerPool
+from jasper_mmap.loader.worker_process import REQUEST
 
 CONTEXTS = ("fork", "spawn", "forkserver")
 
@@ -195,7 +197,7 @@ def test_prefetching_may_be_deeper_than_a_pipe_takes_at_once(
         written.append(len(data))
         return write(fd, data)
 
-    monkeypatch.setattr("jasper_mmap.loader.workers.os.write", noted)
+    monkeypatch.setattr(worker_pool.os, "write", noted)
     want = expected(demo_store, 1)
     loader = create_loader(demo_store, "train", 1, num_workers=1, prefetch_factor=len(want))
     assert len(want) * REQUEST.size > select.PIPE_BUF
@@ -215,7 +217,7 @@ def test_small_batches_are_prefetched_deeper(
     assert (prefetched(None), prefetched(3)) == (8, 3)
     slot = Layout(8, 32, 12).nbytes
     for count, want in ((5, 5), (1, 2)):
-        monkeypatch.setattr("jasper_mmap.loader.loader._PREFETCH_BYTES", count * slot)
+        monkeypatch.setattr(loader_module, "_PREFETCH_BYTES", count * slot)
         assert (prefetched(None), prefetched(3)) == (want, 3)
 
 

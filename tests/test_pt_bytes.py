@@ -14,8 +14,9 @@ import torch
 from converters import convert
 from jasper_mmap import JASPERSteeringDataset, publish_negatives
 from jasper_mmap.errors import ContentError, ContentTypeError, FormatError, UnsafeFileError
-from jasper_mmap.files.pt.ptfile import read_pt
-from jasper_mmap.files.tensorfile import chunks
+from jasper_mmap.files import safetensors
+from jasper_mmap.files.pt.reader import read_pt
+from jasper_mmap.files.safetensors import chunks
 from tests.converting import SMALL, load, same_bits, stored
 from tools.demo_data import make_builder_folder, remine_negatives
 
@@ -117,7 +118,7 @@ def test_lazily_negated_table_is_resolved_piece_by_piece(
     found = read_pt(tmp_path / "t.pt")
     assert str(tmp_path / "t.pt") in Path("/proc/self/maps").read_text()
     assert found.is_neg()
-    monkeypatch.setattr("jasper_mmap.files.tensorfile.CHUNK_BYTES", 320)
+    monkeypatch.setattr(safetensors, "CHUNK_BYTES", 320)
     pieces = list(chunks(found))
     assert len(pieces) == 100
     assert not any(piece.is_neg() for piece in pieces)
@@ -213,7 +214,7 @@ def test_damaged_table_is_not_converted(
     order: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever part of the storage the table is and however it lies there, over many pieces."""
-    monkeypatch.setattr("jasper_mmap.files.tensorfile.CHUNK_BYTES", 100)
+    monkeypatch.setattr(safetensors, "CHUNK_BYTES", 100)
     table = load(folder, "steering_residual")
     if order == "view":
         table = torch.cat([table[:2], table, table[:2]])[2:-2]

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from jasper_mmap.errors import ContentTypeError, FormatError, UnsafeFileError
-from jasper_mmap.files.pt.ptfile import read_pt
+from jasper_mmap.files.pt.reader import read_pt
 from tests.test_files import same_bytes, sample
 
 

@@ -23,8 +23,8 @@ from jasper_mmap.errors import (
     MissingFileError,
     UsageError,
 )
-from jasper_mmap.negatives import incoming, write
-from jasper_mmap.store.negatives import FOLDER, POINTER, file_name
+from jasper_mmap.negatives import candidate, write
+from jasper_mmap.store.pointer import FOLDER, POINTER, file_name
 from tests.converting import state
 from tests.oracle import Oracle
 from tests.publishing import (
@@ -161,7 +161,7 @@ def test_file_written_anew_while_both_are_read_is_refused(
     """`written` of the two, once `read` of them were: what came of it would be of two pairs."""
     paths = saved(numbered(oracle, 2), tmp_path / "mined")
     later = saved(numbered(oracle, 3), tmp_path / "later")
-    copy, copies = incoming._copy, 0
+    copy, copies = candidate._copy, 0
 
     def copy_and_write(*arguments: Any) -> None:
         nonlocal copies
@@ -171,7 +171,7 @@ def test_file_written_anew_while_both_are_read_is_refused(
             for number in written:
                 later[number].replace(paths[number])
 
-    monkeypatch.setattr(incoming, "_copy", copy_and_write)
+    monkeypatch.setattr(candidate, "_copy", copy_and_write)
     with pytest.raises(FormatError, match="changed while being read"):
         publish_negatives(store, *paths)
     assert in_force(store)["generation"] == 1
@@ -182,13 +182,13 @@ def test_file_cut_while_it_is_read_is_not_called_damaged(
 ) -> None:
     """Its writer has begun anew."""
     paths = saved(numbered(oracle, 2), tmp_path / "mined")
-    copy = incoming._copy
+    copy = candidate._copy
 
     def cut_and_copy(*arguments: Any) -> None:
         os.truncate(paths[0], 100)
         copy(*arguments)
 
-    monkeypatch.setattr(incoming, "_copy", cut_and_copy)
+    monkeypatch.setattr(candidate, "_copy", cut_and_copy)
     with pytest.raises(FormatError, match="changed while being read"):
         publish_negatives(store, *paths)
 

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from converters import convert
 from converters.__main__ import command as convert_command
 from jasper_mmap import publish_negatives, rollback_negatives
-from jasper_mmap.commands.cli import command
+from jasper_mmap.commands.main import command
 from jasper_mmap.errors import ContentError
 from jasper_mmap.negatives.dropped import Place
 from jasper_mmap.negatives.inbox import Inbox

@@ -11,6 +11,7 @@ import torch
 
 from jasper_mmap import JASPERSteeringDataset
 from jasper_mmap.errors import ContentError
+from jasper_mmap.files import locks
 from tests.oracle import Oracle
 from tests.publishing import (
     NAMES,
@@ -93,7 +94,7 @@ def test_reload_on_a_store_that_cannot_be_written_warns(
         def refuse(*_: Any, **__: Any) -> None:
             raise PermissionError(30, "Read-only file system", str(built))
 
-        monkeypatch.setattr("jasper_mmap.files.locks.FileLock.acquire", refuse)
+        monkeypatch.setattr(locks.FileLock, "acquire", refuse)
         with caplog.at_level(logging.WARNING):
             assert dataset.reload_negatives() == 1
         assert "serving what is published" in caplog.text

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from jasper_mmap.errors import StorageError
-from jasper_mmap.files.shared import anonymous_memory
+from jasper_mmap.files.shared_memory import anonymous_memory
 from tests.oracle import Oracle
 from tests.publishing import IMPORTING, numbered, publish_numbered
 from tests.serving import CONTEXTS, assert_pass_equals_oracle, loader_of

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from jasper_mmap import JASPERSteeringDataset, create_loader
-from jasper_mmap.dataset.layout import Batch, Layout, empty_plain
+from jasper_mmap.dataset.batch_layout import Batch, Layout, empty_plain
 from jasper_mmap.dataset.slots import Extents, Slots
 from jasper_mmap.rules.schema import COLUMNS, WIDE
 

@@ -13,10 +13,10 @@ import pytest
 from click.testing import CliRunner
 
 from jasper_mmap import JASPERSteeringDataset
-from jasper_mmap.commands.cli import command
+from jasper_mmap.commands.main import command
 from jasper_mmap.negatives.renewal import verify_store
 from jasper_mmap.rules.schema import STORED
-from jasper_mmap.store.store import Store
+from jasper_mmap.store.folder import Store
 from tests.publishing import IMPORTING, in_force, mounted
 
 
@@ -180,7 +180,7 @@ def test_pointer_that_is_a_link_stays_one(copied: Path, tmp_path: Path) -> None:
 
 READ_ONLY = """
 import logging, sys
-from jasper_mmap.store.store import Store
+from jasper_mmap.store.folder import Store
 from jasper_mmap.negatives.renewal import verify_store
 logging.basicConfig(stream=sys.stdout, format="%(message)s")
 Store(sys.argv[1])

@@ -24,8 +24,8 @@ from jasper_mmap.errors import (
     UsageError,
 )
 from jasper_mmap.rules.schema import STORED
+from jasper_mmap.store.folder import Store, table_tensor
 from jasper_mmap.store.manifest import FORMAT_VERSION, STAGING
-from jasper_mmap.store.store import Store, table_tensor
 from tests.damage import edit_manifest, rewrite
 from tools.demo_data import make_builder_folder
 

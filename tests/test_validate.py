@@ -13,11 +13,12 @@ import torch
 from converters import convert
 from jasper_mmap import publish_negatives
 from jasper_mmap.errors import BusyError, MissingFileError, StoreChangedError
+from jasper_mmap.negatives import renewal
 from jasper_mmap.negatives.renewal import verify_store
 from jasper_mmap.negatives.write import publisher_lock
 from jasper_mmap.rules.schema import ARTIFACTS, STORED
-from jasper_mmap.store.store import Store
-from jasper_mmap.store.validate import VerifyReport
+from jasper_mmap.store.folder import Store
+from jasper_mmap.store.verify import VerifyReport
 from tests.damage import edit_manifest, rewrite
 from tests.oracle import Oracle
 from tools.demo_data import make_builder_folder, remine_negatives
@@ -232,7 +233,7 @@ def test_publisher_at_work_keeps_stamps_from_being_renewed(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Renewing waits for the lock, then leaves it with a note: nothing is wrong."""
-    monkeypatch.setattr("jasper_mmap.negatives.renewal._LOCK_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(renewal, "_LOCK_TIMEOUT_S", 0.05)
     os.utime(store / "source_embs.safetensors", ns=(1, 1))
     before = stamps(store)
     with publisher_lock(store, 1.0):
@@ -246,14 +247,14 @@ def test_publisher_at_work_keeps_stamps_from_being_renewed(
 
 def test_store_converted_meanwhile_is_told(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was checked must be one store."""
-    from jasper_mmap.store import validate
+    from jasper_mmap.store import verify
 
     def convert_then(*arguments: Any) -> Any:
         edit_manifest(store, lambda m: m.update(created="later"))
         return original(*arguments)
 
-    original = validate.lint_splits
-    monkeypatch.setattr(validate, "lint_splits", convert_then)
+    original = verify.lint_splits
+    monkeypatch.setattr(verify, "lint_splits", convert_then)
     with pytest.raises(StoreChangedError, match="run it again"):
         verify_store(store)
 

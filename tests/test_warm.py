@@ -17,10 +17,13 @@ import torch
 from numpy.typing import NDArray
 
 from jasper_mmap import JASPERSteeringDataset, create_loader
+from jasper_mmap.dataset import placed_store
+from jasper_mmap.files import page_cache
 from jasper_mmap.files.mapping import map_private, tensor_at
-from jasper_mmap.files.warm import fits, read_ahead, read_through
-from jasper_mmap.loader import loader
+from jasper_mmap.files.page_cache import fits, read_ahead, read_through
+from jasper_mmap.loader import loader, passes
 from jasper_mmap.rules.schema import WIDE
+from jasper_mmap.store import folder
 from tests.oracle import Oracle
 from tests.serving import NamedOracle, assert_pass_equals_oracle
 from tools.bench_data import drop_from_memory
@@ -72,7 +75,7 @@ def test_a_kernel_that_cannot_populate_reads_instead(
     cold_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Read through with read(2), as far as memory knows the same."""
-    monkeypatch.setattr("jasper_mmap.files.warm._MADV_POPULATE_READ", 9999)
+    monkeypatch.setattr(page_cache, "_MADV_POPULATE_READ", 9999)
     made = create_loader(cold_store, "train", 32, warm=True)
     assert min(resident(path) for path in made.dataset_obj.files) > 0.9
 
@@ -117,7 +120,7 @@ def test_what_fits_is_what_memory_has_free(
     with JASPERSteeringDataset(real_store, "train") as dataset:
         need = sum(path.stat().st_size for path in dataset.files)
         for free, want in ((need / 0.8, True), (need, False)):
-            monkeypatch.setattr("jasper_mmap.files.warm.free_bytes", lambda _, free=free: free)
+            monkeypatch.setattr(page_cache, "free_bytes", lambda _, free=free: free)
             assert fits(dataset.files) == want
 
 
@@ -144,8 +147,8 @@ def test_the_kernel_is_told_how_rows_are_read(
     """In large pages where memory holds the store, else row by row with nothing around them."""
     if fitting and not Path("/sys/kernel/mm/transparent_hugepage").exists():
         pytest.skip("this kernel has no large pages")
-    monkeypatch.setattr("jasper_mmap.dataset.served.worth_huge_pages", lambda n_bytes: fitting)
-    monkeypatch.setattr("jasper_mmap.store.store.worth_huge_pages", lambda n_bytes: False)
+    monkeypatch.setattr(placed_store, "worth_huge_pages", lambda n_bytes: fitting)
+    monkeypatch.setattr(folder, "worth_huge_pages", lambda n_bytes: False)
     with JASPERSteeringDataset(real_store, "train") as dataset:
         begin = dataset.source_embs.data_ptr()
         _, _, mapping = Path("/proc/self/smaps").read_text().partition(f"\n{begin:x}-")
@@ -173,7 +176,7 @@ def test_what_is_fetched_ahead_is_what_a_later_batch_reads(
     def note(table: torch.Tensor, rows: NDArray[np.int64]) -> None:
         fetched.append(table[torch.from_numpy(rows)])
 
-    monkeypatch.setattr("jasper_mmap.loader.passes.read_ahead", note)
+    monkeypatch.setattr(passes, "read_ahead", note)
     batches = list(create_loader(cold_store, "train", 64, warm=True, pin_memory=False))
     want = [batch[column.name].flatten(0, -2) for batch in batches[2:] for column in WIDE]
     assert len(want) > len(WIDE)

@@ -16,7 +16,8 @@ from jasper_mmap import JASPERSteeringDataset, rollback_negatives, set_epoch, wa
 from jasper_mmap.dataset.placement import Placement
 from jasper_mmap.errors import JasperError
 from jasper_mmap.files import jsonfile
-from jasper_mmap.store.negatives import FOLDER, POINTER, Pointer, file_name, read_pointer
+from jasper_mmap.loader import generation_look
+from jasper_mmap.store.pointer import FOLDER, POINTER, Pointer, file_name, read_pointer
 from tests.oracle import Oracle
 from tests.publishing import Witness, own_copy, publish_numbered, until
 from tests.serving import loader_of
@@ -175,7 +176,7 @@ def test_pointer_replaced_in_the_midst_of_a_look_is_reported_once(
             pointer.replace(store / FOLDER / POINTER)
         return read_pointer(path)
 
-    monkeypatch.setattr("jasper_mmap.loader.look.read_pointer", read_late)
+    monkeypatch.setattr(generation_look, "read_pointer", read_late)
     with (
         JASPERSteeringDataset(store, "train") as dataset,
         watch_negatives(dataset, QUICK_S, on_error=errors.append),

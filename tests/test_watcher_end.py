@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader
 
 from jasper_mmap import JASPERSteeringDataset, watch_negatives
 from jasper_mmap.errors import UsageError
-from jasper_mmap.store.negatives import FOLDER, file_name
+from jasper_mmap.loader import watcher as watcher_module
+from jasper_mmap.store.pointer import FOLDER, file_name
 from tests.oracle import Oracle
 from tests.publishing import DATA, IMPORTING, Witness, numbered, own_copy, publish_numbered, until
 from tests.serving import Named, NamedOracle, loader_of
@@ -244,7 +245,7 @@ def test_handler_of_the_log_that_fails_ends_no_watch(
         reached.append(words)
         raise SystemExit(3)
 
-    monkeypatch.setattr("jasper_mmap.loader.watcher._log.error", fail)
+    monkeypatch.setattr(watcher_module._log, "error", fail)
     with JASPERSteeringDataset(store, "train") as dataset:
         file_of(store, publish_numbered(store, oracle)).write_bytes(b"spoilt")
         watcher = watch_negatives(dataset, QUICK_S)

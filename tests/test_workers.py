@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from jasper_mmap import JASPERSteeringDataset, validate_first_batch
+from jasper_mmap.dataset import gather, placed_store
 from tests.folders import SYNTHETIC
 from tests.oracle import VARIANTS, Oracle, assert_batches_equal
 from tests.serving import (
@@ -109,7 +110,7 @@ def test_narrow_tables_are_widened_in_pieces(
     name: str, store_named: Named, oracle_named: NamedOracle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many pieces a batch takes."""
-    monkeypatch.setattr("jasper_mmap.dataset.gather._PIECE_BYTES", 100)
+    monkeypatch.setattr(gather, "_PIECE_BYTES", 100)
     oracle = oracle_named(name)
     loader = loader_of(store_named(name), "train", uneven_batch_size(oracle, "train"))
     assert_pass_equals_oracle(loader, oracle, "train")
@@ -120,7 +121,7 @@ def test_tables_that_cannot_be_joined_are_read_one_by_one(
     real_store: Path, oracle_named: NamedOracle, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     """As of different dtypes, or where the system refuses the mapping."""
-    monkeypatch.setattr("jasper_mmap.dataset.served.map_stacked", lambda paths, like, huge: None)
+    monkeypatch.setattr(placed_store, "map_stacked", lambda paths, like, huge: None)
     for split in SPLITS:
         loader = loader_of(real_store, split, 64, workers)
         assert_pass_equals_oracle(loader, oracle_named("real"), split)

@@ -19,7 +19,8 @@ from typing import Any
 from rich.console import Console
 
 from jasper_mmap import JASPERSteeringDataset
-from jasper_mmap.bench.bench import (
+from jasper_mmap.bench.machine import busy, cores
+from jasper_mmap.bench.measure import (
     SPLIT,
     Cell,
     Entrant,
@@ -29,9 +30,8 @@ from jasper_mmap.bench.bench import (
     open_floor,
     warm_up,
 )
-from jasper_mmap.bench.machine import busy, cores
 from jasper_mmap.bench.turns import ContenderError, in_own_process
-from jasper_mmap.commands.cli_bench import (
+from jasper_mmap.commands.bench import (
     conditions,
     numbers,
     print_conditions,

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 
 from jasper_mmap import JASPERSteeringDataset
-from jasper_mmap.bench.bench import SPLIT, consuming, endless, open_ours
+from jasper_mmap.bench.measure import SPLIT, consuming, endless, open_ours
 from jasper_mmap.bench.turns import Running
-from jasper_mmap.dataset.layout import Batch
+from jasper_mmap.dataset.batch_layout import Batch
 from jasper_mmap.rules.schema import ARTIFACTS, STEERING
 from tools.bench_data import Inputs
 

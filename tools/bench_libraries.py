@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from jasper_mmap.bench.bench import consuming, endless
+from jasper_mmap.bench.measure import consuming, endless
 from jasper_mmap.bench.turns import Running
 from tools.bench_contenders import (
     Contender,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
-from jasper_mmap.bench.bench import Cell, ratio_text
+from jasper_mmap.bench.measure import Cell, ratio_text
 
 COLOURS = (
     "#1b6ca8", "#e07b39", "#5f9e6e", "#b5494e", "#857aab",

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jasper_mmap.dataset.layout import Batch
+from jasper_mmap.dataset.batch_layout import Batch
 from jasper_mmap.rules.schema import STEERING
 from tools.bench_contenders import plain_tables
 

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jasper_mmap.bench.bench import ratio_text
+from jasper_mmap.bench.measure import ratio_text
 
 
 def markdown(answer: dict[str, Any]) -> str:

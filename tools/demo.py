@@ -31,7 +31,7 @@ from jasper_mmap import (
     set_epoch,
     validate_first_batch,
 )
-from jasper_mmap.dataset.layout import Batch
+from jasper_mmap.dataset.batch_layout import Batch
 from jasper_mmap.errors import JasperError
 from jasper_mmap.loader.loader import JASPERDataLoader
 from jasper_mmap.negatives.renewal import verify_store

@@ -15,7 +15,7 @@ from rich.text import Text
 from ..printable import printable
 from ..rules.schema import VARIANTS
 from ..store.lint import sentences
-from ..store.validate import VerifyReport
+from ..store.verify import VerifyReport
 
 NOTE_LENGTH: Final = 160
 """Characters of a note that are shown."""

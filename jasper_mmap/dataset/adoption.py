@@ -19,10 +19,10 @@ from typing import Any, Literal
 
 from ..errors import AccessError, JasperError, MissingFileError, UsageError
 from ..files.atomic import storage_errors
-from ..negatives.overwritten import publish_overwritten
-from ..store.negatives import Pointer, read_pointer
+from ..negatives.overwritten_pt import publish_overwritten
+from ..store.pointer import Pointer, read_pointer
 from .control import Control
-from .served import Generation, Served
+from .placed_store import Generation, Served
 
 Adopt = Literal["now", "epoch"]
 

@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple
 
 from torch.utils.data import get_worker_info
 
-from ..files.shared import Descriptor, anonymous_memory, being_spawned
+from ..files.shared_memory import Descriptor, anonymous_memory, being_spawned
 
 NO_VARIANT: Final = -1
 _SIZE: Final = mmap.PAGESIZE

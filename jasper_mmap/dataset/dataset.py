@@ -17,14 +17,14 @@ from ..rules import arguments
 from ..rules.config import default_curriculum
 from ..rules.curriculum import steering_probabilities
 from ..rules.schema import ARTIFACTS, SPLITS, VARIANTS
-from ..store.negatives import FOLDER, file_name
-from ..store.store import Validation
+from ..store.folder import Validation
+from ..store.pointer import FOLDER, file_name
 from .adoption import Adoption
-from .batch import Rows, Sample
 from .control import NO_VARIANT, Control, SplitWords
+from .placed_store import Served
 from .placement import Placement, placement_for
-from .reading import SplitReader
-from .served import Served
+from .samples import Rows, Sample
+from .split_reader import SplitReader
 
 _log = logging.getLogger("jasper_mmap")
 

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..rules.schema import PLAIN, STEERING, WIDE, Column
-from .layout import Target, empty_plain
+from .batch_layout import Target, empty_plain
 from .stack import Stack
 
 # torch has no index_select for these: read as the signed dtype of that width, then masked.

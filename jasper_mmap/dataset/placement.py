@@ -9,9 +9,9 @@ from itertools import accumulate
 import torch
 
 from ..errors import DeviceError, DeviceMemoryError
-from ..files.modes import plain_tensors
-from ..files.tensorfile import flat_bytes
-from ..files.warm import free_bytes
+from ..files.page_cache import free_bytes
+from ..files.safetensors import flat_bytes
+from ..files.torch_modes import plain_tensors
 from .stack import Stack, joinable
 
 _STAGING_BYTES = 32 << 20

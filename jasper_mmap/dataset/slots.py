@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..files.mapping import HUGE_PAGE
-from ..files.shared import Descriptor, anonymous_memory, this_process
-from .layout import Batch, Layout, Target
+from ..files.shared_memory import Descriptor, anonymous_memory, this_process
+from .batch_layout import Batch, Layout, Target
 
 
 class Extents:

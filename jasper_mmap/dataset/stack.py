@@ -21,9 +21,9 @@ import torch
 
 from ..files.atomic import storage_errors
 from ..files.mapping import HUGE_PAGE, LIBC, MAP_FIXED, MAP_NORESERVE, Bytes, Region, map_at
-from ..files.modes import plain_tensors
-from ..files.regular import open_regular
-from ..files.tensorfile import ALIGNMENT
+from ..files.regular_files import open_regular
+from ..files.safetensors import ALIGNMENT
+from ..files.torch_modes import plain_tensors
 
 
 @dataclass(frozen=True)

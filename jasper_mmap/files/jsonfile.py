@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..errors import FormatError
-from .regular import open_regular
+from .regular_files import open_regular
 
 MOST_BYTES: Final = 16 << 20
 """Of a JSON file. A manifest has some ten thousand, a pointer with all its history half a million.

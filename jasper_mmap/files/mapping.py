@@ -14,7 +14,7 @@ from typing import Final
 
 import torch
 
-from .modes import plain_tensors
+from .torch_modes import plain_tensors
 
 # Linux's value; the mmap module has no name for it before Python 3.13. Without it a private
 # writable mapping larger than memory + swap is refused under the default overcommit rule.

@@ -10,7 +10,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from ..dataset.dataset import JASPERSteeringDataset
 from ..errors import UsageError
 from ..rules.arguments import integer
-from .agreement import agree
+from .ranks import agree
 
 
 def datasets_of(target: Any, caller: str) -> list[JASPERSteeringDataset]:

@@ -12,23 +12,23 @@ import torch.distributed as dist
 from torch.utils.data import BatchSampler, DataLoader, Sampler, default_collate
 
 from ..dataset.adoption import Adopt
-from ..dataset.batch import Sample
+from ..dataset.batch_layout import Batch, Layout
 from ..dataset.dataset import JASPERSteeringDataset
-from ..dataset.layout import Batch, Layout
 from ..dataset.placement import device_named
+from ..dataset.samples import Sample
 from ..dataset.slots import Slots
 from ..errors import DeviceError, UsageError
-from ..files.modes import plain_tensors
-from ..files.warm import fits, read_through
+from ..files.page_cache import fits, read_through
+from ..files.torch_modes import plain_tensors
 from ..rules.arguments import integer
-from ..store.store import Validation
+from ..store.folder import Validation
 from .epochs import begin_epoch
 from .order import PassCounter, Plan, counting
 from .passes import ForeignPass, LocalPass, Pass
 from .sampler import OrderedSampler, PlannedBatches, RankSampler, ShuffledSampler
 from .watcher import Watcher, watch_negatives
 from .worker_pass import WorkerPass
-from .workers import WorkerPool
+from .worker_pool import WorkerPool
 
 _log = logging.getLogger("jasper_mmap")
 _LOCAL_SLOTS = 2

@@ -9,13 +9,13 @@ from typing import Any, Final
 
 import torch
 
+from ..dataset.batch_layout import Batch, Target
 from ..dataset.dataset import JASPERSteeringDataset
 from ..dataset.gather import Lookup
-from ..dataset.layout import Batch, Target
 from ..dataset.slots import Slots
 from ..errors import UsageError
-from ..files.modes import plain_tensors
-from ..files.warm import read_ahead
+from ..files.page_cache import read_ahead
+from ..files.torch_modes import plain_tensors
 from .order import Plan
 
 _BLOCKS: Final = 2

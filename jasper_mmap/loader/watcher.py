@@ -25,7 +25,7 @@ from ..dataset.control import in_worker
 from ..dataset.dataset import JASPERSteeringDataset
 from ..errors import ClosedError, UsageError, WorkerError
 from .epochs import datasets_of
-from .look import Look, looking
+from .generation_look import Look, looking
 
 _EXIT_S: Final = 1.0
 """How long the end of the interpreter waits for a look that is under way."""

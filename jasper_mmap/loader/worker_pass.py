@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pickle
 
+from ..dataset.batch_layout import Batch
 from ..dataset.dataset import JASPERSteeringDataset
-from ..dataset.layout import Batch
 from ..errors import UsageError, WorkerError
 from .order import Plan
 from .passes import Pass
-from .workers import WorkerPool
+from .worker_pool import WorkerPool
 
 
 class WorkerPass(Pass):

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..errors import FormatError, MissingFileError
-from ..files.pt.ptfile import Stamp
+from ..files.pt.reader import Stamp
 from ..rules.schema import NEGATIVES
-from ..store.negatives import Pointer
+from ..store.pointer import Pointer
 
 ALONE_S: Final = 5.0
 """How long a file that changed alone must rest: a builder opens the second one sooner."""

@@ -11,7 +11,7 @@ from typing import Final
 
 from ..errors import UsageError
 from ..files.atomic import own_folder, storage_errors
-from ..files.pt.ptfile import Stamp
+from ..files.pt.reader import Stamp
 from ..printable import printable
 from ..rules.schema import NEGATIVES
 from .filing import Filing

@@ -29,13 +29,13 @@ from ..errors import (
     UnsafeFileError,
 )
 from ..files.atomic import own_folder
-from ..files.regular import open_regular
+from ..files.regular_files import open_regular
 from ..printable import printable
-from ..store.negatives import read_pointer
-from ..store.store import Store
+from ..store.folder import Store
+from ..store.pointer import read_pointer
+from .candidate import take_in
 from .dropped import Pair, Place, age_s, stamps_of
 from .filing import DONE, FAILED, Filing, remove_expired
-from .incoming import take_in
 
 _NEVER_THE_PAIR: Final = (OSError, StoreChangedError, MemoryError)
 _CLEARING_S: Final = 60.0

@@ -13,10 +13,11 @@ import torch
 from ..errors import FormatError, JasperError, MissingFileError, StoreChangedError, UsageError
 from ..printable import IN_ANSWER
 from ..rules import arguments
-from ..store.generation import sound_generation
+from ..store.folder import Store
+from ..store.generations import sound_generation
 from ..store.lint import count_changed_rows, suspicion
 from ..store.manifest import read_manifest
-from ..store.negatives import (
+from ..store.pointer import (
     FOLDER,
     Pointer,
     file_name,
@@ -24,8 +25,7 @@ from ..store.negatives import (
     pointer_path,
     read_pointer,
 )
-from ..store.store import Store
-from .incoming import Given, Incoming, Limits, take_in
+from .candidate import Given, Incoming, Limits, take_in
 from .retention import GRACE_S, remove_old
 from .write import next_generation, publisher_lock, successor, write_generation, write_pointer
 

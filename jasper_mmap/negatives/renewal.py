@@ -8,11 +8,11 @@ from typing import Final
 
 from ..errors import JasperError
 from ..files import atomic
-from ..files.tensorfile import few
+from ..files.safetensors import few
+from ..store.folder import not_renewable
 from ..store.manifest import MANIFEST_FILE, Manifest, read_manifest
-from ..store.negatives import FOLDER, Pointer, pointer_path, read_pointer
-from ..store.store import not_renewable
-from ..store.validate import Verification, VerifyReport, verified
+from ..store.pointer import FOLDER, Pointer, pointer_path, read_pointer
+from ..store.verify import Verification, VerifyReport, verified
 from .write import publisher_lock, write_pointer
 
 _LOCK_TIMEOUT_S: Final = 10.0

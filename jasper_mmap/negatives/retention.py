@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from ..files import atomic
-from ..store.negatives import FOLDER, Pointer, generations_on_disk
+from ..store.pointer import FOLDER, Pointer, generations_on_disk
 
 GRACE_S = 600.0
 """A generation stays at least this long after the next one replaced it: a process that has read

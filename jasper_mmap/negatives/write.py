@@ -21,9 +21,9 @@ from ..errors import StorageError
 from ..files import atomic
 from ..files.jsonfile import MOST_BYTES
 from ..files.locks import exclusive, now, process_name
-from ..files.tensorfile import Written, chunks, writing
+from ..files.safetensors import Written, chunks, writing
 from ..rules.schema import NEGATIVES
-from ..store.negatives import (
+from ..store.pointer import (
     FOLDER,
     MAX_GENERATION,
     Pointer,

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import ContentError, ContentTypeError, FormatError, IndexRangeError, JasperError
-from ..files.tensorfile import chunks
+from ..files.safetensors import chunks
 from ..rules.schema import ARTIFACTS, FLOAT_DTYPES, INT_DTYPES, Artifact, concrete
 
 Range = tuple[float, float]

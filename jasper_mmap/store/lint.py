@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..files.tensorfile import chunks
+from ..files.safetensors import chunks
 
 MEANING: Final = {
     "pairs_in_two_splits": "pairs appear in more than one split",

@@ -19,8 +19,8 @@ from ..errors import (
 )
 from ..files import atomic
 from ..files.failures import STAGING as STAGING
-from ..files.missing import entries_of, must_be_folder
-from ..files.tensorfile import DTYPES
+from ..files.missing_paths import entries_of, must_be_folder
+from ..files.safetensors import DTYPES
 from ..rules.schema import EMBEDDING_DTYPES, STORED
 
 MANIFEST_FILE = "manifest.json"

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..files.tensorfile import DTYPE_NAMES, chunks
+from ..files.safetensors import DTYPE_NAMES, chunks
 from ..rules.config import Config
 from ..rules.curriculum import steering_probabilities
 from ..rules.schema import ARTIFACTS, NEGATIVES, SPLITS, TIERS
-from .generation import sound_generation
+from .folder import Store, table_tensor
+from .generations import sound_generation
 from .manifest import FORMAT_VERSION
-from .negatives import FOLDER, Pointer, read_pointer
+from .pointer import FOLDER, Pointer, read_pointer
 from .remarks import remarks
-from .store import Store, table_tensor
 
 
 def summarise(path: str | Path) -> dict[str, Any]:

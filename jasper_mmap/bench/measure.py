@@ -18,10 +18,10 @@ from typing import Any, Final
 import numpy as np
 import torch
 
+from ..dataset.batch_layout import Batch
 from ..dataset.dataset import JASPERSteeringDataset
-from ..dataset.layout import Batch
 from ..errors import UsageError
-from ..files.warm import read_through
+from ..files.page_cache import read_through
 from ..loader.epochs import set_epoch
 from ..loader.loader import create_loader
 from .machine import MB, cores

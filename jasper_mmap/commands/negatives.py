@@ -17,7 +17,7 @@ from ..negatives.publish import KEEP, LOCK_TIMEOUT_S, publish_negatives, rollbac
 from ..printable import printable
 from ..store.lint import MEANING, sentences, suspicion
 from ..store.manifest import read_manifest
-from ..store.negatives import Pointer, generations_on_disk, read_pointer
+from ..store.pointer import Pointer, generations_on_disk, read_pointer
 from .report import NOTE_LENGTH
 from .service import Finite, logged_to_stdout, signals_held
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from ..errors import ConfigError, ContentError, FormatError, IndexRangeError, JasperError
-from ..files.tensorfile import chunks, file_sha256
+from ..files.safetensors import chunks, file_sha256
 from ..rules.config import CONFIG_FILE, Config
 from ..rules.schema import NEGATIVES, STORED, Artifact
 from .checks import TableCheck, check_form, check_offsets

@@ -18,16 +18,16 @@ import torch
 from ..errors import ContentError, ContentTypeError, FormatError, MissingFileError
 from ..files.atomic import own_folder, storage_errors, write_all
 from ..files.failures import TEMPORARY
-from ..files.missing import correction
-from ..files.pt.ptfile import Stamp, read_pt
-from ..files.regular import open_regular
-from ..files.tensorfile import CHUNK_BYTES, chunks, few, map_tensors
+from ..files.missing_paths import correction
+from ..files.pt.reader import Stamp, read_pt
+from ..files.regular_files import open_regular
+from ..files.safetensors import CHUNK_BYTES, chunks, few, map_tensors
 from ..rules.arguments import number
 from ..rules.schema import ARTIFACTS, NEGATIVES
 from ..store.checks import TableCheck, check_form
+from ..store.folder import Store, table_tensor
 from ..store.lint import MEANING, equal, lint_negatives
-from ..store.negatives import FOLDER
-from ..store.store import Store, table_tensor
+from ..store.pointer import FOLDER
 
 Given = torch.Tensor | str | Path
 """A tensor [N_p,N], or the path of a `.pt` or `.safetensors` file that holds one."""

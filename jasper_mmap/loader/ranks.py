@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from ..dataset.adoption import Adoption
 from ..errors import JasperError
-from ..store.negatives import Pointer, read_pointer
+from ..store.pointer import Pointer, read_pointer
 
 _log = logging.getLogger("jasper_mmap")
 

@@ -14,15 +14,15 @@ import threading
 import weakref
 from typing import Any, Final, Protocol
 
+from ..dataset.batch_layout import Layout
 from ..dataset.dataset import JASPERSteeringDataset
-from ..dataset.layout import Layout
 from ..dataset.slots import Slots
 from ..errors import UsageError, WorkerError
-from ..files.shared import Descriptor, this_process
-from .child import Child, end_with
+from ..files.shared_memory import Descriptor, this_process
 from .order import Plan
 from .signals import handled, held_back
-from .worker import MANY, REPLY, REQUEST, Job, WorkerInit, work
+from .worker_death import Child, end_with
+from .worker_process import MANY, REPLY, REQUEST, Job, WorkerInit, work
 
 _JOIN_S: Final = 5.0
 _NAME: Final = "jasper-worker"

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from ...errors import ContentTypeError, FormatError, JasperError, UnsafeFileError
-from .saved import NOT_DENSE, LimitError, Name, Storage, is_known, rebuilt, storage
+from .tensors import NOT_DENSE, LimitError, Name, Storage, is_known, rebuilt, storage
 
 MOST_KEYS: Final = 1000
 """Of a dict: numbers as keys can be chosen so that each new one is compared with all the others."""

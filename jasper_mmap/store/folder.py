@@ -20,15 +20,15 @@ from ..errors import (
     UsageError,
 )
 from ..files.atomic import storage_errors
-from ..files.tensorfile import DTYPE_NAMES, MappedFile, few, map_tensors
-from ..files.warm import worth_huge_pages
+from ..files.page_cache import worth_huge_pages
+from ..files.safetensors import DTYPE_NAMES, MappedFile, few, map_tensors
 from ..rules.arguments import folder, integer
 from ..rules.config import Config
 from ..rules.schema import RAGGED_OFFSETS, RAGGED_VALUES, STORED, Artifact
-from .audit import form_errors, table_errors, uncounted_beyond
-from .configfile import read_config
+from .config_file import read_config
 from .manifest import MANIFEST_FILE, Entry, Manifest, read_manifest
-from .negatives import FOLDER
+from .pointer import FOLDER
+from .soundness import form_errors, table_errors, uncounted_beyond
 
 Validation = Literal["auto", "full"]
 _ATTEMPTS = 3

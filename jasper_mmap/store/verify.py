@@ -12,19 +12,19 @@ import torch
 
 from ..errors import FormatError, JasperError, StoreChangedError
 from ..files import atomic
-from ..files.missing import must_be_folder
-from ..files.tensorfile import file_sha256
+from ..files.missing_paths import must_be_folder
+from ..files.safetensors import file_sha256
 from ..rules import arguments
 from ..rules.config import CONFIG_FILE
 from ..rules.schema import NEGATIVES, STORED, Artifact
-from .audit import form_errors
-from .configfile import read_config
-from .generation import content_errors, history_errors, stamped_generation
+from .config_file import read_config
+from .folder import beyond_problem, map_table, table_problems, table_tensor
+from .generations import content_errors, history_errors, stamped_generation
 from .lint import lint_negatives, lint_splits
 from .manifest import MANIFEST_FILE, Manifest, read_manifest
-from .negatives import FOLDER, POINTER, Pointer, generations_on_disk, read_pointer
+from .pointer import FOLDER, POINTER, Pointer, generations_on_disk, read_pointer
 from .remarks import remarks
-from .store import beyond_problem, map_table, table_problems, table_tensor
+from .soundness import form_errors
 
 _POINTER_FILE: Final = f"{FOLDER}/{POINTER}"
 

@@ -13,8 +13,8 @@ from ..errors import FormatError
 from ..negatives.renewal import verify_store
 from ..store.summary import summarise
 from ..version import installed_version
-from .cli_bench import bench
-from .cli_negatives import COMMANDS
+from .bench import bench
+from .negatives import COMMANDS
 from .report import print_summary, print_verification
 
 _STORE = click.argument("store", metavar="DIR", type=click.Path(path_type=Path, readable=False))

@@ -16,9 +16,9 @@ from typing import Any, Final
 
 from ..dataset.adoption import Adopt, Adoption
 from ..dataset.dataset import JASPERSteeringDataset
-from ..dataset.served import Generation
+from ..dataset.placed_store import Generation
 from ..errors import AccessError, ClosedError, MissingFileError, StorageError
-from ..store.negatives import pointer_path, read_pointer
+from ..store.pointer import pointer_path, read_pointer
 
 Stamp = tuple[int, int, int]
 

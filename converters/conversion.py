@@ -13,23 +13,23 @@ from jasper_mmap.errors import ContentError, JasperError, UsageError
 from jasper_mmap.files.atomic import storage_errors
 from jasper_mmap.files.jsonfile import read_small
 from jasper_mmap.files.locks import now
-from jasper_mmap.files.missing import must_be_folder
-from jasper_mmap.files.regular import open_regular
+from jasper_mmap.files.missing_paths import must_be_folder
+from jasper_mmap.files.regular_files import open_regular
 from jasper_mmap.negatives.builder_pair import PAIRS, warn_of_half
 from jasper_mmap.negatives.publish import shares, warn_of
 from jasper_mmap.negatives.write import publisher_lock
 from jasper_mmap.rules.arguments import folder
 from jasper_mmap.rules.config import CONFIG_FILE, Config
 from jasper_mmap.rules.schema import ARTIFACTS, EMBEDDING_DTYPES, NEGATIVES
-from jasper_mmap.store.configfile import read_config
+from jasper_mmap.store.config_file import read_config
 from jasper_mmap.store.lint import lint_splits
 from jasper_mmap.store.manifest import STAGING, Entry, Manifest
-from jasper_mmap.store.negatives import Pointer, made_from_files, read_pointer
+from jasper_mmap.store.pointer import Pointer, made_from_files, read_pointer
 from jasper_mmap.store.remarks import remarks
 from jasper_mmap.version import installed_version
 
 from .commit import commit
-from .generation import STAGED_FILE, settle, stage_candidate
+from .negatives import STAGED_FILE, settle, stage_candidate
 from .plan import SOURCE, Plan, Settings, Task, make_plan, negatives_stamps, task_stamp
 from .precheck import Precheck, check_room, open_task, precheck
 from .progress import Progress, Show, errors_of_show_passed_on

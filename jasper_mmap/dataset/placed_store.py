@@ -14,15 +14,15 @@ from typing import Any
 import torch
 
 from ..errors import AccessError, MissingFileError, StoreChangedError
-from ..files.shared import Descriptor
-from ..files.warm import worth_huge_pages
+from ..files.page_cache import worth_huge_pages
+from ..files.shared_memory import Descriptor
 from ..rules import arguments
 from ..rules.config import Config
 from ..rules.schema import ARTIFACTS, GATHERED
-from ..store.generation import OpenGeneration, map_generation, sound_generation
+from ..store.folder import Ragged, Store, Table, Validation, table_tensor
+from ..store.generations import OpenGeneration, map_generation, sound_generation
 from ..store.manifest import read_manifest
-from ..store.negatives import Pointer, read_pointer
-from ..store.store import Ragged, Store, Table, Validation, table_tensor
+from ..store.pointer import Pointer, read_pointer
 from .placement import Placement
 from .stack import Stack, map_stacked
 

@@ -7,14 +7,14 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import ClosedError, DeviceError
-from ..files.modes import plain_tensors
+from ..files.torch_modes import plain_tensors
 from ..rules.curriculum import steering_probabilities
 from ..rules.steering import draw_variants
 from .adoption import Adoption
+from .batch_layout import Batch, Target, empty_batch
 from .control import NO_VARIANT, SplitWords, Words, in_worker
 from .gather import Lookup, rows_of
-from .layout import Batch, Target, empty_batch
-from .served import Served
+from .placed_store import Served
 
 
 class _Spares:

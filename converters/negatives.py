@@ -10,20 +10,15 @@ from typing import Any
 import torch
 
 from jasper_mmap.errors import JasperError
-from jasper_mmap.files.tensorfile import Written
-from jasper_mmap.negatives.incoming import examine
+from jasper_mmap.files.safetensors import Written
+from jasper_mmap.negatives.candidate import examine
 from jasper_mmap.negatives.publish import lost_or_read
 from jasper_mmap.negatives.write import next_generation, successor, with_source, write_file
 from jasper_mmap.rules.schema import NEGATIVES
-from jasper_mmap.store.generation import stamped_generation
+from jasper_mmap.store.generations import stamped_generation
 from jasper_mmap.store.lint import count_changed_rows
 from jasper_mmap.store.manifest import Manifest
-from jasper_mmap.store.negatives import (
-    MAX_GENERATION,
-    Pointer,
-    made_from_files,
-    read_pointer,
-)
+from jasper_mmap.store.pointer import MAX_GENERATION, Pointer, made_from_files, read_pointer
 
 from .plan import sound_pointer
 from .source import read_table

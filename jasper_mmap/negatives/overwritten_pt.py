@@ -10,10 +10,10 @@ from ..errors import FormatError, MissingFileError
 from ..files.atomic import exists, storage_errors
 from ..rules import arguments
 from ..rules.schema import NEGATIVES
-from ..store.negatives import FOLDER, made_from_files, read_pointer
-from ..store.store import Store
+from ..store.folder import Store
+from ..store.pointer import FOLDER, made_from_files, read_pointer
 from .builder_pair import PAIRS, PairWatch, warn_of_half
-from .incoming import Incoming, take_in
+from .candidate import Incoming, take_in
 from .publish import LOCK_TIMEOUT_S, check_same_store, lost_or_read, put_in_force
 from .write import publisher_lock, with_source, write_file, write_pointer
 

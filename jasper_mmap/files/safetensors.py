@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from ..errors import FormatError
 from .atomic import replacing, storage_errors, write_all
 from .mapping import map_private, tensor_at
-from .regular import open_regular
+from .regular_files import open_regular
 from .threads import second_core
 
 ALIGNMENT = 4096

@@ -15,13 +15,13 @@ import torch
 
 from ..errors import ContentError, FormatError, JasperError, MissingFileError, StoreChangedError
 from ..files.atomic import storage_errors
-from ..files.regular import regular_descriptor
-from ..files.shared import Descriptor
-from ..files.tensorfile import few, file_sha256, map_tensors
+from ..files.regular_files import regular_descriptor
+from ..files.safetensors import few, file_sha256, map_tensors
+from ..files.shared_memory import Descriptor
 from ..rules.schema import NEGATIVES
-from .audit import generation_errors
 from .checks import check_form
-from .negatives import FOLDER, POINTER, Pointer, file_name, pointer_path
+from .pointer import FOLDER, POINTER, Pointer, file_name, pointer_path
+from .soundness import generation_errors
 
 _REMEDY: Final = "publish the negatives again, or go back with jasper-mmap rollback"
 

@@ -19,11 +19,11 @@ import torch
 from ...errors import ContentTypeError, FormatError, UnsafeFileError
 from ..atomic import storage_errors
 from ..mapping import Bytes, map_private, tensor_at
-from ..regular import open_regular
+from ..regular_files import open_regular
 from ..threads import second_core
-from .pickled import Unpickler
-from .ptarchive import MOST_PICKLED, ZIP_MAGIC, Archive, damaged
-from .saved import SavedTensor
+from .archive import MOST_PICKLED, ZIP_MAGIC, Archive, damaged
+from .tensors import SavedTensor
+from .unpickler import Unpickler
 
 _LEGACY_MAGIC: Final = 0x1950A86A20F9469CFC6C
 _HEAD_BYTES: Final = 64

@@ -28,10 +28,10 @@ from numpy.typing import NDArray
 from torch._utils import ExceptionWrapper
 from torch.utils.data import _utils
 
+from ..dataset.batch_layout import Layout
 from ..dataset.dataset import JASPERSteeringDataset
-from ..dataset.layout import Layout
 from ..dataset.slots import Extents
-from ..files.shared import Descriptor, process_descriptor
+from ..files.shared_memory import Descriptor, process_descriptor
 from .order import Plan
 from .passes import PlanReader
 from .signals import leave_to_trainer

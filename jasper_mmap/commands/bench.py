@@ -14,7 +14,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ..bench.bench import (
+from ..bench.machine import busy, cores, machine, was_quiet
+from ..bench.measure import (
     Cell,
     Entrant,
     Skipped,
@@ -26,7 +27,6 @@ from ..bench.bench import (
     ratio_text,
     warm_up,
 )
-from ..bench.machine import busy, cores, machine, was_quiet
 from ..bench.turns import ContenderError
 from ..console import debug_option
 from ..printable import printable

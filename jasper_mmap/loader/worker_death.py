@@ -22,8 +22,8 @@ from multiprocessing import process as bookkeeping
 from multiprocessing import util
 from typing import Any, Final
 
-from ..files.shared import Descriptor, process_descriptor
-from .worker import STOP
+from ..files.shared_memory import Descriptor, process_descriptor
+from .worker_process import STOP
 
 _REAP_S: Final = 1.0
 _PATIENCE_S: Final = 2.0
