@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from torch.utils.data import BatchSampler, DataLoader, Sampler, default_collate
 
 from ..dataset.adoption import Adopt
@@ -17,7 +16,7 @@ from ..dataset.dataset import JASPERSteeringDataset
 from ..dataset.placement import device_named
 from ..dataset.samples import Sample
 from ..dataset.slots import Slots
-from ..errors import DeviceError, UsageError
+from ..errors import DeviceError
 from ..files.page_cache import fits, read_through
 from ..files.torch_modes import plain_tensors
 from ..rules.arguments import integer
@@ -25,6 +24,7 @@ from ..store.folder import Validation
 from .epochs import begin_epoch
 from .order import PassCounter, Plan, counting
 from .passes import ForeignPass, LocalPass, Pass
+from .ranks import rank_and_world
 from .sampler import OrderedSampler, PlannedBatches, RankSampler, ShuffledSampler
 from .watcher import Watcher, watch_negatives
 from .worker_pass import WorkerPass
@@ -221,7 +221,7 @@ def create_loader(
     """
     batch_size = integer("batch_size", batch_size, 1, _MOST)
     num_workers = integer("num_workers", num_workers)
-    rank, world = _rank_and_world() if distributed else (0, 1)
+    rank, world = rank_and_world() if distributed else (0, 1)
     if num_workers and device_named(device).type != "cpu":
         raise DeviceError(
             f"num_workers={num_workers} with device={str(device)!r}: batches of a dataset on a"
@@ -281,12 +281,3 @@ def _warmed(dataset: JASPERSteeringDataset) -> bool:
         return False
     read_through(files)
     return True
-
-
-def _rank_and_world() -> tuple[int, int]:
-    if not (dist.is_available() and dist.is_initialized()):
-        raise UsageError(
-            "distributed=True needs torch.distributed: call init_process_group first (torchrun"
-            " sets what it reads), or leave distributed out."
-        )
-    return dist.get_rank(), dist.get_world_size()

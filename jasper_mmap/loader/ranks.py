@@ -1,4 +1,4 @@
-"""All ranks of torch.distributed on one generation."""
+"""The ranks of torch.distributed: who this one is, and all of them on one generation."""
 
 from __future__ import annotations
 
@@ -9,10 +9,20 @@ from typing import Any
 import torch.distributed as dist
 
 from ..dataset.adoption import Adoption
-from ..errors import JasperError
+from ..errors import JasperError, UsageError
 from ..store.pointer import Pointer, read_pointer
 
 _log = logging.getLogger("jasper_mmap")
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's rank and the number of ranks; `UsageError` before `init_process_group`."""
+    if not (dist.is_available() and dist.is_initialized()):
+        raise UsageError(
+            "distributed=True needs torch.distributed: call init_process_group first (torchrun"
+            " sets what it reads), or leave distributed out."
+        )
+    return dist.get_rank(), dist.get_world_size()
 
 
 def agree(adoption: Adoption, split: str) -> None:

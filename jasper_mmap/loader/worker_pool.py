@@ -20,9 +20,8 @@ from ..dataset.slots import Slots
 from ..errors import UsageError, WorkerError
 from ..files.shared_memory import Descriptor, this_process
 from .order import Plan
-from .signals import handled, held_back
 from .worker_death import Child, end_with
-from .worker_process import MANY, REPLY, REQUEST, Job, WorkerInit, work
+from .worker_process import MANY, REPLY, REQUEST, Job, WorkerInit, handled, held_back, work
 
 _JOIN_S: Final = 5.0
 _NAME: Final = "jasper-worker"
