@@ -28,14 +28,12 @@ from jasper_mmap.store.pointer import Pointer, made_from_files, read_pointer
 from jasper_mmap.store.remarks import remarks
 from jasper_mmap.version import installed_version
 
-from .commit import commit
 from .negatives import STAGED_FILE, settle, stage_candidate
 from .plan import SOURCE, Plan, Settings, Task, make_plan, negatives_stamps, task_stamp
 from .precheck import Precheck, check_room, open_task, precheck
-from .progress import Progress, Show, errors_of_show_passed_on
-from .report import ConversionReport, narrowing_notes
+from .report import ConversionReport, Progress, Show, errors_of_show_passed_on, narrowing_notes
 from .source import read_table
-from .staging import Staging, read_journal, staging
+from .staging import Staging, commit, read_journal, staging
 from .survey import telling_all
 from .write import stored_dtype, write_artifact
 

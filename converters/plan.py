@@ -16,8 +16,7 @@ from jasper_mmap.store.generations import sound_generation
 from jasper_mmap.store.manifest import STAGING, Entry, Manifest, narrowed_to, read_manifest
 from jasper_mmap.store.pointer import Pointer, made_from_files, read_pointer
 
-from .derive import derived_stamp
-from .source import stamp
+from .source import derived_stamp, stamp
 
 SOURCE: Final = "source"
 """The `embeddings_dtype` that asks for none."""

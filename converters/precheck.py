@@ -18,9 +18,8 @@ from jasper_mmap.store.checks import TableCheck, check_form, check_ranges
 from jasper_mmap.store.manifest import Entry
 from jasper_mmap.store.pointer import FOLDER
 
-from .derive import derive
 from .plan import Plan, Task
-from .source import Source, open_source, open_table
+from .source import Source, derive, open_source, open_table
 from .write import stored_dtype
 
 _OVERHEAD_BYTES = 1 << 20

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from converters import convert, narrow
+from converters import convert, write
 from jasper_mmap.errors import ContentError, UsageError
 from jasper_mmap.rules.schema import ARTIFACTS, NEGATIVES, STORED
 from jasper_mmap.store.manifest import STAGING, read_manifest
@@ -123,8 +123,8 @@ def test_cosine_errors_of_large_tables_are_sampled_evenly(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Quantiles are those of every third row, whatever the pieces; the largest stays exact."""
-    monkeypatch.setattr(narrow, "_SAMPLED_ROWS", 25)
-    monkeypatch.setattr(narrow, "_PIECE_VALUES", 7 * SMALL["dim"])
+    monkeypatch.setattr(write, "_SAMPLED_ROWS", 25)
+    monkeypatch.setattr(write, "_PIECE_VALUES", 7 * SMALL["dim"])
     told = convert(folder, tmp_path / "store", embeddings_dtype="float16").cosine_error
     whole = load(folder, "steering_residual")
     assert len(whole) == 60
