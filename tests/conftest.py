@@ -15,7 +15,7 @@ from converters import convert
 from tests.folders import SYNTHETIC, make_synthetic
 from tests.oracle import Oracle
 from tests.publishing import Tables, numbered
-from tools.demo_data import make_builder_folder
+from tools.demo.folder import make_builder_folder
 
 REAL_FOLDER = Path(__file__).parents[2] / "shared" / "data" / "debian_small"
 DEMO = "demo"

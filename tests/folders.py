@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from tools.demo_data import make_builder_folder
+from tools.demo.folder import make_builder_folder
 
 _ONLY_ZERO = {"zero": 1.0, "centroid": 0.0, "keyword": 0.0, "residual": 0.0}
 _NO_KEYWORD = {"zero": 0.25, "centroid": 0.5, "keyword": 0.0, "residual": 0.25}

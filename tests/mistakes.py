@@ -36,7 +36,7 @@ from jasper_mmap import (
     watch_negatives,
 )
 from jasper_mmap.commands import report
-from tools.demo_data import make_builder_folder
+from tools.demo.folder import make_builder_folder
 
 Spoil = Callable[[Path], object]
 PROGRAMS = {

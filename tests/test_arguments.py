@@ -20,7 +20,7 @@ from jasper_mmap.negatives.renewal import verify_store
 from jasper_mmap.store.summary import summarise
 from tests.converting import SMALL
 from tests.publishing import Tables, contents
-from tools.demo_data import make_builder_folder
+from tools.demo.folder import make_builder_folder
 
 WRONG: tuple[tuple[str, Any], ...] = (
     *(("keep", value) for value in ("x", 0, 1.5, None)),

@@ -34,11 +34,11 @@ from jasper_mmap.commands.main import command
 from jasper_mmap.rules.schema import COLUMNS
 from tests.oracle import Oracle
 from tests.publishing import until
-from tools.bench import ALL, main
-from tools.bench_contenders import Contender
-from tools.bench_data import Inputs, inputs_of
-from tools.bench_plot import plot
-from tools.bench_table import markdown
+from tools.bench.__main__ import ALL, main
+from tools.bench.contenders import Contender
+from tools.bench.inputs import Inputs, inputs_of
+from tools.bench.plot import plot
+from tools.bench.table import markdown
 
 ROOT = Path(__file__).parents[1]
 TINY = ("--windows", "2", "--seconds", "0.02")

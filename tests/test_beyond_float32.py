@@ -19,7 +19,7 @@ from jasper_mmap.store.manifest import read_manifest
 from jasper_mmap.store.summary import summarise
 from tests.converting import SMALL, change, snapshot
 from tests.damage import edit_manifest, rewrite
-from tools.demo_data import make_builder_folder
+from tools.demo.folder import make_builder_folder
 
 LARGEST = float(np.finfo(np.float32).max)
 INFINITE = float.fromhex("0x1.ffffffp+127")

@@ -12,7 +12,7 @@ from jasper_mmap.errors import ContentError, UsageError
 from jasper_mmap.rules.schema import ARTIFACTS, NEGATIVES, STORED
 from jasper_mmap.store.manifest import STAGING, read_manifest
 from tests.converting import SMALL, change, load, same_bits, stored
-from tools.demo_data import make_builder_folder
+from tools.demo.folder import make_builder_folder
 
 TABLES = [a.name for a in STORED if a.kind != "ragged"]
 NARROWED = [a.name for a in STORED if a.narrow]

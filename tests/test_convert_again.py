@@ -13,7 +13,7 @@ from jasper_mmap.rules.schema import ARTIFACTS
 from jasper_mmap.store.manifest import MANIFEST_FILE
 from jasper_mmap.store.pointer import read_pointer
 from tests.converting import SMALL, change, inodes, load, snapshot, stored, touch
-from tools.demo_data import make_builder_folder, remine_negatives
+from tools.demo.folder import make_builder_folder, remine_negatives
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from jasper_mmap.errors import ExistsError
 from jasper_mmap.rules.schema import ARTIFACTS
 from jasper_mmap.store.manifest import read_manifest
 from tests.converting import SMALL, load, same_bits
-from tools.demo_data import make_builder_folder
+from tools.demo.folder import make_builder_folder
 
 
 @pytest.fixture

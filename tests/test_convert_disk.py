@@ -15,7 +15,7 @@ from converters import convert
 from jasper_mmap.errors import AccessError, StorageError
 from jasper_mmap.files import atomic, safetensors
 from tests.converting import SMALL, contents, in_child
-from tools.demo_data import make_builder_folder
+from tools.demo.folder import make_builder_folder
 
 CHECKOUT = Path(__file__).parents[1]
 

@@ -25,7 +25,7 @@ from jasper_mmap.errors import (
 from jasper_mmap.store.folder import Store
 from jasper_mmap.store.manifest import STAGING
 from tests.converting import SMALL, contents, edit
-from tools.demo_data import make_builder_folder
+from tools.demo.folder import make_builder_folder
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from jasper_mmap.store.folder import Store
 from jasper_mmap.store.manifest import STAGING, read_manifest
 from jasper_mmap.store.pointer import FOLDER
 from tests.converting import KILLED, SMALL, change, edit, in_child, started, state
-from tools.demo_data import make_builder_folder, remine_negatives
+from tools.demo.folder import make_builder_folder, remine_negatives
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from jasper_mmap.errors import (
     MissingFileError,
 )
 from tests.converting import SMALL, contents, edit, put, snapshot
-from tools.demo_data import make_builder_folder
+from tools.demo.folder import make_builder_folder
 
 
 @pytest.fixture

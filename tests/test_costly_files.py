@@ -29,7 +29,7 @@ from jasper_mmap.files.pt.reader import read_pt
 from jasper_mmap.files.safetensors import map_tensors
 from jasper_mmap.store.pointer import read_pointer
 from tests.converting import FORK, SMALL, load
-from tools.demo_data import make_builder_folder
+from tools.demo.folder import make_builder_folder
 
 MEMORY = 512 << 20
 """What a refusal may take beyond what the process has already."""

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tools.demo import save_remined, train
-from tools.demo_data import make_builder_folder
-from tools.demo_report import Epoch, Retrieval, shortcomings
+from tools.demo.__main__ import save_remined, train
+from tools.demo.folder import make_builder_folder
+from tools.demo.report import Epoch, Retrieval, shortcomings
 
 ROOT = Path(__file__).parents[1]
 FIRST = Epoch(number=0, zero_share=0.5, generation=1, loss=2.0, seconds=1.0)

@@ -15,7 +15,7 @@ from jasper_mmap.rules.schema import COLUMNS
 from tests.converting import SMALL, edit
 from tests.damage import edit_manifest
 from tests.serving import SPLITS, loader_of, next_positions
-from tools.demo_data import make_builder_folder
+from tools.demo.folder import make_builder_folder
 
 Batch = dict[str, Any]
 

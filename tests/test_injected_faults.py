@@ -28,7 +28,7 @@ from jasper_mmap.store.verify import VerifyReport
 from tests.converting import SMALL, in_child, state
 from tests.injecting import ERRORS, Fault, injected
 from tests.publishing import NAMES, SOAK_S
-from tools.demo_data import make_builder_folder
+from tools.demo.folder import make_builder_folder
 
 FAULTS = int(SOAK_S * 14)
 """Calls that fail of each operation, drawn from all of them and all error numbers."""

@@ -18,7 +18,7 @@ from jasper_mmap.files import safetensors
 from jasper_mmap.files.pt.reader import read_pt
 from jasper_mmap.files.safetensors import chunks
 from tests.converting import SMALL, load, same_bits, stored
-from tools.demo_data import make_builder_folder, remine_negatives
+from tools.demo.folder import make_builder_folder, remine_negatives
 
 Records = dict[str, bytes]
 

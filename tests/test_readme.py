@@ -16,7 +16,7 @@ import torch
 
 from jasper_mmap import errors
 from jasper_mmap.rules.schema import ARTIFACTS, COLUMNS, NEGATIVES, STORED
-from tools.demo_data import remine_negatives
+from tools.demo.folder import remine_negatives
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -27,7 +27,7 @@ from jasper_mmap.rules.schema import STORED
 from jasper_mmap.store.folder import Store, table_tensor
 from jasper_mmap.store.manifest import FORMAT_VERSION, STAGING
 from tests.damage import edit_manifest, rewrite
-from tools.demo_data import make_builder_folder
+from tools.demo.folder import make_builder_folder
 
 
 def test_tables_equal_the_builders_files(any_store: Path, any_folder: Path) -> None:

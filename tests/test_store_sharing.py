@@ -22,7 +22,7 @@ from jasper_mmap.errors import MissingFileError, StoreChangedError
 from jasper_mmap.rules.schema import ARTIFACTS, STORED
 from jasper_mmap.store.folder import Store, table_tensor
 from tests.damage import edit_manifest
-from tools.demo_data import make_builder_folder
+from tools.demo.folder import make_builder_folder
 
 ROOT = Path(__file__).parents[1]
 

@@ -21,7 +21,7 @@ from jasper_mmap.store.folder import Store
 from jasper_mmap.store.verify import VerifyReport
 from tests.damage import edit_manifest, rewrite
 from tests.oracle import Oracle
-from tools.demo_data import make_builder_folder, remine_negatives
+from tools.demo.folder import make_builder_folder, remine_negatives
 
 GENERATION = "negatives/000001.safetensors"
 

@@ -26,7 +26,7 @@ from jasper_mmap.rules.schema import WIDE
 from jasper_mmap.store import folder
 from tests.oracle import Oracle
 from tests.serving import NamedOracle, assert_pass_equals_oracle
-from tools.bench_data import drop_from_memory
+from tools.bench.inputs import drop_from_memory
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 

@@ -39,10 +39,10 @@ from jasper_mmap.commands.bench import (
     table_of,
 )
 from jasper_mmap.errors import JasperError
-from tools.bench_contenders import CONTENDERS, Contender
-from tools.bench_data import PAIRS, Inputs, drop_from_memory, inputs_of, make_once
-from tools.bench_libraries import LIBRARIES
-from tools.bench_plot import plot
+from tools.bench.contenders import CONTENDERS, Contender
+from tools.bench.inputs import PAIRS, Inputs, drop_from_memory, inputs_of, make_once
+from tools.bench.libraries import LIBRARIES
+from tools.bench.plot import plot
 
 ALL = {contender.name: contender for contender in (*CONTENDERS, *LIBRARIES)}
 QUICK = ("ours", "per-sample")

@@ -1,6 +1,6 @@
 """What a benchmark reads: a builder's folder, its store, and each contender's own files.
 
-Run `python -m tools.bench_data DIR` to make only the synthetic folder.
+Run `python -m tools.bench.inputs DIR` to make only the synthetic folder.
 """
 
 import argparse

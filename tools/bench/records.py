@@ -15,7 +15,7 @@ from torch import Tensor
 
 from jasper_mmap.dataset.batch_layout import Batch
 from jasper_mmap.rules.schema import STEERING
-from tools.bench_contenders import plain_tables
+from tools.bench.contenders import plain_tables
 
 _BLOCK = 256
 _OWN = 2  # question and target come first, then the steering tables, then the negatives

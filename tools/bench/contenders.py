@@ -21,7 +21,7 @@ from jasper_mmap.bench.measure import SPLIT, consuming, endless, open_ours
 from jasper_mmap.bench.turns import Running
 from jasper_mmap.dataset.batch_layout import Batch
 from jasper_mmap.rules.schema import ARTIFACTS, STEERING
-from tools.bench_data import Inputs
+from tools.bench.inputs import Inputs
 
 Rows = NDArray[np.int64]
 Read = Callable[[str, Tensor], Tensor]

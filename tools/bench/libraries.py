@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 
 from jasper_mmap.bench.measure import consuming, endless
 from jasper_mmap.bench.turns import Running
-from tools.bench_contenders import (
+from tools.bench.contenders import (
     Contender,
     VectorisedDataset,
     index_select,
@@ -30,8 +30,8 @@ from tools.bench_contenders import (
     stock_loader,
     vectorised,
 )
-from tools.bench_data import Inputs
-from tools.bench_records import Layout, Records
+from tools.bench.inputs import Inputs
+from tools.bench.records import Layout, Records
 
 CHUNK_BYTES = 64 << 20
 COLUMN = "record"

@@ -1,4 +1,4 @@
-"""Run `python -m tools.demo_data DIR` to write a small synthetic builder's folder into DIR.
+"""Run `python -m tools.demo.folder DIR` to write a small synthetic builder's folder into DIR.
 
 Every file of the input table is written, the same ones for the same seed. Sources lie in clusters,
 several sources answer one question, and a question points near its sources, so a small predictor
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
-from tools.demo_negatives import mine_negatives, nearest_cluster
+from tools.demo.negatives import mine_negatives, nearest_cluster
 
 UNTIDY = frozenset({"views", "noncontiguous", "legacy", "empty_val", "empty_test", "zero_vectors"})
 KEYWORDS_PER_CLUSTER = 8
@@ -70,7 +70,7 @@ def make_builder_folder(
         "embedding_dim": dim,
         "n_neg": n_neg,
         "steering_probabilities": {"zero": 0.1, "centroid": 0.2, "keyword": 0.4, "residual": 0.3},
-        "builder": "tools.demo_data",  # keys nobody reads, as real builders leave them
+        "builder": "tools.demo.folder",  # keys nobody reads, as real builders leave them
         "random_seed": seed,
     }
     if curriculum:

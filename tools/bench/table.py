@@ -1,4 +1,4 @@
-"""Run `python -m tools.bench_table FILE` to print the README's table of a benchmark's JSON.
+"""Run `python -m tools.bench.table FILE` to print the README's table of a benchmark's JSON.
 
 Samples per second, and in brackets the ratio to the floor of the same run.
 """

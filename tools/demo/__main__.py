@@ -37,8 +37,8 @@ from jasper_mmap.loader.loader import JASPERDataLoader
 from jasper_mmap.negatives.renewal import verify_store
 from jasper_mmap.rules.schema import NEGATIVES, VARIANTS
 from jasper_mmap.store.lint import MEANING
-from tools.demo_data import make_builder_folder, remine_negatives
-from tools.demo_report import (
+from tools.demo.folder import make_builder_folder, remine_negatives
+from tools.demo.report import (
     Epoch,
     Retrieval,
     no_numbers,
