@@ -18,7 +18,7 @@ from jasper_mmap import errors
 from jasper_mmap.rules.schema import ARTIFACTS, COLUMNS, NEGATIVES, STORED
 from tools.demo.folder import remine_negatives
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 SET_UP = "python -m pytest"  # ends the second line of the set-up block
 BLOCK = re.compile(

@@ -21,7 +21,7 @@ from jasper_mmap.store.manifest import MANIFEST_FILE, read_manifest
 from jasper_mmap.store.summary import summarise
 from tests.converting import SMALL, edit, inodes, load, same_bits, snapshot, stored
 from tests.damage import edit_manifest
-from tests.test_beyond_float32 import as_by_0_1_0
+from tests.store.test_beyond_float32 import as_by_0_1_0
 from tools.demo.folder import make_builder_folder, remine_negatives
 
 NARROWED = [a.name for a in STORED if a.narrow]

@@ -15,7 +15,7 @@ from tools.demo.__main__ import save_remined, train
 from tools.demo.folder import make_builder_folder
 from tools.demo.report import Epoch, Retrieval, shortcomings
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FIRST = Epoch(number=0, zero_share=0.5, generation=1, loss=2.0, seconds=1.0)
 LAST = replace(FIRST, number=1, loss=1.0)
 GOOD = Retrieval(accuracy=0.6, mean_rank=2.0)

@@ -11,7 +11,7 @@ import pytest
 
 from jasper_mmap.rules.schema import ARTIFACTS, COLUMNS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PACKAGES = ("jasper_mmap", "converters", "tools")
 TOP_LEVEL = {"README.md", "pyproject.toml", "tests", *PACKAGES}
 MADE_BY_TOOLS = (".*", "*.egg-info", "build", "dist")

@@ -26,12 +26,12 @@ from jasper_mmap.commands import main as commands
 from jasper_mmap.commands import negatives
 from jasper_mmap.errors import FURTHER, JasperError, WorkerError, together
 from jasper_mmap.files.atomic import access_error
+from tests.converters.test_convert_disk import as_nobody
 from tests.converting import in_child
 from tests.mistakes import ESCAPE, FURTHER_ONES, KNOWN, Mistake, make_scene, section, told
 from tests.publishing import IMPORTING, Tables
-from tests.test_convert_disk import as_nobody
 
-PAGE = Path(__file__).with_name("mistakes.md")
+PAGE = Path(__file__).parents[1] / "mistakes.md"
 ALL = (*KNOWN, *FURTHER_ONES)
 
 

@@ -283,7 +283,7 @@ def test_workers_end_when_the_trainer_is_killed(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
     assert trainer.stdout is not None
     assert trainer.stderr is not None
@@ -329,7 +329,7 @@ def test_the_size_of_dev_shm_is_no_limit(demo_store: Path) -> None:
         ["unshare", "--mount", "sh", "-c", script],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
     if "unshare failed" in done.stderr or "permission denied" in done.stderr.lower():
         pytest.skip("no permission to mount")

@@ -17,7 +17,7 @@ from jasper_mmap.files import atomic, safetensors
 from tests.converting import SMALL, contents, in_child
 from tools.demo.folder import make_builder_folder
 
-CHECKOUT = Path(__file__).parents[1]
+CHECKOUT = Path(__file__).parents[2]
 
 
 @pytest.fixture

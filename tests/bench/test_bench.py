@@ -40,7 +40,7 @@ from tools.bench.inputs import Inputs, inputs_of
 from tools.bench.plot import plot
 from tools.bench.table import markdown
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TINY = ("--windows", "2", "--seconds", "0.02")
 MODULES = {"datasets", "tensordict", "litdata", "streaming"}
 

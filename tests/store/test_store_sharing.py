@@ -24,7 +24,7 @@ from jasper_mmap.store.folder import Store, table_tensor
 from tests.damage import edit_manifest
 from tools.demo.folder import make_builder_folder
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 # Reconversion

@@ -16,8 +16,8 @@ from converters import convert
 from jasper_mmap import JASPERSteeringDataset, create_loader, set_epoch
 from jasper_mmap.errors import JasperError, StoreChangedError, UsageError
 from jasper_mmap.loader.order import PassCounter
+from tests.loader.test_sampler import batches, whole_order
 from tests.serving import loader_of, next_positions
-from tests.test_sampler import batches, whole_order
 
 
 @pytest.fixture

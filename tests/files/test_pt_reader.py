@@ -13,7 +13,7 @@ import torch
 
 from jasper_mmap.errors import ContentTypeError, FormatError, UnsafeFileError
 from jasper_mmap.files.pt.reader import read_pt
-from tests.test_files import same_bytes, sample
+from tests.files.test_files import same_bytes, sample
 
 
 @pytest.mark.parametrize("zipped", [True, False])

@@ -18,7 +18,7 @@ from jasper_mmap.store.lint import MEANING
 from tests.damage import rewrite
 from tests.oracle import Oracle
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 class Ended(NamedTuple):

@@ -140,7 +140,7 @@ def test_it_runs_as_a_module() -> None:
     """From a checkout; its help has an example."""
     done = subprocess.run(
         [sys.executable, "-m", "converters", "--help"],
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
         check=True,
