@@ -16,13 +16,14 @@ import torch
 from jasper_mmap.errors import ExistsError, JasperError
 from jasper_mmap.files import atomic
 from jasper_mmap.files.jsonfile import read_small
-from jasper_mmap.files.pt.reader import Stamp
+from jasper_mmap.files.stamp import Stamp
 from jasper_mmap.rules import arguments
 from jasper_mmap.rules.config import CONFIG_FILE
 from jasper_mmap.rules.schema import ARTIFACTS
-from jasper_mmap.store.folder import Ragged, Store
+from jasper_mmap.store.folder import Store
 from jasper_mmap.store.generations import sound_generation
 from jasper_mmap.store.pointer import read_pointer
+from jasper_mmap.store.tables import Ragged
 
 from .staging import Staging, staging
 

@@ -11,6 +11,7 @@ import torch
 
 from jasper_mmap.errors import JasperError, MissingFileError, NewerFormatError, together
 from jasper_mmap.files.atomic import storage_errors
+from jasper_mmap.files.stamp import Stamp
 from jasper_mmap.rules.schema import ARTIFACTS, EMBEDDING_DTYPES, NEGATIVES, STORED, Artifact
 from jasper_mmap.store.generations import sound_generation
 from jasper_mmap.store.manifest import STAGING, Entry, Manifest, narrowed_to, read_manifest
@@ -180,10 +181,10 @@ def _serves(entry: Entry, folder: Path, task: Task) -> bool:
     if entry.source != task.source:
         return False
     try:
-        status = (folder / entry.file).stat()
-    except OSError:
+        stamp = Stamp.of(folder / entry.file)
+    except JasperError:
         return False
-    return (status.st_size, status.st_mtime_ns) == entry.stamp
+    return (stamp.bytes, stamp.mtime_ns) == (entry.bytes, entry.mtime_ns)
 
 
 def _has_dtype(artifact: Artifact, entry: Entry, wanted: str | None, asked: str | None) -> bool:

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from jasper_mmap.errors import ContentError, ContentTypeError
-from jasper_mmap.files.pt.reader import Seal, Stamp, open_pt, read_pt
+from jasper_mmap.files.pt.reader import Seal, open_pt, read_pt
 from jasper_mmap.files.safetensors import CHUNK_BYTES, chunks
+from jasper_mmap.files.stamp import Stamp
 from jasper_mmap.rules.schema import ARTIFACTS, RAGGED_OFFSETS, RAGGED_VALUES, Artifact
 
 _ROOM: Final = 1 << 20

@@ -19,10 +19,11 @@ from ..files.shared_memory import Descriptor
 from ..rules import arguments
 from ..rules.config import Config
 from ..rules.schema import ARTIFACTS, GATHERED
-from ..store.folder import Ragged, Store, Table, Validation, table_tensor
+from ..store.folder import Store, Validation
 from ..store.generations import OpenGeneration, map_generation, sound_generation
 from ..store.manifest import read_manifest
 from ..store.pointer import Pointer, read_pointer
+from ..store.tables import Ragged, Table, table_tensor
 from .placement import Placement
 from .stack import Stack, map_stacked
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..errors import FormatError, MissingFileError
-from ..files.pt.reader import Stamp
+from ..files.stamp import Stamp
 from ..rules.schema import NEGATIVES
 from ..store.pointer import Pointer
 

@@ -19,15 +19,17 @@ from ..errors import ContentError, ContentTypeError, FormatError, MissingFileErr
 from ..files.atomic import own_folder, storage_errors, write_all
 from ..files.failures import TEMPORARY
 from ..files.missing_paths import correction
-from ..files.pt.reader import Stamp, read_pt
+from ..files.pt.reader import read_pt
 from ..files.regular_files import open_regular
 from ..files.safetensors import CHUNK_BYTES, chunks, few, map_tensors
+from ..files.stamp import Stamp
 from ..rules.arguments import number
 from ..rules.schema import ARTIFACTS, NEGATIVES
 from ..store.checks import TableCheck, check_form
-from ..store.folder import Store, table_tensor
+from ..store.folder import Store
 from ..store.lint import MEANING, equal, lint_negatives
 from ..store.pointer import FOLDER
+from ..store.tables import table_tensor
 
 Given = torch.Tensor | str | Path
 """A tensor [N_p,N], or the path of a `.pt` or `.safetensors` file that holds one."""

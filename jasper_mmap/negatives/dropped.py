@@ -9,9 +9,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
 
-from ..errors import UsageError
+from ..errors import JasperError, MissingFileError, UsageError
 from ..files.atomic import own_folder, storage_errors
-from ..files.pt.reader import Stamp
+from ..files.stamp import Stamp
 from ..printable import printable
 from ..rules.schema import NEGATIVES
 from .filing import Filing
@@ -103,17 +103,16 @@ def stamps_of(paths: tuple[Path, Path]) -> Stamps | None:
     """As both files are now; None where one is missing."""
     try:
         return _stamp(paths[0]), _stamp(paths[1])
-    except FileNotFoundError:
+    except MissingFileError:
         return None
 
 
 def _stamp(path: Path) -> Stamp:
     """Of what a link ends at; of the link itself where that cannot be told."""
     try:
-        status = path.stat()
-    except OSError:
-        status = path.lstat()
-    return Stamp(path.name, status.st_size, status.st_mtime_ns)
+        return Stamp.of(path)
+    except JasperError:
+        return Stamp.of(path, of_link=True)
 
 
 def age_s(paths: tuple[Path, Path]) -> float:

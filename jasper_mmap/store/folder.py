@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, overload
+from typing import Literal
 
-import torch
 from torch.utils.data import get_worker_info
 
 from ..errors import (
-    FormatError,
-    IndexRangeError,
     JasperError,
     MissingFileError,
     StoreChangedError,
@@ -21,14 +18,16 @@ from ..errors import (
 )
 from ..files.atomic import storage_errors
 from ..files.page_cache import worth_huge_pages
-from ..files.safetensors import DTYPE_NAMES, MappedFile, few, map_tensors
-from ..rules.arguments import folder, integer
+from ..files.safetensors import few
+from ..rules.arguments import folder
 from ..rules.config import Config
-from ..rules.schema import RAGGED_OFFSETS, RAGGED_VALUES, STORED, Artifact
+from ..rules.schema import STORED, Artifact
 from .config_file import read_config
-from .manifest import MANIFEST_FILE, Entry, Manifest, read_manifest
-from .pointer import FOLDER
+from .generations import OpenGeneration, sound_generation
+from .manifest import MANIFEST_FILE, Manifest, read_manifest
+from .pointer import FOLDER, Pointer, read_pointer
 from .soundness import form_errors, table_errors, uncounted_beyond
+from .tables import Table, map_table
 
 Validation = Literal["auto", "full"]
 _ATTEMPTS = 3
@@ -36,42 +35,6 @@ _ATTEMPTS = 3
 _log = logging.getLogger("jasper_mmap")
 _warned: set[tuple[Path, frozenset[tuple[str, int]]]] = set()
 """States of stores (path, and the stamps found in place of the manifest's) warned of here."""
-
-
-class Ragged(Sequence[torch.Tensor]):
-    """Rows of different lengths: row i is `values[offsets[i]:offsets[i + 1]]`, 1-D int64."""
-
-    def __init__(self, values: torch.Tensor, offsets: torch.Tensor) -> None:
-        self.values = values
-        self.offsets = offsets
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    @overload
-    def __getitem__(self, row: int) -> torch.Tensor: ...
-    @overload
-    def __getitem__(self, row: slice) -> list[torch.Tensor]: ...
-    def __getitem__(self, row: int | slice) -> torch.Tensor | list[torch.Tensor]:
-        if isinstance(row, slice):
-            return [self[i] for i in range(*row.indices(len(self)))]
-        row = integer("a row", row, low=-(2**63))
-        if not 0 <= row < len(self):
-            raise IndexRangeError(
-                f"Index {row} out of range: there are {len(self)} rows, numbered from 0."
-            )
-        begin, end = self.offsets[row : row + 2].tolist()
-        return self.values[begin:end].to(torch.int64)
-
-    def __iter__(self) -> Iterator[torch.Tensor]:
-        return (self[i] for i in range(len(self)))
-
-    @property
-    def nbytes(self) -> int:
-        return self.values.nbytes + self.offsets.nbytes
-
-
-Table = torch.Tensor | Ragged
 
 
 class Store:
@@ -102,6 +65,23 @@ class Store:
         """The sizes that its negatives have to fit: those of the manifest, and N."""
         return {**self.manifest.sizes, "N": self.config.n_neg}
 
+    def generation_in_force(self, *, full: bool = False) -> tuple[Pointer, OpenGeneration]:
+        """The pointer and the generation that it names, checked as `sound_generation` does.
+
+        Raises what that raises, and `MissingFileError` where the store has no negatives.
+        """
+        pointer = read_pointer(self.path)
+        while True:
+            try:
+                return pointer, sound_generation(
+                    self.path, pointer, self.store_id, self.negatives_sizes, full=full
+                )
+            except MissingFileError:
+                # Replaced and removed since the pointer was read? Then there is a newer one.
+                before, pointer = pointer, read_pointer(self.path)
+                if pointer.generation == before.generation:
+                    raise
+
 
 _Parts = tuple[Config, Manifest, dict[str, Table], dict[str, int]]
 
@@ -122,7 +102,12 @@ def _open(folder: Path, validate: Validation) -> _Parts:
                 raise wrong
             huge = worth_huge_pages(manifest.nbytes)
             tables = {a.name: _checked(folder, a, manifest, validate, huge, moved) for a in STORED}
-            beyond = _beyond(folder, manifest, tables) if validate == "full" else []
+            # What version 0.1.0 converted without a word: opened all the same, not in silence.
+            beyond = (
+                [w for a in STORED if (w := uncounted_beyond(folder, a, manifest, tables[a.name]))]
+                if validate == "full"
+                else []
+            )
         except JasperError as error:
             failure = error
         try:
@@ -194,82 +179,6 @@ def _checked(
     if mtime_ns != entry.mtime_ns:
         moved[entry.file] = mtime_ns
     if full or entry.file in moved:
-        for wrong in table_problems(folder, artifact, manifest, table, quick=not full):
+        for wrong in table_errors(folder, artifact, manifest, table, quick=not full):
             raise wrong
     return table
-
-
-def _beyond(folder: Path, manifest: Manifest, tables: dict[str, Table]) -> list[JasperError]:
-    """What version 0.1.0 converted without a word: opened all the same, but not in silence."""
-    found = (beyond_problem(folder, a, manifest, tables[a.name]) for a in STORED)
-    return [wrong for wrong in found if wrong is not None]
-
-
-def beyond_problem(
-    folder: Path, artifact: Artifact, manifest: Manifest, table: Table
-) -> JasperError | None:
-    """`audit.uncounted_beyond` of one table, where the converter did not count such values."""
-    if manifest.beyond_float32 is not None:
-        return None
-    path = folder / manifest.artifacts[artifact.name].file
-    return uncounted_beyond(artifact, path, table_tensor(table))
-
-
-def table_problems(
-    folder: Path, artifact: Artifact, manifest: Manifest, table: Table, *, quick: bool
-) -> Iterator[JasperError]:
-    """`audit.table_errors` of one table of this store."""
-    entry = manifest.artifacts[artifact.name]
-    offsets = table.offsets if isinstance(table, Ragged) else None
-    path, values = folder / entry.file, table_tensor(table)
-    counts = manifest.beyond_float32
-    beyond = None if counts is None else counts.get(artifact.name, 0)
-    return table_errors(
-        artifact, entry, path, values, offsets, manifest.sizes, beyond=beyond, quick=quick
-    )
-
-
-def map_table(
-    folder: Path, artifact: Artifact, entry: Entry, *, huge: bool = False
-) -> tuple[Table, int]:
-    """Map one artifact; also the `mtime_ns` of its file. Only size and header are checked."""
-    path = folder / entry.file
-    try:
-        mapped = map_tensors(path, huge=huge)
-    except MissingFileError:
-        what = f"Split file not found: {path}" if artifact.split else f"{path} not found"
-        raise MissingFileError(f"{what}. Convert again, or copy the whole store.") from None
-    if mapped.bytes != entry.bytes:
-        raise FormatError(
-            f"{path}: has {mapped.bytes} bytes, the manifest says {entry.bytes}; convert again or"
-            " copy it anew."
-        )
-    return _table(path, artifact, entry, mapped), mapped.mtime_ns
-
-
-def _table(path: Path, artifact: Artifact, entry: Entry, mapped: MappedFile) -> Table:
-    ragged = artifact.kind == "ragged"
-    names = (RAGGED_VALUES, RAGGED_OFFSETS) if ragged else (artifact.name,)
-    if set(mapped.tensors) != set(names):
-        raise FormatError(
-            f"{path}: must hold {' and '.join(names)}, found {few(mapped.tensors)}. Convert again,"
-            " or copy it anew."
-        )
-    first = mapped.tensors[names[0]]
-    shape = tuple(first.shape)
-    if ragged:
-        offsets = mapped.tensors[RAGGED_OFFSETS]
-        if offsets.ndim != 1 or offsets.dtype != torch.int64:
-            raise FormatError(f"{path}: its row offsets must be a 1-D int64 tensor; convert again.")
-        shape = (len(offsets) - 1, *shape)
-    if shape != entry.shape or first.dtype != entry.torch_dtype:
-        raise FormatError(
-            f"{path}: holds {DTYPE_NAMES[first.dtype]} {list(shape)}, the manifest says"
-            f" {entry.dtype} {list(entry.shape)}; convert again or copy it anew."
-        )
-    return Ragged(first, mapped.tensors[RAGGED_OFFSETS]) if ragged else first
-
-
-def table_tensor(table: Table) -> torch.Tensor:
-    """The tensor whose values a table's checks are about."""
-    return table.values if isinstance(table, Ragged) else table

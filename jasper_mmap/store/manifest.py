@@ -55,10 +55,6 @@ class Entry:
     def torch_dtype(self) -> torch.dtype:
         return DTYPES[self.dtype]
 
-    @property
-    def stamp(self) -> tuple[int, int]:
-        return self.bytes, self.mtime_ns
-
     def to_dict(self) -> dict[str, Any]:
         return {k: v for k, v in asdict(self).items() if v is not None and v != ()}
 

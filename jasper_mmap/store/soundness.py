@@ -18,6 +18,7 @@ from ..rules.config import CONFIG_FILE, Config
 from ..rules.schema import NEGATIVES, STORED, Artifact
 from .checks import TableCheck, check_form, check_offsets
 from .manifest import Entry, Manifest
+from .tables import Ragged, Table, table_tensor
 
 _REMEDY = "Convert again, or copy it anew."
 
@@ -42,22 +43,18 @@ def form_errors(folder: Path, config: Config, manifest: Manifest) -> Iterator[Ja
 
 
 def table_errors(
-    artifact: Artifact,
-    entry: Entry,
-    path: Path,
-    values: torch.Tensor,
-    offsets: torch.Tensor | None,
-    sizes: Mapping[str, int],
-    *,
-    beyond: int | None,
-    quick: bool,
+    folder: Path, artifact: Artifact, manifest: Manifest, table: Table, *, quick: bool
 ) -> Iterator[JasperError]:
-    """What is wrong with one table, mapped from `path`; `offsets` are those of a ragged one.
+    """What is wrong with one table of a store, mapped already.
 
     `quick` looks at whole numbers only (bounds, and the ranges they had); else floats and the
-    file's checksum are recomputed too. `sizes` has the letters of the tables referred to, `beyond`
-    is the count of values beyond float32 when it was converted, None where nobody counted.
+    file's checksum are recomputed too.
     """
+    entry = manifest.artifacts[artifact.name]
+    path, values = folder / entry.file, table_tensor(table)
+    offsets = table.offsets if isinstance(table, Ragged) else None
+    counts = manifest.beyond_float32
+    beyond = None if counts is None else counts.get(artifact.name, 0)
     if offsets is not None:
         try:
             check_offsets(offsets, len(values), str(path))
@@ -67,7 +64,7 @@ def table_errors(
     if not (quick and artifact.kind == "float"):
         check = TableCheck(
             artifact,
-            sizes,
+            manifest.sizes,
             str(path),
             offsets=offsets,
             allow_nonfinite=entry.nonfinite > 0,
@@ -90,11 +87,16 @@ def _feed(check: TableCheck, values: torch.Tensor) -> None:
         check.feed(rows)
 
 
-def uncounted_beyond(artifact: Artifact, path: Path, values: torch.Tensor) -> JasperError | None:
-    """The first value of a float table that is infinite as float32, for a store whose converter
-    did not look for such."""
-    if values.dtype != torch.float64 or artifact.low is not None:
+def uncounted_beyond(
+    folder: Path, artifact: Artifact, manifest: Manifest, table: Table
+) -> JasperError | None:
+    """The first value of a float table that is infinite as float32, where the converter of the
+    store did not count such values."""
+    values = table_tensor(table)
+    counted = manifest.beyond_float32 is not None
+    if counted or values.dtype != torch.float64 or artifact.low is not None:
         return None
+    path = folder / manifest.artifacts[artifact.name].file
     try:
         _feed(TableCheck(artifact, {}, str(path), allow_nonfinite=True), values)
     except ContentError as error:

@@ -12,11 +12,12 @@ from ..files.safetensors import DTYPE_NAMES, chunks
 from ..rules.config import Config
 from ..rules.curriculum import steering_probabilities
 from ..rules.schema import ARTIFACTS, NEGATIVES, SPLITS, TIERS
-from .folder import Store, table_tensor
+from .folder import Store
 from .generations import sound_generation
 from .manifest import FORMAT_VERSION
 from .pointer import FOLDER, Pointer, read_pointer
 from .remarks import remarks
+from .tables import table_tensor
 
 
 def summarise(path: str | Path) -> dict[str, Any]:

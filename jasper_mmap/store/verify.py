@@ -18,13 +18,13 @@ from ..rules import arguments
 from ..rules.config import CONFIG_FILE
 from ..rules.schema import NEGATIVES, STORED, Artifact
 from .config_file import read_config
-from .folder import beyond_problem, map_table, table_problems, table_tensor
 from .generations import content_errors, history_errors, stamped_generation
 from .lint import lint_negatives, lint_splits
 from .manifest import MANIFEST_FILE, Manifest, read_manifest
 from .pointer import FOLDER, POINTER, Pointer, generations_on_disk, read_pointer
 from .remarks import remarks
-from .soundness import form_errors
+from .soundness import form_errors, table_errors, uncounted_beyond
+from .tables import map_table, table_tensor
 
 _POINTER_FILE: Final = f"{FOLDER}/{POINTER}"
 
@@ -170,10 +170,10 @@ class Verification:
             return None
         table, mtime_ns = mapped
         self._seen[self.folder / entry.file] = entry.bytes
-        errors = table_problems(self.folder, artifact, manifest, table, quick=self.quick)
+        errors = table_errors(self.folder, artifact, manifest, table, quick=self.quick)
         if self._note_all(entry.file, errors):
             return None
-        beyond = None if self.quick else beyond_problem(self.folder, artifact, manifest, table)
+        beyond = None if self.quick else uncounted_beyond(self.folder, artifact, manifest, table)
         if beyond is not None:
             self._note(entry.file, beyond)
             return None

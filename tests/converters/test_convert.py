@@ -44,7 +44,7 @@ def test_the_manifest_says_what_the_files_are(any_folder: Path, any_store: Path)
     """Sizes, times, checksums, alignment, sources; no staging folder is left."""
     for name, entry in read_manifest(any_store).artifacts.items():
         path = any_store / entry.file
-        assert entry.stamp == (path.stat().st_size, path.stat().st_mtime_ns)
+        assert (entry.bytes, entry.mtime_ns) == (path.stat().st_size, path.stat().st_mtime_ns)
         assert entry.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
         assert (8 + int.from_bytes(path.read_bytes()[:8], "little")) % 4096 == 0
         source = any_folder / f"{name}.pt"

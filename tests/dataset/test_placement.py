@@ -11,7 +11,7 @@ from jasper_mmap import JASPERSteeringDataset, create_loader
 from jasper_mmap.dataset.placement import Placement, placement_for
 from jasper_mmap.errors import DeviceError, DeviceMemoryError
 from jasper_mmap.rules.schema import ARTIFACTS
-from jasper_mmap.store.folder import Ragged
+from jasper_mmap.store.tables import Ragged
 from tests.oracle import assert_batches_equal
 from tests.serving import SPLITS
 

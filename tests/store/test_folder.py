@@ -24,8 +24,9 @@ from jasper_mmap.errors import (
     UsageError,
 )
 from jasper_mmap.rules.schema import STORED
-from jasper_mmap.store.folder import Store, table_tensor
+from jasper_mmap.store.folder import Store
 from jasper_mmap.store.manifest import FORMAT_VERSION, STAGING
+from jasper_mmap.store.tables import table_tensor
 from tests.damage import edit_manifest, rewrite
 from tools.demo.folder import make_builder_folder
 

@@ -20,7 +20,8 @@ from converters import convert
 from jasper_mmap import JASPERSteeringDataset, create_loader
 from jasper_mmap.errors import MissingFileError, StoreChangedError
 from jasper_mmap.rules.schema import ARTIFACTS, STORED
-from jasper_mmap.store.folder import Store, table_tensor
+from jasper_mmap.store.folder import Store
+from jasper_mmap.store.tables import table_tensor
 from tests.damage import edit_manifest
 from tools.demo.folder import make_builder_folder
 

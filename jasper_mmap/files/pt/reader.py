@@ -41,24 +41,6 @@ _OTHERS: Final = {
 
 
 @dataclass(frozen=True)
-class Stamp:
-    """What tells one state of a source file from another without reading it."""
-
-    name: str
-    bytes: int
-    mtime_ns: int
-
-    @classmethod
-    def of(cls, path: Path) -> Stamp:
-        with storage_errors(path, "read"):
-            status = path.stat()
-        return cls(path.name, status.st_size, status.st_mtime_ns)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "bytes": self.bytes, "mtime_ns": self.mtime_ns}
-
-
-@dataclass(frozen=True)
 class Seal:
     """The CRC-32 with which a file vouches for the bytes that a tensor is a view of."""
 
