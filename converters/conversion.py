@@ -17,7 +17,7 @@ from jasper_mmap.files.missing_paths import must_be_folder
 from jasper_mmap.files.regular_files import open_regular
 from jasper_mmap.negatives.builder_pair import PAIRS, warn_of_half
 from jasper_mmap.negatives.publish import shares, warn_of
-from jasper_mmap.negatives.write import publisher_lock
+from jasper_mmap.negatives.write import publisher_lock, write_staged
 from jasper_mmap.rules.arguments import folder
 from jasper_mmap.rules.config import CONFIG_FILE, Config
 from jasper_mmap.rules.schema import ARTIFACTS, EMBEDDING_DTYPES, NEGATIVES
@@ -28,12 +28,12 @@ from jasper_mmap.store.pointer import Pointer, made_from_files, read_pointer
 from jasper_mmap.store.remarks import remarks
 from jasper_mmap.version import installed_version
 
-from .negatives import STAGED_FILE, settle, stage_candidate
+from .negatives import candidate_of, settle
 from .plan import SOURCE, Plan, Settings, Task, make_plan, negatives_stamps, task_stamp
 from .precheck import Precheck, check_room, open_task, precheck
 from .report import ConversionReport, Progress, Show, errors_of_show_passed_on, narrowing_notes
 from .source import read_table
-from .staging import Staging, commit, read_journal, staging
+from .staging import STAGED_NEGATIVES, Staging, commit, read_journal, staging
 from .survey import telling_all
 from .write import stored_dtype, write_artifact
 
@@ -139,27 +139,27 @@ class _Conversion:
             t.artifact.name: t.entry or self._write(plan, t, stage, checked) for t in plan.tasks
         }
         pair_index = read_table(self._src / ARTIFACTS["pair_index"].source)
-        candidate = None
+        candidate = staged = None
         if plan.new_negatives:
-            candidate = stage_candidate(
+            candidate = candidate_of(
                 self._src,
-                stage.path(STAGED_FILE),
                 plan.negatives_source,
                 pair_index,
                 sizes,
                 allow_equal=self._settings.allow_equal,
             )
+            staged = write_staged(stage.path(STAGED_NEGATIVES), candidate.tables)
             _check_unchanged(self._src, plan.negatives_source, negatives_stamps(self._src))
             for artifact in NEGATIVES:
                 self._progress.advance(artifact.name, checked.bytes[artifact.name])
         manifest = self._manifest(plan, entries, checked)
         with publisher_lock(self._dst, _PUBLISHER_TIMEOUT_S):
-            outcome = settle(
-                self._dst,
+            pointer, change = settle(
+                stage,
                 candidate,
+                staged,
                 force=plan.force,
                 old=plan.old,
-                reserved=stage.journal.generation,
                 store_id=manifest.store_id,
                 pair_index=pair_index,
                 sizes=sizes,
@@ -169,20 +169,20 @@ class _Conversion:
                 entries,
                 staged=[t.artifact.name for t in plan.tasks if t.staged or t.entry is None],
                 manifest=None if manifest is plan.old else manifest,
-                outcome=outcome,
+                change=change,
                 config=self._new_config(checked.config),
             )
-        if outcome.publishes:
-            warn_of(self._dst, outcome.pointer, sizes["N_p"])
+        published = NEGATIVES if change is not None and change.publishes else ()
+        if published:
+            warn_of(self._dst, pointer, sizes["N_p"])
             if self._made is not None:
-                warn_of_half(outcome.pointer, self._made)
-        published = NEGATIVES if outcome.publishes else ()
+                warn_of_half(pointer, self._made)
         written = [t.artifact.name for t in plan.tasks if t.entry is None]
         return self._report(
             plan,
             checked.config,
             manifest,
-            outcome.pointer,
+            pointer,
             (*written, *(a.name for a in published)),
         )
 

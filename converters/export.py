@@ -21,8 +21,6 @@ from jasper_mmap.rules import arguments
 from jasper_mmap.rules.config import CONFIG_FILE
 from jasper_mmap.rules.schema import ARTIFACTS
 from jasper_mmap.store.folder import Store
-from jasper_mmap.store.generations import sound_generation
-from jasper_mmap.store.pointer import read_pointer
 from jasper_mmap.store.tables import Ragged
 
 from .staging import Staging, staging
@@ -39,8 +37,7 @@ def export_pt(store: str | Path, dst: str | Path) -> list[Path]:
     """
     store, dst = arguments.folder("store", store), arguments.folder("dst", dst)
     opened = Store(store)
-    pointer = read_pointer(store)
-    generation = sound_generation(store, pointer, opened.store_id, opened.negatives_sizes)
+    _, generation = opened.generation_in_force()
     tables = opened.tables | generation.tables
 
     targets = [dst / CONFIG_FILE, *(dst / a.source for a in ARTIFACTS.values())]

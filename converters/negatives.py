@@ -3,102 +3,85 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from jasper_mmap.errors import JasperError
-from jasper_mmap.files.safetensors import Written
-from jasper_mmap.negatives.candidate import examine
-from jasper_mmap.negatives.publish import lost_or_read
-from jasper_mmap.negatives.write import next_generation, successor, with_source, write_file
+from jasper_mmap.negatives.candidate import Candidate, examine
+from jasper_mmap.negatives.publish import changed_rows, lost_or_read
+from jasper_mmap.negatives.write import Change, Staged, next_generation, successor, with_source
 from jasper_mmap.rules.schema import NEGATIVES
 from jasper_mmap.store.generations import stamped_generation
-from jasper_mmap.store.lint import count_changed_rows
 from jasper_mmap.store.manifest import Manifest
-from jasper_mmap.store.pointer import MAX_GENERATION, Pointer, made_from_files, read_pointer
+from jasper_mmap.store.pointer import (
+    MAX_GENERATION,
+    POINTER,
+    Pointer,
+    made_from_files,
+    read_pointer,
+)
 
 from .plan import sound_pointer
 from .source import read_table
-
-STAGED_FILE = "negatives.safetensors"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """A checked generation in the staging folder, which has no number yet."""
-
-    tables: dict[str, torch.Tensor]
-    written: Written
-    source: dict[str, Any]
-    """The stamps of the `.pt` files."""
-    lint: dict[str, int]
+from .staging import Staging
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """The pointer that is to be in force after the commit."""
-
-    pointer: Pointer
-    publishes: bool
-    """The candidate becomes `pointer.generation`."""
-    changed: bool
-    """`CURRENT.json` has to be replaced."""
-
-
-def stage_candidate(
+def candidate_of(
     src: Path,
-    path: Path,
     source: dict[str, Any],
     pair_index: torch.Tensor,
     sizes: Mapping[str, int],
     *,
     allow_equal: bool,
 ) -> Candidate:
-    """Check the builder's negatives and write them to `path`; `source` are their stamps."""
+    """The builder's negatives in `src`, checked; `source` are their stamps."""
     tables = {a.name: read_table(src / a.source) for a in NEGATIVES}
     where = {a.name: str(src / a.source) for a in NEGATIVES}
     lint = examine(tables, where, pair_index, sizes, allow_equal=allow_equal)
-    written = write_file(path, **tables)
-    return Candidate(tables=tables, written=written, source=source, lint=lint)
+    return Candidate(tables=tables, source=source, lint=lint)
 
 
 def settle(
-    dst: Path,
+    stage: Staging,
     candidate: Candidate | None,
+    staged: Staged | None,
     *,
     force: bool,
     old: Manifest | None,
-    reserved: int,
     store_id: str,
     pair_index: torch.Tensor,
     sizes: Mapping[str, int],
-) -> Outcome:
-    """Decide what will be in force. Call with `publisher_lock` held.
+) -> tuple[Pointer, Change | None]:
+    """The pointer that is to be in force, and the change that it takes, in the staging folder.
+
+    Call with `publisher_lock` held. `staged` is the candidate's file.
 
     A candidate whose content is that of the generation last made from files (with `force`: of the
     one in force) is no news. One that is kept in force for a changed store, or whose time is not
-    the stamped one, is checked against the new store. `old` is the manifest of the store before,
-    `reserved` is the number under which an interrupted conversion was publishing, or 0.
+    the stamped one, is checked against the new store. `old` is the manifest of the store before.
     """
+    dst, at = stage.store, stage.path(POINTER)
     before = lost_or_read(dst)
     sound = sound_pointer(dst, old)
-    if candidate is not None and (sound is None or _is_news(candidate, sound, force)):
+    if candidate and staged and (sound is None or _is_news(staged, sound, force)):
         number = next_generation(dst, before)
+        reserved = stage.journal.generation  # under which an interrupted conversion was publishing
         if (before.generation if before else 0) < reserved <= MAX_GENERATION:
             number = reserved  # nobody has seen that file: no pointer ever named it
         pointer = successor(
             before,
             number,
-            candidate.written,
+            staged.written,
             store_id=store_id,
             source=candidate.source,
             lint=candidate.lint,
-            changed_rows=_changed_rows(dst, sound, candidate, sizes),
+            changed_rows=changed_rows(
+                dst, sound, sound.store_id if sound else "", sizes, candidate.tables
+            ),
         )
-        return Outcome(pointer=pointer, publishes=True, changed=True)
+        return pointer, Change.written(pointer, at, staged)
     pointer = sound or read_pointer(dst)
     if candidate is not None:
         pointer = with_source(pointer, candidate.source)
@@ -112,25 +95,13 @@ def settle(
             allow_equal=True,  # it was published as it is
         )
         pointer = replace(pointer, store_id=store_id, lint=lint)
-    return Outcome(pointer=pointer, publishes=False, changed=pointer != before)
+    return pointer, None if pointer == before else Change.written(pointer, at)
 
 
-def _is_news(candidate: Candidate, pointer: Pointer, force: bool) -> bool:
+def _is_news(staged: Staged, pointer: Pointer, force: bool) -> bool:
     made = made_from_files(pointer)
     known = pointer.sha256 if force or made is None else made["sha256"]
-    return bool(candidate.written.sha256 != known)
-
-
-def _changed_rows(
-    dst: Path, sound: Pointer | None, candidate: Candidate, sizes: Mapping[str, int]
-) -> int | None:
-    if sound is None:
-        return None
-    try:
-        old = stamped_generation(dst, sound, sound.store_id, sizes)
-    except JasperError:
-        return None  # of another shape: the store has other pairs now
-    return count_changed_rows(old.tables, candidate.tables)
+    return bool(staged.written.sha256 != known)
 
 
 def _origin(path: Path, pointer: Pointer, file: str) -> str:

@@ -9,20 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jasper_mmap.errors import ExistsError, JasperError, MissingFileError
 from jasper_mmap.files import atomic
 from jasper_mmap.files.atomic import storage_errors
 from jasper_mmap.files.locks import exclusive
+from jasper_mmap.negatives.write import Change
 from jasper_mmap.rules.config import CONFIG_FILE
 from jasper_mmap.store.manifest import MANIFEST_FILE, STAGING, Entry, Manifest
-from jasper_mmap.store.pointer import FOLDER, POINTER
-
-from .negatives import STAGED_FILE, Outcome
+from jasper_mmap.store.pointer import FOLDER
 
 JOURNAL = "journal.json"
+STAGED_NEGATIVES = "negatives.safetensors"
 _LOCK = ".lock"
 _LOCK_TIMEOUT_S = 0.2
 """Just enough to outlast a conversion that is removing the folder at this moment."""
@@ -169,13 +169,14 @@ def commit(
     *,
     staged: Iterable[str],
     manifest: Manifest | None,
-    outcome: Outcome,
+    change: Change | None,
     config: bytes | None,
 ) -> None:
     """Move everything from the staging folder to its place. Call with `publisher_lock` held.
 
     `staged` are the artifacts whose files are to be moved, `manifest` the new one where it
-    changes, `config` the bytes of `config.json` where they are to be written. All writing is done
+    changes, `config` the bytes of `config.json` where they are to be written, `change` that of the
+    negatives, where there is one. All writing is done
     before the first move, so only renames are left that a full disk could not stop. Where tables
     move, the manifest goes first and comes last: whoever opens the store meanwhile is told of a
     conversion; one that only says more than before takes the old one's place. After a kill
@@ -185,15 +186,14 @@ def commit(
     store, folder = stage.store, stage.folder
     if manifest is not None:
         atomic.write_json(stage.path(MANIFEST_FILE), manifest.to_dict())
-    if outcome.changed:
-        atomic.write_json(stage.path(POINTER), asdict(outcome.pointer))
     if config is not None:
         with atomic.replacing(stage.path(CONFIG_FILE)) as file:
             atomic.write_all(file, config)
-    stage.seal(entries, outcome.pointer.generation if outcome.publishes else 0)
+    publishes = change is not None and change.publishes
+    stage.seal(entries, change.pointer.generation if change and publishes else 0)
 
     with atomic.storage_errors(store):
-        if manifest is not None and (moved or (config is not None and outcome.publishes)):
+        if manifest is not None and (moved or (config is not None and publishes)):
             (store / MANIFEST_FILE).unlink(missing_ok=True)
             atomic.sync_folder(store)
         for name in moved:
@@ -201,16 +201,8 @@ def commit(
         if config is not None:
             (folder / CONFIG_FILE).replace(store / CONFIG_FILE)
         atomic.sync_folder(store)
-        _put_in_force(folder, store / FOLDER, outcome)
+        if change is not None:
+            change.put_in_force(store)
         if manifest is not None:
             (folder / MANIFEST_FILE).replace(store / MANIFEST_FILE)
             atomic.sync_folder(store)
-
-
-def _put_in_force(folder: Path, target: Path, outcome: Outcome) -> None:
-    if outcome.publishes:
-        (folder / STAGED_FILE).replace(target / outcome.pointer.file)
-        atomic.sync_folder(target)
-    if outcome.changed:
-        (folder / POINTER).replace(target / POINTER)
-        atomic.sync_folder(target)

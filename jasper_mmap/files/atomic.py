@@ -25,7 +25,7 @@ def replacing(path: Path) -> Iterator[io.FileIO]:
 
     Nothing is visible under `path` before that; when the block fails, the sibling is removed.
     """
-    sibling = path.with_name(f".{path.name}.{secrets.token_hex(6)}{TEMPORARY}")
+    sibling = sibling_of(path)
     with storage_errors(path):
         # Not tempfile: its files are 0600 whatever the umask says.
         with _named(path):
@@ -41,6 +41,11 @@ def replacing(path: Path) -> Iterator[io.FileIO]:
                 sibling.unlink()
             raise
         sync_folder(path.parent)
+
+
+def sibling_of(path: Path) -> Path:
+    """A name under which to prepare `path`: `sweep` knows it, and errors name `path` itself."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}{TEMPORARY}")
 
 
 def _file(fd: int) -> io.FileIO:

@@ -1,4 +1,4 @@
-"""Negatives handed in for publishing: frozen, checked and counted before anything is written.
+"""A candidate for the next generation: frozen, checked and counted before anything is written.
 
 Shape letters as in `schema`.
 """
@@ -42,8 +42,8 @@ _ROOM: Final = 16 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Incoming:
-    """A generation's tables, sound for one store."""
+class Candidate:
+    """A generation's tables, checked for one store; it has no number yet."""
 
     tables: dict[str, torch.Tensor]
     lint: dict[str, int]
@@ -89,7 +89,7 @@ def take_in(
     *,
     builder: Path | None = None,
     allow_equal: bool = False,
-) -> Incoming:
+) -> Candidate:
     """Read and check both tables; raises a `JasperError` naming file, row, column and value.
 
     `builder` is the folder of the builder's files, where that is not the store's.
@@ -113,7 +113,7 @@ def take_in(
     pair_index = table_tensor(store.tables["pair_index"])
     lint = examine(tables, where, pair_index, sizes, allow_equal=allow_equal)
     source = stamps if len(stamps) == len(tables) else {}
-    return Incoming(tables=tables, lint=lint, source=source)
+    return Candidate(tables=tables, lint=lint, source=source)
 
 
 def examine(

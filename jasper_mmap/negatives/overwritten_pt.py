@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from ..errors import FormatError, MissingFileError
 from ..files.atomic import exists, storage_errors
@@ -13,9 +13,9 @@ from ..rules.schema import NEGATIVES
 from ..store.folder import Store
 from ..store.pointer import FOLDER, made_from_files, read_pointer
 from .builder_pair import PAIRS, PairWatch, warn_of_half
-from .candidate import Incoming, take_in
+from .candidate import take_in
 from .publish import LOCK_TIMEOUT_S, check_same_store, lost_or_read, put_in_force
-from .write import publisher_lock, with_source, write_file, write_pointer
+from .write import publisher_lock, with_source, write_pointer, write_staged
 
 _CANDIDATE: Final = ".candidate.tmp"
 """A name that `atomic.sweep` knows."""
@@ -65,16 +65,20 @@ def publish_overwritten(
         if before is None or made is None or made["source"] == stamps:
             return  # another process was first
         files = (source / a.source for a in NEGATIVES)
-        incoming = take_in(store, *files, builder=source, allow_equal=allow_equal)
-        if incoming.source != stamps:
+        candidate = take_in(store, *files, builder=source, allow_equal=allow_equal)
+        if candidate.source != stamps:
             raise FormatError(
                 f"{source}: the builder's negatives changed while being read; do it again when it"
                 " is done."
             )
-        if _equal(store, made, incoming):
-            write_pointer(folder, with_source(before, incoming.source))
+        staged = write_staged(folder / FOLDER / _CANDIDATE, candidate.tables)
+        if staged.written.sha256 == made["sha256"]:
+            with storage_errors(staged.path):
+                staged.path.unlink()
+            write_pointer(folder, with_source(before, candidate.source))
             return
-        put_in_force(store, before, incoming, note="the builder's files were overwritten")
+        note = "the builder's files were overwritten"
+        put_in_force(store, before, candidate, note=note, staged=staged)
         warn_of_half(read_pointer(folder), made)
 
 
@@ -99,12 +103,3 @@ def _warn_of_missing(folder: Path, missing: list[str]) -> None:
         " and no ".join(missing),
         folder,
     )
-
-
-def _equal(store: Store, made: dict[str, Any], incoming: Incoming) -> bool:
-    """Whether the tables would make the very file that was made then; it may be gone by now."""
-    path = store.path / FOLDER / _CANDIDATE
-    written = write_file(path, **incoming.tables)
-    with storage_errors(path):
-        path.unlink()
-    return bool(written.sha256 == made["sha256"])

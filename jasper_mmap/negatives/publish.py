@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from ..errors import FormatError, JasperError, MissingFileError, StoreChangedError, UsageError
+from ..files import atomic
 from ..printable import IN_ANSWER
 from ..rules import arguments
 from ..store.folder import Store
@@ -25,9 +26,9 @@ from ..store.pointer import (
     pointer_path,
     read_pointer,
 )
-from .candidate import Given, Incoming, Limits, take_in
+from .candidate import Candidate, Given, Limits, take_in
 from .retention import GRACE_S, remove_old
-from .write import next_generation, publisher_lock, successor, write_generation, write_pointer
+from .write import Change, Staged, next_generation, publisher_lock, successor, write_staged
 
 LOCK_TIMEOUT_S = 60.0
 KEEP = 3
@@ -75,14 +76,14 @@ def publish_negatives(
     )
     keep, note, lock_timeout_s, grace_s = _checked(keep, note, lock_timeout_s, grace_s)
     store = Store(dataset_dir)
-    incoming = take_in(store, hard_negatives, negative_tiers, allow_equal=allow_equal)
+    candidate = take_in(store, hard_negatives, negative_tiers, allow_equal=allow_equal)
     with publisher_lock(store.path, lock_timeout_s):
         check_same_store(store)
         before = lost_or_read(store.path)
         return put_in_force(
             store,
             before,
-            incoming,
+            candidate,
             note=note,
             keep=keep,
             grace_s=grace_s,
@@ -114,9 +115,9 @@ def rollback_negatives(
         check_same_store(store)
         before = read_pointer(store.path)
         number = _older(store.path, before, generation)
-        incoming = _read_back(store, before, number)
+        candidate = _read_back(store, before, number)
         note = note or f"rollback to {number}"
-        return put_in_force(store, before, incoming, note=note, keep=keep, grace_s=grace_s)
+        return put_in_force(store, before, candidate, note=note, keep=keep, grace_s=grace_s)
 
 
 def _checked(
@@ -154,38 +155,48 @@ def check_same_store(store: Store) -> None:
 def put_in_force(
     store: Store,
     before: Pointer | None,
-    incoming: Incoming,
+    candidate: Candidate,
     *,
     note: str,
     keep: int = KEEP,
     grace_s: float = GRACE_S,
     limits: Limits | None = None,
     republish: bool = True,
+    staged: Staged | None = None,
 ) -> int:
-    """Write generation and pointer, then remove old generations. Call with the lock held."""
-    changed = _changed_rows(store, before, incoming.tables)
+    """Write generation (unless `staged`) and pointer, put them in force, remove old generations.
+
+    Call with the lock held.
+    """
+    changed = changed_rows(
+        store.path, before, store.store_id, store.negatives_sizes, candidate.tables
+    )
     if limits is not None:
-        limits.check(incoming.lint, changed, store.manifest.sizes["N_p"])
+        limits.check(candidate.lint, changed, store.manifest.sizes["N_p"])
     if before is not None and changed == 0 and not republish:
         return before.generation
     folder = store.path
     number = next_generation(folder, before)
     try:
+        if staged is None:
+            own = folder / FOLDER / file_name(number)
+            staged = write_staged(atomic.sibling_of(own), candidate.tables)
         pointer = successor(
             before,
             number,
-            write_generation(folder, number, **incoming.tables),
+            staged.written,
             store_id=store.store_id,
-            source=incoming.source,
-            lint=incoming.lint,
+            source=candidate.source,
+            lint=candidate.lint,
             note=note,
             changed_rows=changed,
         )
-        write_pointer(folder, pointer)
+        at = atomic.sibling_of(pointer_path(folder))
+        Change.written(pointer, at, staged).put_in_force(folder)
     except BaseException:
         _take_back(folder, number)
         raise
-    _log.info("published generation %d of %s (%s): %s", number, folder, note, incoming.lint)
+    _log.info("published generation %d of %s (%s): %s", number, folder, note, candidate.lint)
     warn_of(folder, pointer, store.manifest.sizes["N_p"])
     remove_old(folder, pointer, keep, grace_s)
     return number
@@ -207,20 +218,27 @@ def _take_back(folder: Path, number: int) -> None:
     """Free the room of a generation whose pointer could not be written, unless it was after all
     (what failed may have been the last sync)."""
     with suppress(JasperError, OSError):
+        atomic.sweep(folder / FOLDER)
         pointer = lost_or_read(folder)
         if pointer is None or pointer.generation != number:
             (folder / FOLDER / file_name(number)).unlink(missing_ok=True)
 
 
-def _changed_rows(
-    store: Store, before: Pointer | None, tables: Mapping[str, torch.Tensor]
+def changed_rows(
+    folder: Path,
+    before: Pointer | None,
+    store_id: str,
+    sizes: Mapping[str, int],
+    tables: Mapping[str, torch.Tensor],
 ) -> int | None:
+    """Rows of `tables` that differ from the generation `before`; None where that is spoilt, or of
+    other shapes or another store than named: publishing is the remedy then."""
     if before is None:
         return None
     try:
-        old = sound_generation(store.path, before, store.store_id, store.negatives_sizes)
+        old = sound_generation(folder, before, store_id, sizes)
     except JasperError:
-        return None  # spoilt: publishing is the remedy
+        return None
     return count_changed_rows(old.tables, tables)
 
 
@@ -250,9 +268,9 @@ def _older(folder: Path, pointer: Pointer, generation: int | None) -> int:
     )
 
 
-def _read_back(store: Store, before: Pointer, number: int) -> Incoming:
+def _read_back(store: Store, before: Pointer, number: int) -> Candidate:
     """The content of an older generation; the history vouches for it as it did then."""
     older = before.of(number)
     sizes = store.negatives_sizes
     opened = sound_generation(store.path, older, older.store_id, sizes, full=True)
-    return Incoming(tables=opened.tables, lint=dict(older.lint), source={})
+    return Candidate(tables=opened.tables, lint=dict(older.lint), source={})

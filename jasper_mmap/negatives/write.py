@@ -8,9 +8,9 @@ reader sees.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,63 @@ HISTORY_LENGTH = 1000
 made from `.pt` files stays beyond that, since `made_from_files` needs it."""
 
 
+@dataclass(frozen=True)
+class Staged:
+    """A generation's file, whole and on disk under another name than its own."""
+
+    path: Path
+    written: Written
+
+
+def write_staged(path: Path, tables: Mapping[str, torch.Tensor]) -> Staged:
+    """Write a generation's two [N_p,N] tensors, already checked; equal ones give equal bytes."""
+    # The wider dtype first, or the narrower one would leave it misaligned.
+    names = sorted((a.name for a in NEGATIVES), key=lambda name: -tables[name].element_size())
+    specs = {name: (tables[name].dtype, tuple(tables[name].shape)) for name in names}
+    with writing(path, specs) as (writer, result):
+        for name in names:
+            for rows in chunks(tables[name]):
+                writer.write(rows)
+    return Staged(path, result.written)
+
+
+@dataclass(frozen=True)
+class Change:
+    """Another pointer and what it needs, all of it on disk: putting it in force only renames."""
+
+    pointer: Pointer
+    at: Path
+    """Where the pointer was written."""
+    staged: Staged | None = None
+    """The file of `pointer.generation`, where that is new."""
+
+    @property
+    def publishes(self) -> bool:
+        """Whether the generation is new, not only what the pointer says of it."""
+        return self.staged is not None
+
+    @classmethod
+    def written(cls, pointer: Pointer, at: Path, staged: Staged | None = None) -> Change:
+        """Write the pointer at `at`, which no reader looks at."""
+        atomic.write_json(at, asdict(pointer))
+        return cls(pointer, at, staged)
+
+    def put_in_force(self, store: Path) -> None:
+        """Move the generation to its place, then the pointer: the one commit of every change.
+
+        Call with `publisher_lock` held. A kill in between leaves what was in force before.
+        """
+        folder = store / FOLDER
+        with atomic.storage_errors(pointer_path(store)):
+            if self.staged is not None:
+                self.staged.path.replace(folder / self.pointer.file)
+                atomic.sync_folder(folder)
+            self.at.replace(pointer_path(store))
+            atomic.sync_folder(folder)
+
+
 def write_pointer(store: Path, pointer: Pointer) -> None:
-    """Put `pointer` in force. Call with `publisher_lock` held."""
+    """Say something else about the generation in force. Call with `publisher_lock` held."""
     atomic.write_json(pointer_path(store), asdict(pointer))
 
 
@@ -55,7 +110,7 @@ def successor(
     note: str = "",
     changed_rows: int | None = None,
 ) -> Pointer:
-    """The pointer that puts `generation`, whose file was `written`, in force after `pointer`."""
+    """The pointer that names `generation`, whose file was `written`, after `pointer`."""
     entry = {
         "generation": generation,
         "when": now(),
@@ -107,26 +162,6 @@ def next_generation(store: Path, pointer: Pointer | None) -> int:
             " builder's folder into a new one, where generations begin with 1 again."
         )
     return max(used) + 1
-
-
-def write_generation(
-    store: Path, generation: int, hard_negatives: torch.Tensor, negative_tiers: torch.Tensor
-) -> Written:
-    """Write the immutable file of `generation` from two [N_p,N] tensors, already checked."""
-    return write_file(store / FOLDER / file_name(generation), hard_negatives, negative_tiers)
-
-
-def write_file(path: Path, hard_negatives: torch.Tensor, negative_tiers: torch.Tensor) -> Written:
-    """Write a generation's file anywhere; equal tensors give equal bytes."""
-    tensors = dict(zip((a.name for a in NEGATIVES), (hard_negatives, negative_tiers), strict=True))
-    # The wider dtype first, or the narrower one would leave it misaligned.
-    names = sorted(tensors, key=lambda name: -tensors[name].element_size())
-    specs = {name: (tensors[name].dtype, tuple(tensors[name].shape)) for name in names}
-    with writing(path, specs) as (writer, result):
-        for name in names:
-            for rows in chunks(tensors[name]):
-                writer.write(rows)
-    return result.written
 
 
 @contextmanager

@@ -13,9 +13,8 @@ from ..rules.config import Config
 from ..rules.curriculum import steering_probabilities
 from ..rules.schema import ARTIFACTS, NEGATIVES, SPLITS, TIERS
 from .folder import Store
-from .generations import sound_generation
 from .manifest import FORMAT_VERSION
-from .pointer import FOLDER, Pointer, read_pointer
+from .pointer import FOLDER, Pointer
 from .remarks import remarks
 from .tables import table_tensor
 
@@ -29,9 +28,8 @@ def summarise(path: str | Path) -> dict[str, Any]:
     Raises what opening the store raises.
     """
     store = Store(path)
-    pointer = read_pointer(store.path)
-    sizes, manifest = store.negatives_sizes, store.manifest
-    tables = sound_generation(store.path, pointer, store.store_id, sizes).tables
+    pointer, generation = store.generation_in_force()
+    sizes, manifest, tables = store.manifest.sizes, store.manifest, generation.tables
     artifacts = [
         {
             "name": name,
@@ -49,7 +47,7 @@ def summarise(path: str | Path) -> dict[str, Any]:
         "format_version": FORMAT_VERSION,
         "created": manifest.created,
         "converter": manifest.converter,
-        "bytes": sum(entry.bytes for entry in manifest.artifacts.values()) + pointer.bytes,
+        "bytes": manifest.nbytes + pointer.bytes,
         "artifacts": artifacts,
         "splits": {split: len(_values(store, f"{split}_idx")) for split in SPLITS},
         "steering_probabilities": [
