@@ -22,10 +22,9 @@ from jasper_mmap.rules.arguments import folder
 from jasper_mmap.rules.config import CONFIG_FILE, Config
 from jasper_mmap.rules.schema import ARTIFACTS, EMBEDDING_DTYPES, NEGATIVES
 from jasper_mmap.store.config_file import read_config
-from jasper_mmap.store.lint import lint_splits
+from jasper_mmap.store.lint import lint_splits, remarks
 from jasper_mmap.store.manifest import STAGING, Entry, Manifest
 from jasper_mmap.store.pointer import Pointer, made_from_files, read_pointer
-from jasper_mmap.store.remarks import remarks
 from jasper_mmap.version import installed_version
 
 from .negatives import candidate_of, settle

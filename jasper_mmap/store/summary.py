@@ -13,9 +13,9 @@ from ..rules.config import Config
 from ..rules.curriculum import steering_probabilities
 from ..rules.schema import ARTIFACTS, NEGATIVES, SPLITS, TIERS
 from .folder import Store
+from .lint import remarks
 from .manifest import FORMAT_VERSION
 from .pointer import FOLDER, Pointer
-from .remarks import remarks
 from .tables import table_tensor
 
 

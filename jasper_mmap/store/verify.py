@@ -19,10 +19,9 @@ from ..rules.config import CONFIG_FILE
 from ..rules.schema import NEGATIVES, STORED, Artifact
 from .config_file import read_config
 from .generations import content_errors, history_errors, stamped_generation
-from .lint import lint_negatives, lint_splits
+from .lint import lint_negatives, lint_splits, remarks
 from .manifest import MANIFEST_FILE, Manifest, read_manifest
 from .pointer import FOLDER, POINTER, Pointer, generations_on_disk, read_pointer
-from .remarks import remarks
 from .soundness import form_errors, table_errors, uncounted_beyond
 from .tables import map_table, table_tensor
 
