@@ -9,7 +9,14 @@ from typing import Any, Final
 
 import torch
 
-from jasper_mmap.errors import JasperError, MissingFileError, NewerFormatError, together
+from jasper_mmap.errors import (
+    AccessError,
+    JasperError,
+    MissingFileError,
+    NewerFormatError,
+    StorageError,
+    together,
+)
 from jasper_mmap.files.atomic import storage_errors
 from jasper_mmap.files.stamp import Stamp
 from jasper_mmap.rules.schema import ARTIFACTS, EMBEDDING_DTYPES, NEGATIVES, STORED, Artifact
@@ -153,14 +160,16 @@ def check_files(src: Path) -> None:
 
 
 def _old_manifest(dst: Path, *, force: bool) -> Manifest | None:
-    # A store whose manifest is missing or cannot be used is written anew; but one that a newer
-    # version made is not thrown away unasked.
+    # A store whose manifest is missing or damaged is written anew; but one that a newer version
+    # made is not thrown away unasked, and one that cannot be read now may be sound.
     try:
         return read_manifest(dst)
     except NewerFormatError as error:
         if force:
             return None
         raise NewerFormatError(f"{error} Or write it anew in the older one with --force.") from None
+    except (AccessError, StorageError):
+        raise
     except JasperError:
         return None
 

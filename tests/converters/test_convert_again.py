@@ -1,15 +1,25 @@
 """A second conversion writes only what changed, and carries the negatives over."""
 
+import errno
 import json
+import os
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 import torch
 
 from converters import convert
 from jasper_mmap import publish_negatives
-from jasper_mmap.errors import ContentError, IndexRangeError, NewerFormatError
-from jasper_mmap.rules.schema import ARTIFACTS
+from jasper_mmap.errors import (
+    AccessError,
+    ContentError,
+    IndexRangeError,
+    NewerFormatError,
+    StorageError,
+)
+from jasper_mmap.files import jsonfile
+from jasper_mmap.rules.schema import ARTIFACTS, STORED
 from jasper_mmap.store.manifest import MANIFEST_FILE
 from jasper_mmap.store.pointer import read_pointer
 from tests.converting import SMALL, change, inodes, load, snapshot, stored, touch
@@ -163,3 +173,24 @@ def test_an_edited_config_is_noticed(folder: Path, tmp_path: Path) -> None:
         (folder / "config.json").write_text(json.dumps({**config, key: value}))
         with pytest.raises(ContentError, match=f"'{key}' in config.json is {value}"):
             convert(folder, store)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+def test_a_manifest_that_cannot_be_read_is_not_thrown_away(
+    folder: Path, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store may be sound; a damaged manifest is written anew."""
+    store = tmp_path / "store"
+    convert(folder, store)
+    before = snapshot(store)
+
+    def fail(path: Path, **_: Any) -> NoReturn:
+        raise OSError(number, os.strerror(number), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jsonfile, "open_regular", fail)
+        with pytest.raises((StorageError, AccessError), match=r"manifest\.json"):
+            convert(folder, store)
+    assert snapshot(store) == before
+    (store / MANIFEST_FILE).write_text("{")
+    assert set(convert(folder, store).written) == {artifact.name for artifact in STORED}
