@@ -351,7 +351,7 @@ def test_publishing_and_converting_at_the_end_of_the_interpreter(
         "('hard_negatives', 'negative_tiers'))\n"
         "negatives, tiers = tables\n"
         "atexit.register(lambda: print(convert(folder, target).generation))\n"
-        "atexit.register(lambda: print(publish_negatives(store, flip(0), tiers)))\n"
+        "atexit.register(lambda: print(publish_negatives(store, negatives.flip(0), tiers)))\n"
     )
     ran = subprocess.run(
         [sys.executable, "-c", program, str(store), str(demo_folder), str(tmp_path / "target")],
