@@ -360,6 +360,7 @@ def expect_130(main: Callable[[], None], *arguments: str) -> None:
 INTERRUPTED = """
 import os, signal, sys, time
 import converters.__main__ as program
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 def convert(*_, **__):
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(30)
