@@ -22,12 +22,11 @@ from rich.progress import (
 
 from jasper_mmap.console import Command, answering, debug_option, run
 from jasper_mmap.printable import printable
-from jasper_mmap.rules.schema import EMBEDDING_DTYPES
+from jasper_mmap.rules.names import NARROW_DTYPES, SOURCE
 from jasper_mmap.store.lint import sentences, suspicion
 
 from .conversion import convert
 from .export import export_pt
-from .plan import SOURCE
 from .report import ConversionReport
 
 _LINE_INTERVAL_S = 5.0
@@ -44,7 +43,7 @@ _FOLDER = click.Path(path_type=Path, readable=False)
 @click.argument("dst", type=_FOLDER, required=False)
 @click.option(
     "--dtype",
-    type=click.Choice([*EMBEDDING_DTYPES, SOURCE]),
+    type=click.Choice([*NARROW_DTYPES, SOURCE]),
     help="Store questions, sources and steering narrower (the report states the cosine error), or"
     " as they come again; without it as asked for before.",
 )

@@ -20,7 +20,8 @@ from jasper_mmap.negatives.publish import shares, warn_of
 from jasper_mmap.negatives.write import publisher_lock, write_staged
 from jasper_mmap.rules.arguments import folder
 from jasper_mmap.rules.config import CONFIG_FILE, Config
-from jasper_mmap.rules.schema import ARTIFACTS, EMBEDDING_DTYPES, NEGATIVES
+from jasper_mmap.rules.names import NARROW_DTYPES, SOURCE
+from jasper_mmap.rules.schema import ARTIFACTS, NEGATIVES
 from jasper_mmap.store.config_file import read_config
 from jasper_mmap.store.lint import lint_splits, remarks
 from jasper_mmap.store.manifest import STAGING, Entry, Manifest
@@ -28,7 +29,7 @@ from jasper_mmap.store.pointer import Pointer, made_from_files, read_pointer
 from jasper_mmap.version import installed_version
 
 from .negatives import candidate_of, settle
-from .plan import SOURCE, Plan, Settings, Task, make_plan, negatives_stamps, task_stamp
+from .plan import Plan, Settings, Task, make_plan, negatives_stamps, task_stamp
 from .precheck import Precheck, check_room, open_task, precheck
 from .report import ConversionReport, Progress, Show, errors_of_show_passed_on, narrowing_notes
 from .source import read_table
@@ -59,9 +60,9 @@ def convert(
     until all is written and checked. Raises a `JasperError` naming file, place and remedy, and then
     leaves the disk as it was; after a kill, run it again to complete it.
     """
-    if embeddings_dtype not in (None, SOURCE, *EMBEDDING_DTYPES):
+    if embeddings_dtype not in (None, SOURCE, *NARROW_DTYPES):
         raise UsageError(
-            f"embeddings_dtype must be {' or '.join(EMBEDDING_DTYPES)}, or {SOURCE} (each table as"
+            f"embeddings_dtype must be {' or '.join(NARROW_DTYPES)}, or {SOURCE} (each table as"
             f" it comes), or None (as asked for before), not {embeddings_dtype!r:.80}."
         )
     settings = Settings(

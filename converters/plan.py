@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 
@@ -19,15 +19,13 @@ from jasper_mmap.errors import (
 )
 from jasper_mmap.files.atomic import storage_errors
 from jasper_mmap.files.stamp import Stamp
+from jasper_mmap.rules.names import SOURCE
 from jasper_mmap.rules.schema import ARTIFACTS, EMBEDDING_DTYPES, NEGATIVES, STORED, Artifact
 from jasper_mmap.store.generations import sound_generation
 from jasper_mmap.store.manifest import STAGING, Entry, Manifest, narrowed_to, read_manifest
 from jasper_mmap.store.pointer import Pointer, made_from_files, read_pointer
 
 from .source import derived_stamp, stamp
-
-SOURCE: Final = "source"
-"""The `embeddings_dtype` that asks for none."""
 
 
 @dataclass(frozen=True, kw_only=True)

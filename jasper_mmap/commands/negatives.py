@@ -13,8 +13,9 @@ import click
 from ..console import answering, debug_option
 from ..negatives.dropped import Place
 from ..negatives.inbox import Inbox
-from ..negatives.publish import KEEP, LOCK_TIMEOUT_S, publish_negatives, rollback_negatives, shares
+from ..negatives.publish import publish_negatives, rollback_negatives, shares
 from ..printable import printable
+from ..rules.names import KEEP, LOCK_TIMEOUT_S
 from ..store.lint import MEANING, sentences, suspicion
 from ..store.manifest import read_manifest
 from ..store.pointer import Pointer, generations_on_disk, read_pointer

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..printable import printable
-from ..rules.schema import VARIANTS
+from ..rules.names import VARIANTS
 from ..store.lint import sentences
 from ..store.verify import VerifyReport
 

@@ -16,7 +16,8 @@ from ..errors import IndexRangeError, UnknownAttributeError
 from ..rules import arguments
 from ..rules.config import default_curriculum
 from ..rules.curriculum import steering_probabilities
-from ..rules.schema import ARTIFACTS, SPLITS, VARIANTS
+from ..rules.names import SPLITS, VARIANTS
+from ..rules.schema import ARTIFACTS
 from ..store.folder import Validation
 from ..store.pointer import FOLDER, file_name
 from .adoption import Adoption

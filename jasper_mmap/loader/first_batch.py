@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..dataset.dataset import JASPERSteeringDataset
 from ..errors import BatchError, BatchTypeError
-from ..rules.schema import COLUMNS, VARIANTS, Column
+from ..rules.names import VARIANTS
+from ..rules.schema import COLUMNS, Column
 from ..store.manifest import Manifest
 from .epochs import datasets_of
 from .loader import JASPERDataLoader

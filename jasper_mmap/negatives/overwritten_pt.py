@@ -9,12 +9,13 @@ from typing import Final
 from ..errors import FormatError, MissingFileError
 from ..files.atomic import exists, storage_errors
 from ..rules import arguments
+from ..rules.names import LOCK_TIMEOUT_S
 from ..rules.schema import NEGATIVES
 from ..store.folder import Store
 from ..store.pointer import FOLDER, made_from_files, read_pointer
 from .builder_pair import PAIRS, PairWatch, warn_of_half
 from .candidate import take_in
-from .publish import LOCK_TIMEOUT_S, check_same_store, lost_or_read, put_in_force
+from .publish import check_same_store, lost_or_read, put_in_force
 from .write import publisher_lock, with_source, write_pointer, write_staged
 
 _CANDIDATE: Final = ".candidate.tmp"

@@ -14,6 +14,7 @@ from ..errors import FormatError, JasperError, MissingFileError, StoreChangedErr
 from ..files import atomic
 from ..printable import IN_ANSWER
 from ..rules import arguments
+from ..rules.names import KEEP, LOCK_TIMEOUT_S
 from ..store.folder import Store
 from ..store.generations import sound_generation
 from ..store.lint import count_changed_rows, suspicion
@@ -29,9 +30,6 @@ from ..store.pointer import (
 from .candidate import Candidate, Given, Limits, take_in
 from .retention import GRACE_S, remove_old
 from .write import Change, Staged, next_generation, publisher_lock, successor, write_staged
-
-LOCK_TIMEOUT_S = 60.0
-KEEP = 3
 
 _log = logging.getLogger("jasper_mmap")
 

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import UnknownSplitError, UsageError
-from .schema import SPLITS, VARIANTS
+from .names import SPLITS, VARIANTS
 
 LARGEST: Final = 2**63 - 1
 """Of an integer argument: they are kept in 64 bits."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..errors import ConfigError, together
-from .schema import VARIANTS
+from .names import VARIANTS
 
 CONFIG_FILE = "config.json"
 # What the earlier implementation takes for a key of `curriculum` that is not there.
@@ -36,7 +36,7 @@ class Config:
     embedding_dim: int
     n_neg: int
     steering_probabilities: dict[str, float]
-    """Probability of each variant, in the order of `schema.VARIANTS`; sums to 1."""
+    """Probability of each variant, in the order of `names.VARIANTS`; sums to 1."""
     curriculum: Curriculum | None
     curriculum_by_default: bool = False
     """`curriculum` has none of the keys that are read: those of the earlier implementation hold."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from .config import Config
-from .schema import VARIANTS
+from .names import VARIANTS
 
 
 def steering_probabilities(config: Config, epoch: int) -> dict[str, float]:
-    """Probability of each variant in `epoch` (>= 0), in the order of `schema.VARIANTS`.
+    """Probability of each variant in `epoch` (>= 0), in the order of `names.VARIANTS`.
 
     Zero's probability goes linearly from `zero_prob_start` (epoch 0) to `zero_prob_end` (first
     reached in epoch `epochs_total`) and stays there. The rest is shared among the other three in

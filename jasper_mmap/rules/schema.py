@@ -11,12 +11,12 @@ from typing import Final, Literal
 
 import torch
 
+from .names import NARROW_DTYPES, SPLITS, VARIANTS
+
 Kind = Literal["float", "int", "ragged"]
 
-SPLITS: Final = ("train", "val", "test")
-VARIANTS: Final = ("zero", "centroid", "keyword", "residual")
 TIERS: Final = (1, 2, 3, 4)
-EMBEDDING_DTYPES: Final = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+EMBEDDING_DTYPES: Final[dict[str, torch.dtype]] = {n: getattr(torch, n) for n in NARROW_DTYPES}
 FLOAT_DTYPES: Final = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 # The unsigned ones beyond uint8 have hardly any operator in torch; `gather` reads them as signed.
 INT_DTYPES: Final = (

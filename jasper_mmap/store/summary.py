@@ -11,7 +11,8 @@ import torch
 from ..files.safetensors import DTYPE_NAMES, chunks
 from ..rules.config import Config
 from ..rules.curriculum import steering_probabilities
-from ..rules.schema import ARTIFACTS, NEGATIVES, SPLITS, TIERS
+from ..rules.names import SPLITS
+from ..rules.schema import ARTIFACTS, NEGATIVES, TIERS
 from .folder import Store
 from .lint import remarks
 from .manifest import FORMAT_VERSION

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from jasper_mmap.__main__ import main
-from jasper_mmap.rules.schema import ARTIFACTS, VARIANTS
+from jasper_mmap.rules.names import VARIANTS
+from jasper_mmap.rules.schema import ARTIFACTS
 from jasper_mmap.store.lint import MEANING
 from tests.damage import rewrite
 from tests.oracle import Oracle

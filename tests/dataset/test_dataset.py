@@ -25,7 +25,8 @@ from jasper_mmap.errors import (
     StoreChangedError,
     UsageError,
 )
-from jasper_mmap.rules.schema import ARTIFACTS, COLUMNS, VARIANTS
+from jasper_mmap.rules.names import VARIANTS
+from jasper_mmap.rules.schema import ARTIFACTS, COLUMNS
 from tests.oracle import Oracle, assert_batches_equal
 from tests.serving import SPLITS, NamedOracle
 

@@ -8,7 +8,7 @@ import pytest
 
 from jasper_mmap.rules.config import Config, Curriculum
 from jasper_mmap.rules.curriculum import steering_probabilities
-from jasper_mmap.rules.schema import VARIANTS
+from jasper_mmap.rules.names import VARIANTS
 from jasper_mmap.rules.steering import draw_variants
 
 Probabilities = tuple[float, float, float, float]

@@ -10,7 +10,8 @@ import torch
 
 from jasper_mmap.errors import ContentError, ContentTypeError, FormatError, IndexRangeError
 from jasper_mmap.files import safetensors
-from jasper_mmap.rules.schema import ARTIFACTS, FLOAT_DTYPES, INT_DTYPES, SPLITS
+from jasper_mmap.rules.names import SPLITS
+from jasper_mmap.rules.schema import ARTIFACTS, FLOAT_DTYPES, INT_DTYPES
 from jasper_mmap.store import lint
 from jasper_mmap.store.checks import TableCheck, check_form, check_offsets, check_ranges
 from jasper_mmap.store.lint import lint_negatives, lint_splits

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from converters import convert, export_pt
-from jasper_mmap.rules.schema import SPLITS, STEERING
+from jasper_mmap.rules.names import SPLITS
+from jasper_mmap.rules.schema import STEERING
 from jasper_mmap.store.manifest import MANIFEST_FILE, read_manifest
 
 PAIRS = 100_000

@@ -35,7 +35,8 @@ from jasper_mmap.dataset.batch_layout import Batch
 from jasper_mmap.errors import JasperError
 from jasper_mmap.loader.loader import JASPERDataLoader
 from jasper_mmap.negatives.renewal import verify_store
-from jasper_mmap.rules.schema import NEGATIVES, VARIANTS
+from jasper_mmap.rules.names import VARIANTS
+from jasper_mmap.rules.schema import NEGATIVES
 from jasper_mmap.store.lint import MEANING
 from tools.demo.folder import make_builder_folder, remine_negatives
 from tools.demo.report import (
