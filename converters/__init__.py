@@ -5,8 +5,18 @@ Installed from a wheel as `jasper_converters`.
 May import: console, the ground, files, files/pt, rules, store, negatives.
 """
 
-from .conversion import convert
-from .export import export_pt
-from .report import ConversionReport
+from typing import TYPE_CHECKING
+
+from jasper_mmap.lazy import lazy
+
+if TYPE_CHECKING:
+    from .conversion import convert
+    from .export import export_pt
+    from .report import ConversionReport
+else:  # where type checkers do not look: they would take any name for one of these
+    __getattr__, __dir__ = lazy(
+        __name__,
+        {"ConversionReport": "report", "convert": "conversion", "export_pt": "export"},
+    )
 
 __all__ = ["ConversionReport", "convert", "export_pt"]

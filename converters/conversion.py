@@ -26,7 +26,7 @@ from jasper_mmap.store.config_file import read_config
 from jasper_mmap.store.lint import lint_splits, remarks
 from jasper_mmap.store.manifest import STAGING, Entry, Manifest
 from jasper_mmap.store.pointer import Pointer, made_from_files, read_pointer
-from jasper_mmap.version import installed_version
+from jasper_mmap.version import __version__
 
 from .negatives import candidate_of, settle
 from .plan import Plan, Settings, Task, make_plan, negatives_stamps, task_stamp
@@ -215,7 +215,7 @@ class _Conversion:
             artifacts=entries,
             warnings=counts,
             created=now(),
-            converter=f"jasper-mmap {installed_version()}",
+            converter=f"jasper-mmap {__version__}",
             config_sha256=checked.config.sha256,
             beyond_float32={name: n for name, n in self._beyond.items() if n},
             embeddings_dtype=plan.embeddings_dtype,

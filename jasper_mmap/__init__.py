@@ -1,11 +1,33 @@
 """Memory-mapped safetensors datasets for training on pre-computed embeddings."""
 
-from .dataset.dataset import JASPERSteeringDataset
-from .loader.epochs import set_epoch
-from .loader.first_batch import validate_first_batch
-from .loader.loader import create_loader
-from .loader.watcher import watch_negatives
-from .negatives.publish import publish_negatives, rollback_negatives
+from typing import TYPE_CHECKING
+
+from .lazy import lazy
+
+if TYPE_CHECKING:
+    from . import errors as errors
+    from .dataset.dataset import JASPERSteeringDataset
+    from .loader.epochs import set_epoch
+    from .loader.first_batch import validate_first_batch
+    from .loader.loader import create_loader
+    from .loader.watcher import watch_negatives
+    from .negatives.publish import publish_negatives, rollback_negatives
+    from .version import __version__ as __version__
+else:  # where type checkers do not look: they would take any name for one of these
+    __getattr__, __dir__ = lazy(
+        __name__,
+        {
+            "JASPERSteeringDataset": "dataset.dataset",
+            "__version__": "version",
+            "create_loader": "loader.loader",
+            "errors": "errors",
+            "publish_negatives": "negatives.publish",
+            "rollback_negatives": "negatives.publish",
+            "set_epoch": "loader.epochs",
+            "validate_first_batch": "loader.first_batch",
+            "watch_negatives": "loader.watcher",
+        },
+    )
 
 __all__ = [
     "JASPERSteeringDataset",

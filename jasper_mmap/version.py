@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from importlib import metadata
 
-
-def installed_version() -> str:
+try:
+    __version__ = metadata.version("jasper-mmap")
     """As pip knows it; "(checkout)" where the package was not installed."""
-    try:
-        return metadata.version("jasper-mmap")
-    except metadata.PackageNotFoundError:
-        return "(checkout)"
+except metadata.PackageNotFoundError:
+    __version__ = "(checkout)"

@@ -12,7 +12,7 @@ from ..console import Group, debug_option
 from ..errors import FormatError
 from ..negatives.renewal import verify_store
 from ..store.summary import summarise
-from ..version import installed_version
+from ..version import __version__
 from .bench import bench
 from .negatives import COMMANDS
 from .report import print_summary, print_verification
@@ -27,7 +27,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print the answer a
     epilog="Exit status: 0 done, 1 failed (stderr says why, a line a problem), 2 wrong usage, 130"
     " interrupted.",
 )
-@click.version_option(installed_version(), prog_name="jasper-mmap")
+@click.version_option(__version__, prog_name="jasper-mmap")
 @debug_option
 def command() -> None:
     """Verify and inspect converted stores, and publish hard negatives to them.

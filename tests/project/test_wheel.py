@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.importing import PACKAGE_ORDERS
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = {"jasper_mmap": "jasper_mmap", "jasper_converters": "converters"}
 NOT_SOURCE = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist")
@@ -98,6 +100,15 @@ def test_installed_commands_convert(
     files, pairs = said.splitlines()
     assert files.count(str(elsewhere)) == 2
     assert pairs == str(torch.load(demo_folder / "pair_index.pt").tolist())
+
+
+@pytest.mark.parametrize("first", ["names first", "modules first"])
+def test_installed_names_are_not_hidden_by_modules(
+    elsewhere: Path, with_dependencies: dict[str, str], tmp_path: Path, first: str
+) -> None:
+    """Whatever was imported before, `from jasper_converters import convert` gives the function."""
+    program = (elsewhere / "bin" / "python", "-c", PACKAGE_ORDERS, "jasper_converters", first)
+    run(*program, cwd=tmp_path, env=with_dependencies)
 
 
 def test_mypy_finds_the_types_of_the_wheel(elsewhere: Path, tmp_path: Path) -> None:
