@@ -11,12 +11,16 @@ from jasper_mmap.lazy import lazy
 
 if TYPE_CHECKING:
     from .conversion import convert
+    from .conversion_report import ConversionReport
     from .export import export_pt
-    from .report import ConversionReport
 else:  # where type checkers do not look: they would take any name for one of these
     __getattr__, __dir__ = lazy(
         __name__,
-        {"ConversionReport": "report", "convert": "conversion", "export_pt": "export"},
+        {
+            "ConversionReport": "conversion_report",
+            "convert": "conversion",
+            "export_pt": "export",
+        },
     )
 
 __all__ = ["ConversionReport", "convert", "export_pt"]

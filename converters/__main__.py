@@ -26,8 +26,8 @@ from jasper_mmap.rules.names import NARROW_DTYPES, SOURCE
 from jasper_mmap.store.lint import sentences, suspicion
 
 from .conversion import convert
+from .conversion_report import ConversionReport
 from .export import export_pt
-from .report import ConversionReport
 
 _LINE_INTERVAL_S = 5.0
 _FOLDER = click.Path(path_type=Path, readable=False)

@@ -18,6 +18,7 @@ from jasper_mmap.files.regular_files import open_regular
 from jasper_mmap.negatives.builder_pair import PAIRS, warn_of_half
 from jasper_mmap.negatives.publish import shares, warn_of
 from jasper_mmap.negatives.write import publisher_lock, write_staged
+from jasper_mmap.progress import Progress, Show, errors_of_show_passed_on
 from jasper_mmap.rules.arguments import folder
 from jasper_mmap.rules.config import CONFIG_FILE, Config
 from jasper_mmap.rules.names import NARROW_DTYPES, SOURCE
@@ -28,10 +29,10 @@ from jasper_mmap.store.manifest import STAGING, Entry, Manifest
 from jasper_mmap.store.pointer import Pointer, made_from_files, read_pointer
 from jasper_mmap.version import __version__
 
+from .conversion_report import ConversionReport, narrowing_notes
 from .negatives import candidate_of, settle
 from .plan import Plan, Settings, Task, make_plan, negatives_stamps, task_stamp
 from .precheck import Precheck, check_room, open_task, precheck
-from .report import ConversionReport, Progress, Show, errors_of_show_passed_on, narrowing_notes
 from .source import read_table
 from .staging import STAGED_NEGATIVES, Staging, commit, read_journal, staging
 from .survey import telling_all

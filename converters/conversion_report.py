@@ -1,14 +1,11 @@
-"""What a conversion did, and how far it is, for its caller to show."""
+"""What a conversion did, for its caller to show."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jasper_mmap.errors import UsageError
 from jasper_mmap.rules.schema import ARTIFACTS
 from jasper_mmap.store.manifest import Manifest
 
@@ -68,45 +65,3 @@ def narrowing_notes(asked: str | None, old: Manifest | None, new: Manifest) -> l
 
 def _narrowed(manifest: Manifest) -> list[str]:
     return [name for name, e in manifest.artifacts.items() if e.cosine_error is not None]
-
-
-Show = Callable[[str, int, int], None]
-"""Called with the artifact at hand and the bytes done and to be done in the whole conversion."""
-
-
-class Progress:
-    """Counts the bytes of one conversion; `show` is the caller's function, or None."""
-
-    def __init__(self, show: Any) -> None:
-        if show is not None and not callable(show):
-            raise UsageError(f"progress must be a function, or None, not {show!r:.80}")
-        self._show: Show | None = show
-        self._done = 0
-        self.total = 0
-
-    def advance(self, name: str, n_bytes: int) -> None:
-        """Count bytes of the artifact `name`, and tell of them."""
-        self._done += n_bytes
-        if self._show is None:
-            return
-        try:
-            self._show(name, self._done, self.total)
-        except OSError as error:
-            raise _Raised(error) from None
-
-
-class _Raised(Exception):  # noqa: N818 - never seen outside
-    """Carries an `OSError` of the caller's function past all that would take it for a file's."""
-
-    def __init__(self, error: OSError) -> None:
-        super().__init__()
-        self.error = error
-
-
-@contextmanager
-def errors_of_show_passed_on() -> Iterator[None]:
-    """Raise what the caller's function raised as it was."""
-    try:
-        yield
-    except _Raised as raised:
-        raise raised.error from None
