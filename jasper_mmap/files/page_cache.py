@@ -6,16 +6,14 @@ import contextlib
 import fcntl
 import mmap
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from ..progress import Progress, Show, errors_of_show_passed_on
 from .atomic import storage_errors
 from .mapping import LIBC
 
@@ -46,30 +44,32 @@ def worth_huge_pages(n_bytes: int) -> bool:
     Rows are gathered faster from large pages, and a cold store is read at the speed of the disk
     instead of page by page; but a store that memory cannot hold would be read over and over.
     """
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return n_bytes <= memory // 2
+    return n_bytes <= memory_bytes() // 2
 
 
-def read_through(paths: Sequence[Path]) -> None:
-    """Bring the files into the page cache, with a progress bar on a terminal.
+def memory_bytes() -> int:
+    """Bytes of memory that this machine has."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def read_through(paths: Sequence[Path], progress: Show | None = None) -> None:
+    """Bring the files into the page cache; `progress` is told of each piece of them.
 
     Processes of a node that call it with the same first file take turns, so the disk is read once:
     for the later ones everything is there already.
     """
-    console = Console(file=sys.stderr)
-    columns = (TextColumn("warming"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    hidden = not console.is_terminal
+    counted = Progress(progress)
+    counted.total = sum(path.stat().st_size for path in paths)
     with storage_errors(paths[0], "read"):
         turn = paths[0].open("rb")
-    with turn, Progress(*columns, console=console, disable=hidden) as progress:
+    with turn, errors_of_show_passed_on():
         # The file itself is locked, for the store may be on a mount where none can be made. A
         # network file system that locks only what is open for writing lets all go at once.
         with contextlib.suppress(OSError):
             fcntl.flock(turn, fcntl.LOCK_EX)
-        task = progress.add_task("", total=sum(path.stat().st_size for path in paths))
         for path in paths:
             for count in _pieces_read(path):
-                progress.advance(task, count)
+                counted.advance(path.name, count)
 
 
 def _pieces_read(path: Path) -> Iterator[int]:

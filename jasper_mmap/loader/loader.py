@@ -19,6 +19,7 @@ from ..dataset.slots import Slots
 from ..errors import DeviceError
 from ..files.page_cache import fits, read_through
 from ..files.torch_modes import plain_tensors
+from ..progress import Show
 from ..rules.arguments import integer
 from ..store.folder import Validation
 from .epochs import begin_epoch
@@ -202,7 +203,7 @@ def create_loader(
     prefetch_factor: int | None = None,
     multiprocessing_context: Any = None,
     watch: bool | Adopt = False,
-    warm: bool = False,
+    warm: bool | Show = False,
 ) -> JASPERDataLoader:
     """A loader of batches (see `schema.COLUMNS`) of one split of a store.
 
@@ -214,7 +215,8 @@ def create_loader(
     adopts new hard negatives as long as the loader lives: at once with True or "now", from the
     next `set_epoch` on with "epoch"; see `watch_negatives`. `warm` reads a store that fits into
     memory through before the first batch, once a node; of a larger one the rows of coming batches
-    are fetched ahead.
+    are fetched ahead. True logs that it reads; a function is called with the file at hand and the
+    bytes read and to be read in all.
 
     Raises what `JASPERSteeringDataset` raises, `UsageError` for arguments that cannot be, and
     `DeviceError` for workers with a dataset on a device.
@@ -253,7 +255,7 @@ def create_loader(
         passes=passes,
         drop_last=drop,
         num_workers=num_workers,
-        read_ahead=warm and not _warmed(dataset),
+        read_ahead=bool(warm) and not _warmed(dataset, warm),
         # Without an accelerator torch would warn at every iteration.
         pin_memory=pin_memory and torch.cuda.is_available() and dataset.device.type == "cpu",
         **worker_options,
@@ -273,11 +275,13 @@ def create_loader(
     return loader
 
 
-def _warmed(dataset: JASPERSteeringDataset) -> bool:
+def _warmed(dataset: JASPERSteeringDataset, warm: bool | Show) -> bool:
     """Bring the whole store into memory, if it fits there."""
-    files = dataset.files
+    files, show = dataset.files, warm if callable(warm) else None
     if not fits(files):
         _log.info("%s does not fit into memory: rows are fetched ahead", files[0].parent)
         return False
-    read_through(files)
+    if show is None:
+        _log.info("reading %s into memory", files[0].parent)
+    read_through(files, show)
     return True

@@ -9,6 +9,7 @@ from typing import Final
 from ..errors import JasperError
 from ..files import atomic
 from ..files.safetensors import few
+from ..progress import Show
 from ..store.folder import not_renewable
 from ..store.manifest import MANIFEST_FILE, Manifest, read_manifest
 from ..store.pointer import FOLDER, Pointer, pointer_path, read_pointer
@@ -18,14 +19,16 @@ from .write import publisher_lock, write_pointer
 _LOCK_TIMEOUT_S: Final = 10.0
 
 
-def verify_store(path: str | Path, *, quick: bool = False, renew: bool = True) -> VerifyReport:
+def verify_store(
+    path: str | Path, *, quick: bool = False, renew: bool = True, progress: Show | None = None
+) -> VerifyReport:
     """Check a store as `verified` does and renew the stamps of its sound files.
 
     Where a file's content is sound but its stamp is not (it was copied), `renew` brings the stamp
     up to date, so that opening need not read it again; a store that is read-only or made of links
     is left as it is, with a note. Never with `quick`.
     """
-    verification = verified(path, quick=quick)
+    verification = verified(path, quick=quick, progress=progress)
     if renew and not quick:
         _renew(verification)
     return verification.report()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -14,13 +15,14 @@ from ..errors import FormatError, JasperError, StoreChangedError
 from ..files import atomic
 from ..files.missing_paths import must_be_folder
 from ..files.safetensors import file_sha256
+from ..progress import Progress, Show, errors_of_show_passed_on
 from ..rules import arguments
 from ..rules.config import CONFIG_FILE
 from ..rules.schema import NEGATIVES, STORED, Artifact
 from .config_file import read_config
 from .generations import content_errors, history_errors, stamped_generation
 from .lint import lint_negatives, lint_splits, remarks
-from .manifest import MANIFEST_FILE, Manifest, read_manifest
+from .manifest import MANIFEST_FILE, Entry, Manifest, read_manifest
 from .pointer import FOLDER, POINTER, Pointer, generations_on_disk, read_pointer
 from .soundness import form_errors, table_errors, uncounted_beyond
 from .tables import map_table, table_tensor
@@ -75,19 +77,22 @@ class VerifyReport:
         return {"ok": self.ok, **asdict(self)}
 
 
-def verified(path: str | Path, *, quick: bool = False) -> Verification:
+def verified(
+    path: str | Path, *, quick: bool = False, progress: Show | None = None
+) -> Verification:
     """Check a store and its generations; all of it, or with `quick` without reading floats.
 
     In full: every checksum, form, index, bound, NaN and count of the artifacts and of the
     generation in force, and the checksums of the older generations that are still there. Quick:
-    sizes, headers, forms and index ranges, with a note of what that leaves out. Nothing is
-    written. Raises `MissingFileError` where there is no folder at all, and `StoreChangedError`
-    where it was converted again meanwhile.
+    sizes, headers, forms and index ranges, with a note of what that leaves out. `progress` is told
+    of each file. Nothing is written. Raises `MissingFileError` where there is no folder at all, and
+    `StoreChangedError` where it was converted again meanwhile.
     """
     folder = arguments.folder("dataset_dir", path)
     must_be_folder(folder)
-    verification = Verification(folder, quick)
-    verification.run()
+    verification = Verification(folder, quick, Progress(progress))
+    with errors_of_show_passed_on():
+        verification.run()
     verification.must_be_unchanged()
     return verification
 
@@ -95,10 +100,11 @@ def verified(path: str | Path, *, quick: bool = False) -> Verification:
 class Verification:
     """What was found so far, and what of it can be brought up to date (`renewal`)."""
 
-    def __init__(self, folder: Path, quick: bool) -> None:
+    def __init__(self, folder: Path, quick: bool, progress: Progress) -> None:
         self._started = time.perf_counter()
         self.folder = folder
         self.quick = quick
+        self._progress = progress
         self._problems: list[Problem] = []
         self.notes: list[str] = [_NOT_DONE] if quick else []
         self._warnings: dict[str, int] = {}
@@ -136,10 +142,19 @@ class Verification:
         self.notes += remarks(config, manifest)
         if self._note_all(CONFIG_FILE, form_errors(self.folder, config, manifest)):
             return  # no table can be trusted to have the rows that another one refers to
+        self._progress.total = self._bytes_in_all(manifest)
         sound = {a.name: t for a in STORED if (t := self._table(a, manifest)) is not None}
         self._count_splits(sound, manifest)
         sizes = {**manifest.sizes, "N": config.n_neg}
         self._generations(manifest, sizes, sound.get("pair_index"))
+
+    def _bytes_in_all(self, manifest: Manifest) -> int:
+        """Of the artifacts, and of the generations that are there."""
+        total = sum(entry.bytes for entry in manifest.artifacts.values())
+        for path in (self.folder / FOLDER).glob("*.safetensors"):
+            with suppress(OSError):  # looking at it tells of that
+                total += path.stat().st_size
+        return total
 
     def _attempt(self, file: str, read: Callable[[], _T]) -> _T | None:
         """What `read` returns; None, with the problem noted, where it raises."""
@@ -164,6 +179,12 @@ class Verification:
     def _table(self, artifact: Artifact, manifest: Manifest) -> torch.Tensor | None:
         """The values of one artifact, if there is nothing wrong with it."""
         entry = manifest.artifacts[artifact.name]
+        with self._progress.through(entry.file, entry.bytes):
+            return self._checked_table(artifact, entry, manifest)
+
+    def _checked_table(
+        self, artifact: Artifact, entry: Entry, manifest: Manifest
+    ) -> torch.Tensor | None:
         mapped = self._attempt(entry.file, lambda: map_table(self.folder, artifact, entry))
         if mapped is None:
             return None
@@ -199,7 +220,8 @@ class Verification:
             return
         self.pointer = pointer
         self._note_all(_POINTER_FILE, history_errors(self.folder, pointer))
-        tables = self._in_force(pointer, manifest, sizes)
+        with self._progress.through(f"{FOLDER}/{pointer.file}", pointer.bytes):
+            tables = self._in_force(pointer, manifest, sizes)
         if tables and pair_index is not None and not self.quick:
             hard_negatives = tables[NEGATIVES[0].name]
             self._warnings |= lint_negatives(pair_index, hard_negatives, sizes["N_s"])
@@ -240,7 +262,9 @@ class Verification:
                     " history), so there is no rolling back to it. Copy it anew, or remove it."
                 )
 
+        self._progress.advance(file, 0)
         self._attempt(file, check)
+        self._progress.advance(file, self._seen.get(path, 0))
 
     def must_be_unchanged(self) -> None:
         """Raise `StoreChangedError` if what was checked is no longer one store."""

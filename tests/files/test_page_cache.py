@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import fcntl
+import logging
 import mmap
 import os
 import shutil
@@ -63,12 +64,41 @@ def oracle(oracle_named: NamedOracle) -> Oracle:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_warm_store_lies_in_memory_before_the_first_batch(
-    cold_store: Path, workers: int, capfd: pytest.CaptureFixture[str]
+    cold_store: Path,
+    workers: int,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """All of its files do; where stderr is no terminal nothing is shown."""
-    made = create_loader(cold_store, "train", 32, num_workers=workers, warm=True)
+    """All of its files do; the log says so, and nothing is shown."""
+    with caplog.at_level(logging.INFO, "jasper_mmap"):
+        made = create_loader(cold_store, "train", 32, num_workers=workers, warm=True)
     assert min(resident(path) for path in made.dataset_obj.files) > 0.9
     assert capfd.readouterr().err == ""
+    told = [record.getMessage() for record in caplog.records]
+    assert told.count(f"reading {cold_store} into memory") == 1
+
+
+def test_a_function_is_told_how_far_reading_is(
+    real_store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In place of the log: each file, and bytes that rise to the whole; its errors pass as they
+    are."""
+    calls: list[tuple[str, int, int]] = []
+    with caplog.at_level(logging.INFO, "jasper_mmap"):
+        made = create_loader(real_store, "train", 32, warm=lambda *call: calls.append(call))
+    assert not [record for record in caplog.records if "reading" in record.getMessage()]
+    files = made.dataset_obj.files
+    total = sum(path.stat().st_size for path in files)
+    assert list(dict.fromkeys(name for name, _, _ in calls)) == [path.name for path in files]
+    done = [bytes_done for _, bytes_done, _ in calls]
+    assert done == sorted(set(done))
+    assert (done[-1], {bytes_in_all for _, _, bytes_in_all in calls}) == (total, {total})
+
+    def fail(*_: object) -> None:
+        raise BrokenPipeError("the caller's own")
+
+    with pytest.raises(BrokenPipeError, match="the caller's own"):
+        create_loader(real_store, "train", 32, warm=fail)
 
 
 def test_a_kernel_that_cannot_populate_reads_instead(

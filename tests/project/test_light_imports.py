@@ -40,6 +40,13 @@ def test_packages_import_nothing_before_a_name_is_used() -> None:
     assert not imported_by("import jasper_mmap; jasper_mmap.__version__, jasper_mmap.errors")
 
 
+@pytest.mark.parametrize("package", ["jasper_mmap", "converters"])
+def test_library_imports_neither_click_nor_rich(package: str) -> None:
+    """All that has a public name."""
+    names = f"from {package} import *"
+    assert imported_by(names) == {"torch", "numpy", "safetensors"}
+
+
 def test_names_of_the_packages_are_the_public_ones() -> None:
     """No module stands among them by accident, and each is there."""
     assert set(dir(jasper_mmap)) == {*jasper_mmap.__all__, "__version__", "errors"}

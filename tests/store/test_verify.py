@@ -299,3 +299,27 @@ def test_no_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match="Dataset directory not found"):
         verify_store(tmp_path / "x")
     assert "jasper-convert" in problems(verify_store(tmp_path))["manifest.json"]
+
+
+def test_progress_rises_to_the_bytes_of_all_files(store: Path, demo_folder: Path) -> None:
+    """Each file is told when it is begun, older generations too."""
+    publish_negatives(store, *remine_negatives(demo_folder, seed=2))
+    calls: list[tuple[str, int, int]] = []
+    report = verify_store(store, progress=lambda *call: calls.append(call))
+    files = [artifact.file for artifact in STORED]
+    files += ["negatives/000002.safetensors", "negatives/000001.safetensors"]
+    assert list(dict.fromkeys(name for name, _, _ in calls)) == files
+    assert sum((store / file).stat().st_size for file in files) == report.bytes
+    assert {total for _, _, total in calls} == {report.bytes}
+    done = [bytes_done for _, bytes_done, _ in calls]
+    assert (done[0], done[-1], done) == (0, report.bytes, sorted(done))
+
+
+def test_what_progress_raises_passes_as_it_is(store: Path) -> None:
+    """An `OSError` of the caller's is no problem of a file."""
+
+    def fail(*_: object) -> None:
+        raise BrokenPipeError("the caller's own")
+
+    with pytest.raises(BrokenPipeError, match="the caller's own"):
+        verify_store(store, progress=fail)
