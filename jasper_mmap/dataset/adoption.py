@@ -15,16 +15,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ..errors import AccessError, JasperError, MissingFileError, UsageError
 from ..files.atomic import storage_errors
 from ..negatives.overwritten_pt import publish_overwritten
+from ..rules.names import Adopt, Split
 from ..store.pointer import Pointer, read_pointer
 from .control import Control
 from .placed_store import Generation, Served
-
-Adopt = Literal["now", "epoch"]
 
 _log = logging.getLogger("jasper_mmap")
 
@@ -43,7 +42,7 @@ class Watching:
     """One watch, as far as it concerns what is served."""
 
     adopt: Adopt
-    splits: frozenset[str]
+    splits: frozenset[Split]
     """Those whose epochs it waits for."""
     process: int
     held: Generation | None = None
@@ -146,7 +145,7 @@ class Adoption:
         for listener in tuple(self.listeners):
             listener(generation.number)
 
-    def join(self, adopt: Adopt, splits: frozenset[str]) -> Watching:
+    def join(self, adopt: Adopt, splits: frozenset[Split]) -> Watching:
         """Begin a watch; raises `UsageError` beside one that adopts at another time."""
         other = next((w.adopt for w in self._running() if w.adopt != adopt), adopt)
         if other != adopt:
@@ -171,7 +170,7 @@ class Adoption:
         held = [watch.held for watch in self._running() if watch.held is not None]
         return max([self.current(self.number), *held], key=lambda generation: generation.number)
 
-    def release(self, split: str, *, adopting: bool = True) -> None:
+    def release(self, split: Split, *, adopting: bool = True) -> None:
         """At the beginning of an epoch of `split`: adopt what its watches hold, or let go of it."""
         for watch in self._running():
             if split in watch.splits:

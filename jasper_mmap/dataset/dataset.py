@@ -16,9 +16,8 @@ from ..errors import IndexRangeError, UnknownAttributeError
 from ..rules import arguments
 from ..rules.config import default_curriculum
 from ..rules.curriculum import steering_probabilities
-from ..rules.names import SPLITS, VARIANTS
+from ..rules.names import SPLITS, VARIANTS, Split, Validation, Variant
 from ..rules.schema import ARTIFACTS
-from ..store.folder import Validation
 from ..store.pointer import FOLDER, file_name
 from .adoption import Adoption
 from .control import NO_VARIANT, Control, SplitWords
@@ -59,13 +58,13 @@ class JASPERSteeringDataset(Dataset[Sample]):
 
     dataset_dir: Path
     """The store's folder."""
-    split: str
+    split: Split
     seed: int
 
     def __init__(
         self,
         dataset_dir: str | Path,
-        split: str,
+        split: Split,
         epoch: int = 0,
         device: str | torch.device | None = "cpu",
         *,
@@ -78,7 +77,7 @@ class JASPERSteeringDataset(Dataset[Sample]):
         self._begin(adoption, words, split, epoch, seed)
 
     def _begin(
-        self, adoption: Adoption, words: SplitWords, split: str, epoch: int, seed: int
+        self, adoption: Adoption, words: SplitWords, split: Split, epoch: int, seed: int
     ) -> None:
         self.dataset_dir = adoption.path
         self.split = split
@@ -115,7 +114,7 @@ class JASPERSteeringDataset(Dataset[Sample]):
         seed: int = 42,
         validate: Validation = "auto",
         placement: Placement | None = None,
-    ) -> dict[str, JASPERSteeringDataset]:
+    ) -> dict[Split, JASPERSteeringDataset]:
         """The three splits over one set of mappings (on a device: over one copy).
 
         They serve one generation: what is adopted through one of them, all three serve. Epoch,
@@ -201,7 +200,7 @@ class JASPERSteeringDataset(Dataset[Sample]):
         """Names the content of the store: equal stores have equal ones."""
         return self._store_id
 
-    def force_steering(self, variant: str | None) -> None:
+    def force_steering(self, variant: Variant | None) -> None:
         """Give every pair this variant ("zero", "centroid", "keyword", "residual") from now on,
         in every worker too; None goes back to the curriculum's draw."""
         name = None if variant is None else arguments.variant_name(variant)
@@ -212,7 +211,7 @@ class JASPERSteeringDataset(Dataset[Sample]):
         return self._words.read().epoch
 
     @property
-    def steering_probs(self) -> dict[str, float]:
+    def steering_probs(self) -> dict[Variant, float]:
         """Probability of each variant in the current epoch, by the curriculum; a forced variant
         does not change it."""
         return steering_probabilities(self._open().config, self.current_epoch)

@@ -18,8 +18,9 @@ from ..files.page_cache import worth_huge_pages
 from ..files.shared_memory import Descriptor
 from ..rules import arguments
 from ..rules.config import Config
+from ..rules.names import Validation
 from ..rules.schema import ARTIFACTS, GATHERED
-from ..store.folder import Store, Validation
+from ..store.folder import Store
 from ..store.generations import OpenGeneration, map_generation, sound_generation
 from ..store.manifest import read_manifest
 from ..store.pointer import Pointer, read_pointer

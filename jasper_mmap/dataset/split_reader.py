@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from ..errors import ClosedError, DeviceError
 from ..files.torch_modes import plain_tensors
 from ..rules.curriculum import steering_probabilities
+from ..rules.names import Split
 from ..rules.steering import draw_variants
 from .adoption import Adoption
 from .batch_layout import Batch, Target, empty_batch
@@ -42,7 +43,7 @@ class SplitReader:
     """Reads batches of one split, as the control words say at that moment, until `close()`."""
 
     def __init__(
-        self, served: Served, adoption: Adoption, words: SplitWords, split: str, seed: int
+        self, served: Served, adoption: Adoption, words: SplitWords, split: Split, seed: int
     ) -> None:
         self.n = len(served.tables[f"{split}_idx"])
         """How many pairs the split has."""

@@ -14,10 +14,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from ..dataset.adoption import Adopt, Adoption
+from ..dataset.adoption import Adoption
 from ..dataset.dataset import JASPERSteeringDataset
 from ..dataset.placed_store import Generation
 from ..errors import AccessError, ClosedError, MissingFileError, StorageError
+from ..rules.names import Adopt
 from ..store.pointer import pointer_path, read_pointer
 
 Stamp = tuple[int, int, int]

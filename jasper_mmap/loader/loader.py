@@ -10,7 +10,6 @@ from typing import Any, cast
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Sampler, default_collate
 
-from ..dataset.adoption import Adopt
 from ..dataset.batch_layout import Batch, Layout
 from ..dataset.dataset import JASPERSteeringDataset
 from ..dataset.placement import device_named
@@ -21,7 +20,7 @@ from ..files.page_cache import fits, read_through
 from ..files.torch_modes import plain_tensors
 from ..progress import Show
 from ..rules.arguments import integer
-from ..store.folder import Validation
+from ..rules.names import Adopt, Split, Validation
 from .epochs import begin_epoch
 from .order import PassCounter, Plan, counting
 from .passes import ForeignPass, LocalPass, Pass
@@ -188,7 +187,7 @@ def _layout(dataset: JASPERSteeringDataset, batch_size: int) -> Layout:
 
 def create_loader(
     dataset_dir: str | Path,
-    split: str,
+    split: Split,
     batch_size: int,
     num_workers: int = 0,
     distributed: bool = False,

@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from ..dataset.adoption import Adoption
 from ..errors import JasperError, UsageError
+from ..rules.names import Split
 from ..store.pointer import Pointer, read_pointer
 
 _log = logging.getLogger("jasper_mmap")
@@ -25,7 +26,7 @@ def rank_and_world() -> tuple[int, int]:
     return dist.get_rank(), dist.get_world_size()
 
 
-def agree(adoption: Adoption, split: str) -> None:
+def agree(adoption: Adoption, split: Split) -> None:
     """Bring every rank to the generation that rank 0 names: the newest that an epoch of `split`
     may adopt.
 

@@ -16,14 +16,15 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, get_args
 
 from torch.utils.data import DataLoader
 
-from ..dataset.adoption import Adopt, Adoption
+from ..dataset.adoption import Adoption
 from ..dataset.control import in_worker
 from ..dataset.dataset import JASPERSteeringDataset
 from ..errors import ClosedError, UsageError, WorkerError
+from ..rules.names import Adopt
 from .epochs import datasets_of
 from .generation_look import Look, looking
 
@@ -51,7 +52,7 @@ def watch_negatives(
     so is whatever `on_reload` raises, but for interrupts and `SystemExit` in a thread of the
     trainer's. Raises `UsageError` in a worker, and beside a watch of another `adopt`.
     """
-    if adopt not in ("now", "epoch"):
+    if adopt not in get_args(Adopt):
         raise UsageError(f"adopt must be 'now' or 'epoch', not {adopt!r}")
     interval_s = _seconds(interval_s)
     if in_worker():

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import UnknownSplitError, UsageError
-from .names import SPLITS, VARIANTS
+from .names import SPLITS, VARIANTS, Split, Variant
 
 LARGEST: Final = 2**63 - 1
 """Of an integer argument: they are kept in 64 bits."""
@@ -69,7 +69,7 @@ def folder(name: str, path: Any) -> Path:
     raise UsageError(f"{name} must be a path (str or pathlib.Path), not {path!r:.100}")
 
 
-def split_name(split: Any) -> str:
+def split_name(split: Any) -> Split:
     """The name of a split, or `UnknownSplitError` with the nearest one."""
     if isinstance(split, str) and split in SPLITS:
         return split
@@ -109,7 +109,7 @@ def positions(indices: Sequence[int] | ArrayLike | torch.Tensor) -> NDArray[np.i
     return found.astype(np.int64)
 
 
-def variant_name(variant: Any) -> str:
+def variant_name(variant: Any) -> Variant:
     """The name of a steering variant, or `UsageError` with the nearest one."""
     if isinstance(variant, str) and variant in VARIANTS:
         return variant

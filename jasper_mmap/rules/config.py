@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..errors import ConfigError, together
-from .names import VARIANTS
+from .names import VARIANTS, Variant
 
 CONFIG_FILE = "config.json"
 # What the earlier implementation takes for a key of `curriculum` that is not there.
@@ -35,7 +35,7 @@ class Config:
 
     embedding_dim: int
     n_neg: int
-    steering_probabilities: dict[str, float]
+    steering_probabilities: dict[Variant, float]
     """Probability of each variant, in the order of `names.VARIANTS`; sums to 1."""
     curriculum: Curriculum | None
     curriculum_by_default: bool = False
@@ -136,7 +136,7 @@ class _Check:
             self._refuse(f"{key!r} must be an object, found {value!r:.80}.")
         return None
 
-    def probabilities(self, raw: dict[str, Any]) -> dict[str, float]:
+    def probabilities(self, raw: dict[str, Any]) -> dict[Variant, float]:
         found = self._object(raw, "steering_probabilities")
         if found is None:
             return {}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from .config import Config
-from .names import VARIANTS
+from .names import VARIANTS, Variant
 
 
-def steering_probabilities(config: Config, epoch: int) -> dict[str, float]:
+def steering_probabilities(config: Config, epoch: int) -> dict[Variant, float]:
     """Probability of each variant in `epoch` (>= 0), in the order of `names.VARIANTS`.
 
     Zero's probability goes linearly from `zero_prob_start` (epoch 0) to `zero_prob_end` (first
@@ -25,7 +25,7 @@ def steering_probabilities(config: Config, epoch: int) -> dict[str, float]:
         zero = plan.zero_prob_start + (plan.zero_prob_end - plan.zero_prob_start) * way
     others = sum(base[v] for v in VARIANTS[1:])
     if others == 0.0:
-        shares = dict.fromkeys(VARIANTS[1:], 0.0) | {"centroid": 1.0}
+        shares: dict[Variant, float] = {v: float(v == "centroid") for v in VARIANTS[1:]}
     else:
         shares = {v: base[v] / others for v in VARIANTS[1:]}
     return {"zero": zero, **{v: (1.0 - zero) * share for v, share in shares.items()}}

@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 import torch
 
-from .names import NARROW_DTYPES, SPLITS, VARIANTS
+from .names import NARROW_DTYPES, SPLITS, VARIANTS, Split
 
 Kind = Literal["float", "int", "ragged"]
 
@@ -48,7 +48,7 @@ class Artifact:
     """Stored narrower where `embeddings_dtype` asks for it."""
     derived: bool = False
     """May be missing from the builder's folder; the converter then computes it."""
-    split: str | None = None
+    split: Split | None = None
     """The split whose pair numbers it holds."""
     generation: bool = False
     """Lives in the files of `negatives/`, where it can be replaced while training runs."""

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import get_args
 
 from torch.utils.data import get_worker_info
 
@@ -21,6 +21,7 @@ from ..files.page_cache import worth_huge_pages
 from ..files.safetensors import few
 from ..rules.arguments import folder
 from ..rules.config import Config
+from ..rules.names import Validation
 from ..rules.schema import STORED, Artifact
 from .config_file import read_config
 from .generations import OpenGeneration, sound_generation
@@ -29,7 +30,6 @@ from .pointer import FOLDER, Pointer, read_pointer
 from .soundness import form_errors, table_errors, uncounted_beyond
 from .tables import Table, map_table
 
-Validation = Literal["auto", "full"]
 _ATTEMPTS = 3
 
 _log = logging.getLogger("jasper_mmap")
@@ -48,7 +48,7 @@ class Store:
     """
 
     def __init__(self, path: str | Path, *, validate: Validation = "auto") -> None:
-        if validate not in ("auto", "full"):
+        if validate not in get_args(Validation):
             raise UsageError(f"validate must be 'auto' or 'full', not {validate!r}")
         self.path = folder("dataset_dir", path)
         with storage_errors(self.path, "read"):

@@ -205,7 +205,9 @@ class Verification:
             self.moved[file] = mtime_ns
 
     def _count_splits(self, sound: dict[str, torch.Tensor], manifest: Manifest) -> None:
-        splits = {a.split: sound[a.name] for a in STORED if a.split and a.name in sound}
+        splits: dict[str, torch.Tensor] = {
+            a.split: sound[a.name] for a in STORED if a.split and a.name in sound
+        }
         if not self.quick:
             self._warnings |= lint_splits(splits, manifest.sizes["N_p"])
             self._warnings["nonfinite_values"] = sum(

@@ -35,7 +35,7 @@ from jasper_mmap.dataset.batch_layout import Batch
 from jasper_mmap.errors import JasperError
 from jasper_mmap.loader.loader import JASPERDataLoader
 from jasper_mmap.negatives.renewal import verify_store
-from jasper_mmap.rules.names import VARIANTS
+from jasper_mmap.rules.names import VARIANTS, Variant
 from jasper_mmap.rules.schema import NEGATIVES
 from jasper_mmap.store.lint import MEANING
 from tools.demo.folder import make_builder_folder, remine_negatives
@@ -168,7 +168,7 @@ def held_out_loader(store: Path) -> JASPERDataLoader | None:
 
 
 @torch.no_grad()
-def evaluate(predictor: Predictor, loader: JASPERDataLoader, variant: str) -> Retrieval:
+def evaluate(predictor: Predictor, loader: JASPERDataLoader, variant: Variant) -> Retrieval:
     """Rank the targets of a split with every pair steered by `variant`."""
     loader.dataset_obj.force_steering(variant)
     ranks = []
@@ -210,7 +210,7 @@ def run(options: argparse.Namespace, scratch: Path, console: Console) -> list[st
         console.print("val and test are empty, so there is nothing to evaluate on")
         return no_numbers(epochs)
     dataset = loader.dataset_obj
-    results = {name: evaluate(predictor, loader, name) for name in VARIANTS}
+    results: dict[str, Retrieval] = {name: evaluate(predictor, loader, name) for name in VARIANTS}
     console.print(retrieval_table(results, dataset.split, dataset.n_neg))
     missed = shortcomings(epochs, results, dataset.n_neg)
     if options.dir is None:
