@@ -9,14 +9,17 @@ if TYPE_CHECKING:
     from .dataset.dataset import JASPERSteeringDataset
     from .loader.epochs import set_epoch
     from .loader.first_batch import validate_first_batch
-    from .loader.loader import create_loader
+    from .loader.loader import JASPERDataLoader, create_loader
     from .loader.watcher import watch_negatives
     from .negatives.publish import publish_negatives, rollback_negatives
+    from .rules.schema import Batch
     from .version import __version__ as __version__
 else:  # where type checkers do not look: they would take any name for one of these
     __getattr__, __dir__ = lazy(
         __name__,
         {
+            "Batch": "rules.schema",
+            "JASPERDataLoader": "loader.loader",
             "JASPERSteeringDataset": "dataset.dataset",
             "__version__": "version",
             "create_loader": "loader.loader",
@@ -30,6 +33,8 @@ else:  # where type checkers do not look: they would take any name for one of th
     )
 
 __all__ = [
+    "Batch",
+    "JASPERDataLoader",
     "JASPERSteeringDataset",
     "create_loader",
     "publish_negatives",

@@ -18,12 +18,12 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from ..dataset.batch_layout import Batch
 from ..dataset.dataset import JASPERSteeringDataset
 from ..errors import UsageError
 from ..files.page_cache import read_through
 from ..loader.epochs import set_epoch
 from ..loader.loader import create_loader
+from ..rules.schema import Batch
 from .machine import MB, cores
 from .turns import ContenderError, Running, Turns, memory
 
@@ -147,7 +147,7 @@ class Consumer:
 
     def __init__(self, batches: Iterator[Batch]) -> None:
         self._batches = batches
-        self.batch: Batch = {}
+        self.batch: Batch | None = None
 
     def __call__(self) -> int:
         self.batch = batch = next(self._batches)

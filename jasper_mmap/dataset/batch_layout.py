@@ -19,11 +19,12 @@ import torch
 
 from ..rules.schema import COLUMNS, PLAIN, WIDE, Column
 
-Batch = dict[str, torch.Tensor]
+Columns = dict[str, torch.Tensor]
+"""Of a batch, or some of them, by name."""
 _ALIGNMENT: Final = 64
 
 
-def empty_batch(size: int, embedding_dim: int, n_neg: int, device: torch.device) -> Batch:
+def empty_batch(size: int, embedding_dim: int, n_neg: int, device: torch.device) -> Columns:
     """Uninitialised columns of a batch of `size` rows."""
     sizes = {"B": size, "D": embedding_dim, "N": n_neg}
     return {
@@ -34,7 +35,7 @@ def empty_batch(size: int, embedding_dim: int, n_neg: int, device: torch.device)
 
 def empty_plain(
     batches: int, size: int, n_neg: int, device: torch.device
-) -> tuple[torch.Tensor, Batch]:
+) -> tuple[torch.Tensor, Columns]:
     """The plain columns of many batches [batches,B,...], and the bytes [batches,n] they view: each
     row is what a buffer laid out by `Layout` holds in their place."""
     places = _placed(PLAIN, {"B": size, "N": n_neg})
@@ -114,7 +115,7 @@ class Layout:
             known = self._known[rows] = places, _record(places)
         return known
 
-    def batch(self, buffer: Any, rows: int) -> Batch:
+    def batch(self, buffer: Any, rows: int) -> Columns:
         """Fresh tensors over `buffer`, each with a storage of its own that holds it.
 
         They are not views of one tensor: autograd counts the changes of each by itself, and to

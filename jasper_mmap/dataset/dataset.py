@@ -17,9 +17,10 @@ from ..rules import arguments
 from ..rules.config import default_curriculum
 from ..rules.curriculum import steering_probabilities
 from ..rules.names import SPLITS, VARIANTS, Split, Validation, Variant
-from ..rules.schema import ARTIFACTS
+from ..rules.schema import ARTIFACTS, Batch
 from ..store.pointer import FOLDER, file_name
 from .adoption import Adoption
+from .batch_layout import Columns
 from .control import NO_VARIANT, Control, SplitWords
 from .placed_store import Served
 from .placement import Placement, placement_for
@@ -29,7 +30,7 @@ from .split_reader import SplitReader
 _log = logging.getLogger("jasper_mmap")
 
 
-class JASPERSteeringDataset(Dataset[Sample]):
+class JASPERSteeringDataset(Dataset[Batch]):
     """Batches of one split of a converted store.
 
     A map-style dataset: `dataset[position]` is a sample, `dataset.__getitems__(positions)` a whole
@@ -137,15 +138,14 @@ class JASPERSteeringDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return self._reader.n
 
-    def __getitem__(self, index: int) -> Sample:
-        columns = self._read_checked(arguments.position(index))
-        return Sample((name, column[0]) for name, column in columns.items())
+    def __getitem__(self, index: int) -> Batch:
+        return Sample.of(self._read_checked(arguments.position(index)), 0)
 
     def __getitems__(self, indices: Sequence[int] | ArrayLike | torch.Tensor) -> Rows:
         positions = arguments.positions(indices)
         return Rows(self._read_checked(positions), len(positions))
 
-    def _read_checked(self, positions: NDArray[np.int64]) -> dict[str, torch.Tensor]:
+    def _read_checked(self, positions: NDArray[np.int64]) -> Columns:
         if len(positions) and (positions.min() < 0 or positions.max() >= len(self)):
             wrong = positions[(positions < 0) | (positions >= len(self))][0]
             raise IndexRangeError(

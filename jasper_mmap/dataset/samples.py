@@ -7,23 +7,30 @@ a stock DataLoader gets whole batches; a custom `collate_fn` sees a sequence of 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import torch
 from torch.utils.data import default_collate
 from torch.utils.data._utils.collate import default_collate_fn_map
 
 from ..errors import IndexRangeError
+from ..rules.schema import Batch
+from .batch_layout import Columns
 
 
 class Sample(dict[str, torch.Tensor]):
-    """One row of a batch: the keys of `schema.COLUMNS`, without B."""
+    """One row of a batch, of a type that `default_collate` can be told of."""
+
+    @staticmethod
+    def of(columns: Columns, row: int) -> Batch:
+        """Row `row` of a batch; its tensors are views."""
+        return cast(Batch, Sample((name, column[row]) for name, column in columns.items()))
 
 
-class Rows(Sequence[Sample]):
+class Rows(Sequence[Batch]):
     """B samples over the columns of one batch; sample i views row i."""
 
-    def __init__(self, columns: dict[str, torch.Tensor], size: int) -> None:
+    def __init__(self, columns: Columns, size: int) -> None:
         self.columns = columns
         self._size = size
 
@@ -31,24 +38,24 @@ class Rows(Sequence[Sample]):
         return self._size
 
     @overload
-    def __getitem__(self, row: int) -> Sample: ...
+    def __getitem__(self, row: int) -> Batch: ...
     @overload
-    def __getitem__(self, row: slice) -> list[Sample]: ...
-    def __getitem__(self, row: int | slice) -> Sample | list[Sample]:
+    def __getitem__(self, row: slice) -> list[Batch]: ...
+    def __getitem__(self, row: int | slice) -> Batch | list[Batch]:
         if isinstance(row, slice):
             return [self[i] for i in range(*row.indices(self._size))]
         if not -self._size <= row < self._size:
             raise IndexRangeError(f"Index {row} out of range: the batch has {self._size} samples")
-        return Sample((name, column[row]) for name, column in self.columns.items())
+        return Sample.of(self.columns, row)
 
-    def __iter__(self) -> Iterator[Sample]:
+    def __iter__(self) -> Iterator[Batch]:
         return (self[i] for i in range(self._size))
 
 
-def _collate(batch: Sequence[Sample], **_: Any) -> dict[str, torch.Tensor]:
+def _collate(batch: Sequence[Batch], **_: Any) -> Columns:
     if isinstance(batch, Rows):
         return batch.columns
-    collated: dict[str, torch.Tensor] = default_collate([dict(sample) for sample in batch])
+    collated: Columns = default_collate([dict(sample) for sample in batch])
     return collated
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ..files.mapping import HUGE_PAGE
 from ..files.shared_memory import Descriptor, anonymous_memory, this_process
-from .batch_layout import Batch, Layout, Target
+from .batch_layout import Columns, Layout, Target
 
 
 class Extents:
@@ -143,7 +143,7 @@ class Slots:
             mapping.madvise(advice, offset, self.layout.nbytes)
         self._free_grown.append(slot)
 
-    def lease(self, slot: int, rows: int) -> Batch:
+    def lease(self, slot: int, rows: int) -> Columns:
         """`slot` as a batch of `rows` rows that gives it back when it dies."""
         mapping, offset = self.extents.locate(slot)
         lease = _Lease(self.layout.nbytes, np.uint8, mapping, offset)

@@ -12,7 +12,7 @@ from ..rules.curriculum import steering_probabilities
 from ..rules.names import Split
 from ..rules.steering import draw_variants
 from .adoption import Adoption
-from .batch_layout import Batch, Target, empty_batch
+from .batch_layout import Columns, Target, empty_batch
 from .control import NO_VARIANT, SplitWords, Words, in_worker
 from .gather import Lookup, rows_of
 from .placed_store import Served
@@ -77,7 +77,7 @@ class SplitReader:
         return tables
 
     @plain_tensors
-    def read(self, positions: NDArray[np.int64]) -> Batch:
+    def read(self, positions: NDArray[np.int64]) -> Columns:
         """The batch of `positions` [B], in columns of its own."""
         batch = self.new_batch(len(positions))
         if len(positions):
@@ -86,7 +86,7 @@ class SplitReader:
             self.spare(lookup)
         return batch
 
-    def new_batch(self, size: int) -> Batch:
+    def new_batch(self, size: int) -> Columns:
         """Uninitialised columns where the tables lie."""
         config = self.served.config
         device = self.served.placement.device
@@ -102,7 +102,7 @@ class SplitReader:
         positions: NDArray[np.int64],
         batch_size: int,
         words: Words,
-        plain: Batch | None = None,
+        plain: Columns | None = None,
     ) -> Lookup:
         """The batches of `positions`, each of `batch_size`, under these control words; `plain` as
         in `Lookup.load`."""

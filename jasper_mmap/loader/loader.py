@@ -10,10 +10,9 @@ from typing import Any, cast
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Sampler, default_collate
 
-from ..dataset.batch_layout import Batch, Layout
+from ..dataset.batch_layout import Columns, Layout
 from ..dataset.dataset import JASPERSteeringDataset
 from ..dataset.placement import device_named
-from ..dataset.samples import Sample
 from ..dataset.slots import Slots
 from ..errors import DeviceError
 from ..files.page_cache import fits, read_through
@@ -21,6 +20,7 @@ from ..files.torch_modes import plain_tensors
 from ..progress import Show
 from ..rules.arguments import integer
 from ..rules.names import Adopt, Split, Validation
+from ..rules.schema import Batch
 from .epochs import begin_epoch
 from .order import PassCounter, Plan, counting
 from .passes import ForeignPass, LocalPass, Pass
@@ -40,7 +40,7 @@ _MOST = 1 << 40
 """Of a batch size: products with the number of ranks fit 64 bits."""
 
 
-class JASPERDataLoader(DataLoader[Sample]):
+class JASPERDataLoader(DataLoader[Batch]):
     """A DataLoader whose order is a function of (seed, epoch, pass) and which can be resumed.
 
     `dataset_obj` is the dataset, `sampler_obj` the sampler (iterating it shows the positions of
@@ -91,7 +91,7 @@ class JASPERDataLoader(DataLoader[Sample]):
         if self.collate_fn is default_collate:
             return self._own_pass(plan)
         # A user's own collate sees samples, which is what torch's iterator is for.
-        return ForeignPass(plan, self.dataset_obj, cast(Iterator[Batch], super().__iter__()))
+        return ForeignPass(plan, self.dataset_obj, cast(Iterator[Columns], super().__iter__()))
 
     def _own_pass(self, plan: Plan) -> Pass:
         dataset = self.dataset_obj

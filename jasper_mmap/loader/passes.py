@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 
-from ..dataset.batch_layout import Batch, Target
+from ..dataset.batch_layout import Columns, Target
 from ..dataset.dataset import JASPERSteeringDataset
 from ..dataset.gather import Lookup
 from ..dataset.slots import Slots
 from ..errors import UsageError
 from ..files.page_cache import read_ahead
 from ..files.torch_modes import plain_tensors
+from ..rules.schema import Batch
 from .order import Plan
 
 _BLOCKS: Final = 2
@@ -57,7 +58,7 @@ class PlanReader:
         block = self._block(plan, batch)
         block.lookup.fill(block.batches.index(batch), target)
 
-    def new(self, plan: Plan, batch: int) -> Batch:
+    def new(self, plan: Plan, batch: int) -> Columns:
         """Batch number `batch` of `plan`, in columns of its own where the tables lie."""
         columns = self._reader.new_batch(plan.rows(batch))
         self.fill(plan, batch, Target(columns))
@@ -119,10 +120,10 @@ class Pass(Iterator[Batch]):
             self._turn.append(None)
         if self._pin:
             # torch's pinned memory, which it keeps until a non-blocking copy has read it.
-            return {name: column.pin_memory() for name, column in batch.items()}
-        return batch
+            batch = {name: column.pin_memory() for name, column in batch.items()}
+        return cast(Batch, batch)
 
-    def _next(self) -> Batch:
+    def _next(self) -> Columns:
         raise NotImplementedError
 
 
@@ -142,7 +143,7 @@ class LocalPass(Pass):
         self._reader = PlanReader(dataset, ahead=ahead)
         self._slots = slots
 
-    def _next(self) -> Batch:
+    def _next(self) -> Columns:
         if self.count >= len(self.plan):
             raise StopIteration
         slots = self._slots
@@ -161,10 +162,10 @@ class ForeignPass(Pass):
     """Batches of torch's own iterator, for what this package's do not cover."""
 
     def __init__(
-        self, plan: Plan, dataset: JASPERSteeringDataset, batches: Iterator[Batch]
+        self, plan: Plan, dataset: JASPERSteeringDataset, batches: Iterator[Columns]
     ) -> None:
         super().__init__(plan, dataset)
         self._batches = batches
 
-    def _next(self) -> Batch:
+    def _next(self) -> Columns:
         return next(self._batches)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 
-from ..dataset.batch_layout import Batch
+from ..dataset.batch_layout import Columns
 from ..dataset.dataset import JASPERSteeringDataset
 from ..errors import UsageError, WorkerError
 from .order import Plan
@@ -57,7 +57,7 @@ class WorkerPass(Pass):
             self._under_way += 1
         pool.send()
 
-    def _next(self) -> Batch:
+    def _next(self) -> Columns:
         if not self._pool.is_own:
             raise UsageError(
                 "this iterator was begun in another process, whose workers serve it; begin one here"
@@ -66,7 +66,7 @@ class WorkerPass(Pass):
         with self._pool.lock:
             return self._next_of_pool()
 
-    def _next_of_pool(self) -> Batch:
+    def _next_of_pool(self) -> Columns:
         if self.count >= len(self.plan):
             if self._last:
                 self._pool.close()

@@ -7,7 +7,7 @@ N_c clusters, N_p pairs; n is the free length of a split.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, TypedDict
 
 import torch
 
@@ -145,6 +145,21 @@ class Column:
     """The table whose rows it holds, where that is one and the same for every row."""
     low: float | None = None
     high: float | None = None
+
+
+class Batch(TypedDict):
+    """What a loader yields; shapes and dtypes are those of `COLUMNS`. A sample, `dataset[i]`, has
+    the same keys without B. At run time both are dicts."""
+
+    question_emb: torch.Tensor
+    target_source_emb: torch.Tensor
+    steering: torch.Tensor
+    negative_embs: torch.Tensor
+    cluster_id: torch.Tensor
+    relevance: torch.Tensor
+    centroid_distance: torch.Tensor
+    steering_variant: torch.Tensor
+    negative_tiers: torch.Tensor
 
 
 COLUMNS: Final[dict[str, Column]] = {

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from jasper_mmap import JASPERSteeringDataset, create_loader
-from jasper_mmap.dataset.batch_layout import Batch, Layout, empty_plain
+from jasper_mmap.dataset.batch_layout import Columns, Layout, empty_plain
 from jasper_mmap.dataset.slots import Extents, Slots
 from jasper_mmap.rules.schema import COLUMNS, WIDE
 
@@ -112,7 +112,7 @@ def test_threads_that_take_slots_at_once_share_none(shared: bool) -> None:
             slots = new_slots(1, shared=shared)
             together = threading.Barrier(2)
 
-            def take_some(slots: Slots, together: threading.Barrier) -> list[Batch]:
+            def take_some(slots: Slots, together: threading.Barrier) -> list[Columns]:
                 together.wait()
                 return [taken(slots) for _ in range(6)]
 

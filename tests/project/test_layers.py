@@ -26,7 +26,7 @@ APART = {
     "jasper_mmap.console": "console",
 }
 STATED: dict[str, set[str]] = {
-    "jasper_mmap": {GROUND, "negatives", "dataset", "loader"},
+    "jasper_mmap": {GROUND, "rules", "negatives", "dataset", "loader"},
     "console": {GROUND},
     GROUND: set(),
 }

@@ -19,8 +19,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 from jasper_mmap import JASPERSteeringDataset
 from jasper_mmap.bench.measure import SPLIT, consuming, endless, open_ours
 from jasper_mmap.bench.turns import Running
-from jasper_mmap.dataset.batch_layout import Batch
-from jasper_mmap.rules.schema import ARTIFACTS, STEERING
+from jasper_mmap.rules.schema import ARTIFACTS, STEERING, Batch
 from tools.bench.inputs import Inputs
 
 Rows = NDArray[np.int64]

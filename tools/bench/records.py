@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jasper_mmap.dataset.batch_layout import Batch
-from jasper_mmap.rules.schema import STEERING
+from jasper_mmap.rules.schema import STEERING, Batch
 from tools.bench.contenders import plain_tables
 
 _BLOCK = 256

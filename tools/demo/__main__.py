@@ -25,15 +25,15 @@ from torch.nn.functional import cross_entropy, normalize
 
 from converters import convert
 from jasper_mmap import (
+    Batch,
+    JASPERDataLoader,
     JASPERSteeringDataset,
     create_loader,
     publish_negatives,
     set_epoch,
     validate_first_batch,
 )
-from jasper_mmap.dataset.batch_layout import Batch
 from jasper_mmap.errors import JasperError
-from jasper_mmap.loader.loader import JASPERDataLoader
 from jasper_mmap.negatives.renewal import verify_store
 from jasper_mmap.rules.names import VARIANTS, Variant
 from jasper_mmap.rules.schema import NEGATIVES
