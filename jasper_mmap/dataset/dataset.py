@@ -12,14 +12,15 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Dataset
 
-from ..errors import IndexRangeError, UnknownAttributeError
+from ..errors import IndexRangeError
 from ..rules import arguments
 from ..rules.config import default_curriculum
 from ..rules.curriculum import steering_probabilities
 from ..rules.names import SPLITS, VARIANTS, Split, Validation, Variant
-from ..rules.schema import ARTIFACTS, Batch
+from ..rules.schema import Batch
 from ..store.pointer import FOLDER, file_name
 from .adoption import Adoption
+from .artifacts import Artifacts
 from .batch_layout import Columns
 from .control import NO_VARIANT, Control, SplitWords
 from .placed_store import Served
@@ -30,7 +31,7 @@ from .split_reader import SplitReader
 _log = logging.getLogger("jasper_mmap")
 
 
-class JASPERSteeringDataset(Dataset[Batch]):
+class JASPERSteeringDataset(Artifacts, Dataset[Batch]):
     """Batches of one split of a converted store.
 
     A map-style dataset: `dataset[position]` is a sample, `dataset.__getitems__(positions)` a whole
@@ -243,24 +244,6 @@ class JASPERSteeringDataset(Dataset[Batch]):
         """Bytes of all tables served, over 2**20; mapped ones are counted in full, although they
         lie in the page cache once for all processes."""
         return (self._open().nbytes + self.adoption.current(self.generation).nbytes) / 2**20
-
-    def __getattr__(self, name: str) -> Any:
-        artifact = ARTIFACTS.get(name)
-        if artifact is None and name != "split_indices":
-            reader = self.__dict__.get("_reader")
-            if hasattr(type(self), name) and reader is not None:
-                self._open()  # a property that found the dataset closed ends up here
-            hint = arguments.nearest(name, dir(self))
-            raise UnknownAttributeError(f"{type(self).__name__} has no attribute {name!r}{hint}")
-        served = self._open()
-        if artifact is None:
-            return served.tables[f"{self.split}_idx"]
-        if artifact.generation:
-            return self.adoption.current(self.generation).tables[name]
-        return served.table(name)
-
-    def __dir__(self) -> list[str]:
-        return [*super().__dir__(), *ARTIFACTS, "split_indices"]
 
     def _open(self) -> Served:
         return self._reader.served

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -10,12 +12,16 @@ from ..errors import ClosedError, DeviceError
 from ..files.torch_modes import plain_tensors
 from ..rules.curriculum import steering_probabilities
 from ..rules.names import Split
+from ..rules.schema import ARTIFACTS
 from ..rules.steering import draw_variants
+from ..store.folder import Table
 from .adoption import Adoption
 from .batch_layout import Columns, Target, empty_batch
 from .control import NO_VARIANT, SplitWords, Words, in_worker
 from .gather import Lookup, rows_of
 from .placed_store import Served
+
+SPLIT_INDICES: Final = "split_indices"
 
 
 class _Spares:
@@ -63,6 +69,15 @@ class SplitReader:
     def adoption(self) -> Adoption:
         """Who says which generation to read; raises `ClosedError` after `close()`."""
         return self._open()[1]
+
+    def table(self, name: str) -> Table:
+        """The artifact `name` as it is served now, or the split's own pair numbers."""
+        served, adoption = self._open()
+        if name == SPLIT_INDICES:
+            return served.tables[f"{self._split}_idx"]
+        if ARTIFACTS[name].generation:
+            return adoption.current(self.words.read().generation).tables[name]
+        return served.table(name)
 
     def close(self) -> None:
         """Let go of the tables."""
