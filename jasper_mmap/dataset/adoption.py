@@ -17,9 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import AccessError, JasperError, MissingFileError, UsageError
-from ..files.atomic import storage_errors
-from ..negatives.overwritten_pt import publish_overwritten
+from ..errors import JasperError, MissingFileError, UsageError
 from ..rules.names import Adopt, Split
 from ..store.pointer import Pointer, read_pointer
 from .control import Control
@@ -134,7 +132,7 @@ class Adoption:
         One that is not newer than what is served is let go of, unless `older` allows it.
         """
         with _switching:
-            self._must_own()
+            self.must_own()
             newer = generation.number > self.number
             if not newer and not (older and generation.number != self.number):
                 return
@@ -178,15 +176,8 @@ class Adoption:
                 if held is not None and adopting:
                     self.adopt(held)
 
-    def reload(self, source_dir: str | Path | None = None, *, allow_equal: bool = False) -> int:
-        """Look for a newer generation now, publishing the builder's files first if they were
-        overwritten; the number then in service."""
-        self._must_own()
-        try:
-            with storage_errors(self.path):
-                publish_overwritten(self.path, source_dir=source_dir, allow_equal=allow_equal)
-        except AccessError as error:
-            _log.warning("serving what is published, for nothing can be published here: %s", error)
+    def reload(self) -> int:
+        """Look for a newer generation now; the number then in service."""
         pointer = read_pointer(self.path)
         if pointer.generation > self.number:
             self.adopt(self.examined(pointer))
@@ -195,7 +186,8 @@ class Adoption:
     def _announce(self, generation: Generation) -> None:
         self._control.set_generation(generation.number, generation.file.fd)
 
-    def _must_own(self) -> None:
+    def must_own(self) -> None:
+        """Raise `UsageError` where it is not for this process to adopt."""
         if not self._control.is_owner():
             raise UsageError(
                 "negatives are adopted in the process that opened the dataset, for all of its"

@@ -12,7 +12,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Dataset
 
-from ..errors import IndexRangeError
+from ..errors import AccessError, IndexRangeError
+from ..files.atomic import storage_errors
+from ..negatives.overwritten_pt import publish_overwritten
 from ..rules import arguments
 from ..rules.config import default_curriculum
 from ..rules.curriculum import steering_probabilities
@@ -176,7 +178,15 @@ class JASPERSteeringDataset(Artifacts, Dataset[Batch]):
         the other one (some 5 s) where one was written alone, refuses equal ones unless
         `allow_equal`, warns on a read-only store. A spoilt generation is an error and not served.
         """
-        return self.adoption.reload(source_dir, allow_equal=allow_equal)
+        self.adoption.must_own()
+        try:
+            with storage_errors(self.dataset_dir):
+                publish_overwritten(
+                    self.dataset_dir, source_dir=source_dir, allow_equal=allow_equal
+                )
+        except AccessError as error:
+            _log.warning("serving what is published, for nothing can be published here: %s", error)
+        return self.adoption.reload()
 
     def set_epoch(self, epoch: int) -> None:
         """Move to `epoch` (>= 0) in this process and in every worker of this dataset.
