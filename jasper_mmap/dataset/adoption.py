@@ -21,7 +21,7 @@ from ..errors import JasperError, MissingFileError, UsageError
 from ..rules.names import Adopt, Split
 from ..store.pointer import Pointer, read_pointer
 from .control import Control
-from .placed_store import Generation, Served
+from .placed_store import PlacedGeneration, PlacedStore
 
 _log = logging.getLogger("jasper_mmap")
 
@@ -43,7 +43,7 @@ class Watching:
     splits: frozenset[Split]
     """Those whose epochs it waits for."""
     process: int
-    held: Generation | None = None
+    held: PlacedGeneration | None = None
     """An examined generation that waits for the next epoch."""
 
 
@@ -54,7 +54,7 @@ class Adoption:
     """
 
     def __init__(
-        self, served: Served, control: Control, generation: Generation | None = None
+        self, served: PlacedStore, control: Control, generation: PlacedGeneration | None = None
     ) -> None:
         self.listeners: list[Callable[[int], None]] = []
         self.served = served
@@ -80,53 +80,53 @@ class Adoption:
         """The generation in service."""
         return self._control.generation[0]
 
-    def current(self, number: int) -> Generation:
+    def current(self, number: int) -> PlacedGeneration:
         """What to read a batch from; `number` is what the control word names."""
-        mine = self._generation
+        own = self._generation
         # The owner's is right also in the moment in which it is switched by another thread.
-        if mine is not None and (mine.number == number or self._control.is_owner()):
-            return mine
+        if own is not None and (own.number == number or self._control.is_owner()):
+            return own
         return self._borrowed() if not self._control.is_owner() else self._reopened()
 
-    def _reopened(self) -> Generation:
+    def _reopened(self) -> PlacedGeneration:
         """In a copy that came by pickle: what was served where it came from."""
         number = self.number
         try:
-            found = self.served.generation(number)
+            reopened = self.served.generation(read_pointer(self.path).of(number), "auto")
         except MissingFileError as error:
             lent = self._control.lender(number)
             if lent is None:
                 raise _gone(error, number) from None
-            found = self.served.borrowed(number, lent)
+            reopened = self.served.lent(number, lent)
             if self._control.lender(number) != lent:  # it may have been another file's by then
                 raise _gone(error, number) from None
         with _switching:
             if self._generation is None:  # not adopted by another thread meanwhile
-                self._generation = found
-                self._announce(found)
+                self._generation = reopened
+                self._announce(reopened)
             return self._generation
 
-    def _borrowed(self) -> Generation:
+    def _borrowed(self) -> PlacedGeneration:
         """In a worker: what its owner holds."""
         while True:
             named = self._control.generation
             number = named[0]
             try:
-                found = self.served.borrowed(number, self._control.lender(number))
+                borrowed = self.served.lent(number, self._control.lender(number))
             except JasperError as error:
                 if named != self._control.generation:
                     continue
                 raise _gone(error, number) from None
             # As long as the word stands, its descriptor is open, so that was the right file.
             if named == self._control.generation:
-                self._generation = found
-                return found
+                self._generation = borrowed
+                return borrowed
 
-    def examined(self, pointer: Pointer) -> Generation:
+    def examined(self, pointer: Pointer) -> PlacedGeneration:
         """The generation that `pointer` names, once it has been checked in full."""
-        return self.served.examined(pointer)
+        return self.served.generation(pointer, "full")
 
-    def adopt(self, generation: Generation, *, older: bool = False) -> None:
+    def adopt(self, generation: PlacedGeneration, *, older: bool = False) -> None:
         """Put an examined generation in service here and in all workers.
 
         One that is not newer than what is served is let go of, unless `older` allows it.
@@ -163,7 +163,7 @@ class Adoption:
         return [watch for watch in tuple(self._watches) if watch.process == os.getpid()]
 
     @property
-    def nominee(self) -> Generation:
+    def nominee(self) -> PlacedGeneration:
         """What the next epoch is to be served from, if it is for this process to say."""
         held = [watch.held for watch in self._running() if watch.held is not None]
         return max([self.current(self.number), *held], key=lambda generation: generation.number)
@@ -183,7 +183,7 @@ class Adoption:
             self.adopt(self.examined(pointer))
         return self.number
 
-    def _announce(self, generation: Generation) -> None:
+    def _announce(self, generation: PlacedGeneration) -> None:
         self._control.set_generation(generation.number, generation.file.fd)
 
     def must_own(self) -> None:

@@ -25,7 +25,7 @@ from .adoption import Adoption
 from .artifacts import Artifacts
 from .batch_layout import Columns
 from .control import NO_VARIANT, Control, SplitWords
-from .placed_store import Served
+from .placed_store import PlacedStore
 from .placement import Placement, placement_for
 from .samples import Rows, Sample
 from .split_reader import SplitReader
@@ -76,7 +76,7 @@ class JASPERSteeringDataset(Artifacts, Dataset[Batch]):
         validate: Validation = "auto",
     ) -> None:
         split = arguments.split_name(split)
-        served = Served(dataset_dir, placement_for(device), validate=validate)
+        served = PlacedStore(dataset_dir, placement_for(device), validate=validate)
         (adoption, words), *_ = _served_together(served, 1)
         self._begin(adoption, words, split, epoch, seed)
 
@@ -124,7 +124,7 @@ class JASPERSteeringDataset(Artifacts, Dataset[Batch]):
         They serve one generation: what is adopted through one of them, all three serve. Epoch,
         seed and forced steering are each one's own, and so is `close()`.
         """
-        served = Served(dataset_dir, placement or placement_for(device), validate=validate)
+        served = PlacedStore(dataset_dir, placement or placement_for(device), validate=validate)
         splits = {s: JASPERSteeringDataset.__new__(JASPERSteeringDataset) for s in SPLITS}
         shares = _served_together(served, len(splits))
         for (split, dataset), (adoption, words) in zip(splits.items(), shares, strict=True):
@@ -255,7 +255,7 @@ class JASPERSteeringDataset(Artifacts, Dataset[Batch]):
         lie in the page cache once for all processes."""
         return (self._open().nbytes + self.adoption.current(self.generation).nbytes) / 2**20
 
-    def _open(self) -> Served:
+    def _open(self) -> PlacedStore:
         return self._reader.served
 
     @property
@@ -281,7 +281,7 @@ class JASPERSteeringDataset(Artifacts, Dataset[Batch]):
         self.close()
 
 
-def _served_together(served: Served, splits: int) -> list[tuple[Adoption, SplitWords]]:
+def _served_together(served: PlacedStore, splits: int) -> list[tuple[Adoption, SplitWords]]:
     """Open the tables; for each of so many splits the generation that all serve, and its words."""
     generation = served.open()
     if (told := default_curriculum(served.config)) is not None:

@@ -29,7 +29,7 @@ from .placement import Placement
 from .stack import Stack, map_stacked
 
 
-class Generation:
+class PlacedGeneration:
     """The placed tables of one generation; the mapping ends with the last reference.
 
     `file` stays open, so that workers can map it after its name is gone. `pointer` is what named
@@ -53,7 +53,7 @@ class Generation:
         return sum(t.nbytes for t in self.tables.values())
 
 
-class Served:
+class PlacedStore:
     """The tables of one store in one place, shared by all datasets made from it."""
 
     def __init__(
@@ -70,7 +70,7 @@ class Served:
         self._validate = validate
         self._expected_id = store_id
         self._config = config
-        self._generations: weakref.WeakValueDictionary[int, Generation] = (
+        self._generations: weakref.WeakValueDictionary[int, PlacedGeneration] = (
             weakref.WeakValueDictionary()
         )
 
@@ -118,72 +118,63 @@ class Served:
             if isinstance(t, Ragged)
         }
 
-    def open(self) -> Generation:
-        """Open and place everything now; the generation in force, checked."""
+    def open(self) -> PlacedGeneration:
+        """Open and place everything now; the generation in force."""
         pointer, opened = self._in_force()
-        tables = [t for t in self.store.tables.values() if isinstance(t, torch.Tensor)]
-        ragged = [
+        tables = [
             part
-            for t in self.store.tables.values()
-            if isinstance(t, Ragged)
-            for part in (t.values, t.offsets)
+            for table in self.store.tables.values()
+            for part in ((table.values, table.offsets) if isinstance(table, Ragged) else (table,))
         ]
-        self.placement.reserve([*tables, *ragged, *opened.tables.values()])
+        self.placement.reserve([*tables, *opened.tables.values()])
         _ = self.tables, self.ragged
-        found = self._generations.get(pointer.generation)
-        return found or self._placed(pointer, opened)
+        return self._placed(pointer, opened)
 
     def _in_force(self) -> tuple[Pointer, OpenGeneration]:
         _ = self.store  # first, for its errors tell what is wrong with the folder
         pointer = read_pointer(self.path)
         while True:
             try:
-                return pointer, self._checked(pointer, full=self._validate == "full")
+                return pointer, self._checked(pointer, self._validate)
             except MissingFileError:
                 # Replaced and removed since the pointer was read? Then there is a newer one.
                 before, pointer = pointer, read_pointer(self.path)
                 if pointer.generation == before.generation:
                     raise
 
-    def generation(self, number: int) -> Generation:
-        """The tables of generation `number`, checked as at open; in full where it is no longer the
-        one in force."""
-        found = self._generations.get(number)
-        if found is None:
-            pointer = read_pointer(self.path)
-            if pointer.generation != number:
-                pointer = pointer.of(number)
-            opened = self._checked(pointer, full=self._validate == "full")
-            found = self._placed(pointer, opened)
-        return found
+    def generation(self, pointer: Pointer, validate: Validation) -> PlacedGeneration:
+        """The generation that `pointer` names: "auto" trusts a file of its size and time, "full"
+        trusts none."""
+        placed = self._generations.get(pointer.generation)
+        return placed or self._placed(pointer, self._checked(pointer, validate))
 
-    def borrowed(self, number: int, at: Path | None) -> Generation:
-        """The tables of a generation that another process has checked and holds open under the
-        name `at`, or of the file of its number where that name may not be opened."""
+    def lent(self, number: int, at: Path | None) -> PlacedGeneration:
+        """A generation trusted to be sound, for a process that has checked it holds it open, under
+        the name `at`; the file of its number is taken where that name may not be opened."""
         try:
             opened = map_generation(self.path, number, self._sizes, at=at)
         except AccessError:
             opened = map_generation(self.path, number, self._sizes)
-        return Generation(number, opened.file, opened.tables)
+        return PlacedGeneration(number, opened.file, self.placement.place(opened.tables))
 
-    def examined(self, pointer: Pointer) -> Generation:
-        """The tables of the generation that `pointer` names, checked in full."""
-        found = self._generations.get(pointer.generation)
-        return found or self._placed(pointer, self._checked(pointer, full=True))
-
-    def _checked(self, pointer: Pointer, *, full: bool) -> OpenGeneration:
+    def _checked(self, pointer: Pointer, validate: Validation) -> OpenGeneration:
+        full = validate == "full"
         return sound_generation(self.path, pointer, self.store.store_id, self._sizes, full=full)
 
     @property
     def _sizes(self) -> dict[str, int]:
         return {**self.store.manifest.sizes, "N": self.config.n_neg}
 
-    def _placed(self, pointer: Pointer, opened: OpenGeneration) -> Generation:
-        self.placement.reserve(opened.tables.values())
-        tables = self.placement.place(opened.tables)
-        found = Generation(pointer.generation, opened.file, tables, pointer)
-        self._generations[pointer.generation] = found
-        return found
+    def _placed(self, pointer: Pointer, opened: OpenGeneration) -> PlacedGeneration:
+        """The tables of a generation, placed once."""
+        number = pointer.generation
+        placed = self._generations.get(number)
+        if placed is None:
+            self.placement.reserve(opened.tables.values())
+            tables = self.placement.place(opened.tables)
+            placed = PlacedGeneration(number, opened.file, tables, pointer)
+            self._generations[number] = placed
+        return placed
 
     def table(self, name: str) -> Table:
         """The artifact `name`, other than the negatives."""
@@ -196,7 +187,7 @@ class Served:
             t.nbytes for t in self.ragged.values()
         )
 
-    def __reduce__(self) -> tuple[Callable[..., Served], tuple[Any, ...]]:
+    def __reduce__(self) -> tuple[Callable[..., PlacedStore], tuple[Any, ...]]:
         return _reopen, (self.path, self.placement, self.store.store_id, self.config)
 
 
@@ -207,5 +198,5 @@ def changed(path: Path) -> StoreChangedError:
     )
 
 
-def _reopen(path: Path, placement: Placement, store_id: str, config: Config) -> Served:
-    return Served(path, placement, store_id=store_id, config=config)
+def _reopen(path: Path, placement: Placement, store_id: str, config: Config) -> PlacedStore:
+    return PlacedStore(path, placement, store_id=store_id, config=config)

@@ -19,7 +19,7 @@ from .adoption import Adoption
 from .batch_layout import Columns, Target, empty_batch
 from .control import NO_VARIANT, SplitWords, Words, in_worker
 from .gather import Lookup, rows_of
-from .placed_store import Served
+from .placed_store import PlacedStore
 
 SPLIT_INDICES: Final = "split_indices"
 
@@ -49,19 +49,19 @@ class SplitReader:
     """Reads batches of one split, as the control words say at that moment, until `close()`."""
 
     def __init__(
-        self, served: Served, adoption: Adoption, words: SplitWords, split: Split, seed: int
+        self, served: PlacedStore, adoption: Adoption, words: SplitWords, split: Split, seed: int
     ) -> None:
         self.n = len(served.tables[f"{split}_idx"])
         """How many pairs the split has."""
         self.words = words
         self.closed = False
-        self._tables: tuple[Served, Adoption] | None = served, adoption
+        self._tables: tuple[PlacedStore, Adoption] | None = served, adoption
         self._split = split
         self._seed = seed
         self._spares = _Spares()
 
     @property
-    def served(self) -> Served:
+    def served(self) -> PlacedStore:
         """The tables; raises `ClosedError` after `close()`."""
         return self._open()[0]
 
@@ -85,7 +85,7 @@ class SplitReader:
         self._tables = None
         self._spares = _Spares()
 
-    def _open(self) -> tuple[Served, Adoption]:
+    def _open(self) -> tuple[PlacedStore, Adoption]:
         tables = self._tables
         if tables is None:
             raise ClosedError("the dataset was closed; open it again to read from it.")

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from ..dataset.adoption import Adoption
 from ..dataset.dataset import JASPERSteeringDataset
-from ..dataset.placed_store import Generation
+from ..dataset.placed_store import PlacedGeneration
 from ..errors import AccessError, ClosedError, MissingFileError, StorageError
 from ..rules.names import Adopt
 from ..store.pointer import pointer_path, read_pointer
@@ -57,7 +57,7 @@ class Look:
         """Of the pointer when it was last dealt with."""
         self._named = 0
         """The generation that it named then."""
-        self._found: Generation | None = None
+        self._found: PlacedGeneration | None = None
         """The newest generation that passed its checks."""
         self._spoilt: tuple[Stamp | None, Path, Stamp | None] | None = None
         """Stamps of a pointer and its file that failed: looked at again when either changes."""

@@ -87,7 +87,9 @@ class Pointer:
         return pointer
 
     def of(self, generation: int) -> Pointer:
-        """As it was, but for its history, when an older `generation` was in force."""
+        """As it was, but for its history, when an older `generation` was in force; or itself."""
+        if generation == self.generation:
+            return self
         for entry in self.history:
             if entry["generation"] == generation:
                 known = {k: v for k, v in entry.items() if k in vars(self)}
