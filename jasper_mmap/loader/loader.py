@@ -22,7 +22,7 @@ from ..rules.arguments import integer
 from ..rules.names import Adopt, Split, Validation
 from ..rules.schema import Batch
 from .epochs import begin_epoch
-from .order import PassCounter, Plan, counting
+from .order import PassCounter, PassPlan, counting
 from .passes import ForeignPass, LocalPass, Pass
 from .ranks import rank_and_world
 from .sampler import OrderedSampler, PlannedBatches, RankSampler, ShuffledSampler
@@ -85,7 +85,7 @@ class JASPERDataLoader(DataLoader[Batch]):
             begun = self._last_pass = self._begin(self._passes.begin())
         return begun
 
-    def _begin(self, plan: Plan) -> Pass:
+    def _begin(self, plan: PassPlan) -> Pass:
         _ = self.dataset_obj.reader  # a closed one says so, whatever its workers could still read
         self._planned.plan = plan
         if self.collate_fn is default_collate:
@@ -93,7 +93,7 @@ class JASPERDataLoader(DataLoader[Batch]):
         # A user's own collate sees samples, which is what torch's iterator is for.
         return ForeignPass(plan, self.dataset_obj, cast(Iterator[Columns], super().__iter__()))
 
-    def _own_pass(self, plan: Plan) -> Pass:
+    def _own_pass(self, plan: PassPlan) -> Pass:
         dataset = self.dataset_obj
         if not self.num_workers or not len(plan):
             if self._slots is None and dataset.device.type == "cpu":

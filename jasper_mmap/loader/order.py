@@ -1,6 +1,6 @@
 """The order of an epoch: any part of it without the rest, shared by ranks, resumable.
 
-A `Plan` is the order of one pass as a pure function; a `PassCounter` says which pass comes next.
+A `PassPlan` is the order of one pass as a pure function; a `PassCounter` says which one comes next.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _BLOCK = 1 << 14
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class PassPlan:
     """Which positions each batch of one pass holds, for one of `world` ranks.
 
     The global order of the split (shuffled by (seed, epoch, pass), or as it stands) is cut into
@@ -141,7 +141,7 @@ class PassCounter:
         self._seen_calls = dataset.epoch_calls
         self._next = _FIRST
 
-    def peek(self) -> Plan:
+    def peek(self) -> PassPlan:
         """The plan of the next iteration; looking at it changes nothing."""
         return self._plan(self._coming())
 
@@ -153,8 +153,8 @@ class PassCounter:
             return _FIRST
         return self._next
 
-    def _plan(self, coming: _Next) -> Plan:
-        return Plan(
+    def _plan(self, coming: _Next) -> PassPlan:
+        return PassPlan(
             n=len(self._dataset),
             split=self._dataset.split,
             shuffle=self._shuffle,
@@ -168,13 +168,13 @@ class PassCounter:
             world=self._world,
         )
 
-    def begin(self) -> Plan:
+    def begin(self) -> PassPlan:
         """The plan of the iteration that starts now; counts it. Call with `counting` held."""
         coming, self._seen_calls = self._coming(), self._dataset.epoch_calls
         self._next = _Next(coming.following, 0, coming.following + 1)
         return self._plan(coming)
 
-    def state_dict(self, plan: Plan | None, batches: int) -> dict[str, Any]:
+    def state_dict(self, plan: PassPlan | None, batches: int) -> dict[str, Any]:
         """Where training stands: `batches` into `plan`, or before the next pass if it is None."""
         coming = self._coming()
         following, after = self._plan(coming), coming.number

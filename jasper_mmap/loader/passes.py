@@ -17,7 +17,7 @@ from ..errors import UsageError
 from ..files.page_cache import read_ahead
 from ..files.torch_modes import plain_tensors
 from ..rules.schema import Batch
-from .order import Plan
+from .order import PassPlan
 
 _BLOCKS: Final = 2
 """The one that a batch is made from, and the one that a coming batch is in, to be read ahead; or
@@ -28,7 +28,7 @@ those of two passes that take turns."""
 class _Block:
     """Batches of a plan that were looked up together, under `state`."""
 
-    plan: Plan
+    plan: PassPlan
     batches: range
     state: Any
     lookup: Lookup
@@ -48,7 +48,7 @@ class PlanReader:
         self._size = 1  # of the next block, so that the first batch waits for itself alone
         self._blocks: deque[_Block] = deque()
 
-    def fill(self, plan: Plan, batch: int, target: Target) -> None:
+    def fill(self, plan: PassPlan, batch: int, target: Target) -> None:
         """Make batch number `batch` of `plan`."""
         coming = batch + self._ahead
         if self._ahead and coming < len(plan):
@@ -58,13 +58,13 @@ class PlanReader:
         block = self._block(plan, batch)
         block.lookup.fill(block.batches.index(batch), target)
 
-    def new(self, plan: Plan, batch: int) -> Columns:
+    def new(self, plan: PassPlan, batch: int) -> Columns:
         """Batch number `batch` of `plan`, in columns of its own where the tables lie."""
         columns = self._reader.new_batch(plan.rows(batch))
         self.fill(plan, batch, Target(columns))
         return columns
 
-    def _block(self, plan: Plan, batch: int) -> _Block:
+    def _block(self, plan: PassPlan, batch: int) -> _Block:
         words = self._reader.words.read()
         # On a device what one stream has looked up another may not read yet.
         stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
@@ -87,7 +87,9 @@ class Pass(Iterator[Batch]):
     """One iteration over a loader, for one thread at a time; `count` batches of `plan` were handed
     out so far."""
 
-    def __init__(self, plan: Plan, dataset: JASPERSteeringDataset, *, pin: bool = False) -> None:
+    def __init__(
+        self, plan: PassPlan, dataset: JASPERSteeringDataset, *, pin: bool = False
+    ) -> None:
         self.plan = plan
         self.count = 0
         self.epoch_calls = dataset.epoch_calls
@@ -132,7 +134,7 @@ class LocalPass(Pass):
 
     def __init__(
         self,
-        plan: Plan,
+        plan: PassPlan,
         dataset: JASPERSteeringDataset,
         slots: Slots | None,
         *,
@@ -162,7 +164,7 @@ class ForeignPass(Pass):
     """Batches of torch's own iterator, for what this package's do not cover."""
 
     def __init__(
-        self, plan: Plan, dataset: JASPERSteeringDataset, batches: Iterator[Columns]
+        self, plan: PassPlan, dataset: JASPERSteeringDataset, batches: Iterator[Columns]
     ) -> None:
         super().__init__(plan, dataset)
         self._batches = batches

@@ -14,7 +14,7 @@ from torch.utils.data import BatchSampler, DistributedSampler, RandomSampler, Se
 
 from ..dataset.dataset import JASPERSteeringDataset
 from .epochs import begin_epoch
-from .order import PassCounter, Plan
+from .order import PassCounter, PassPlan
 
 
 class _Sampler:
@@ -55,7 +55,7 @@ class OrderedSampler(_Sampler, SequentialSampler):
 
 
 class RankSampler(_Sampler, DistributedSampler[Any]):
-    """The positions of one rank, batch by batch; see `Plan`."""
+    """The positions of one rank, batch by batch; see `PassPlan`."""
 
     def __init__(
         self,
@@ -97,14 +97,14 @@ def _positions(passes: PassCounter) -> Iterator[int]:
 class PlannedBatches(BatchSampler):
     """The batches of `plan`, which the loader sets when an iteration starts."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: PassPlan) -> None:
         self.plan = plan
 
     def __iter__(self) -> Iterator[list[int]]:
         return self._batches(self.plan)  # the one of now, not of when it is read
 
     @staticmethod
-    def _batches(plan: Plan) -> Iterator[list[int]]:
+    def _batches(plan: PassPlan) -> Iterator[list[int]]:
         for first in range(0, len(plan), plan.ahead):
             block = plan.positions(range(first, min(first + plan.ahead, len(plan))))
             for begin in range(0, len(block), plan.batch_size):

@@ -7,7 +7,7 @@ import pickle
 from ..dataset.batch_layout import Columns
 from ..dataset.dataset import JASPERSteeringDataset
 from ..errors import UsageError, WorkerError
-from .order import Plan
+from .order import PassPlan
 from .passes import Pass
 from .worker_pool import WorkerPool
 
@@ -17,7 +17,7 @@ class WorkerPass(Pass):
 
     def __init__(
         self,
-        plan: Plan,
+        plan: PassPlan,
         dataset: JASPERSteeringDataset,
         pool: WorkerPool,
         *,

@@ -19,7 +19,7 @@ from ..dataset.dataset import JASPERSteeringDataset
 from ..dataset.slots import Slots
 from ..errors import UsageError, WorkerError
 from ..files.shared_memory import Descriptor, this_process
-from .order import Plan
+from .order import PassPlan
 from .worker_death import Child, end_with
 from .worker_process import MANY, REPLY, REQUEST, Job, WorkerInit, handled, held_back, work
 
@@ -32,7 +32,7 @@ UNGUARDED: Final = 87
 class Client(Protocol):
     """A pass that asks the pool for batches."""
 
-    plan: Plan
+    plan: PassPlan
 
     def arrived(self, batch: int, slot: int, error_bytes: int) -> None:
         """Take a reply: `slot` holds `batch`, or a pickled exception of so many bytes."""
@@ -47,7 +47,7 @@ class WorkerPool:
     def __init__(
         self,
         dataset: JASPERSteeringDataset,
-        plan: Plan,
+        plan: PassPlan,
         layout: Layout,
         *,
         num_workers: int,

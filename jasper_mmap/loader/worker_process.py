@@ -39,7 +39,7 @@ from ..dataset.batch_layout import Layout
 from ..dataset.dataset import JASPERSteeringDataset
 from ..dataset.slots import Extents
 from ..files.shared_memory import Descriptor, process_descriptor
-from .order import Plan
+from .order import PassPlan
 from .passes import PlanReader
 
 ENDING: Final = (
@@ -78,7 +78,7 @@ class Job:
     """All that a worker is told when it starts."""
 
     dataset: JASPERSteeringDataset
-    plan: Plan
+    plan: PassPlan
     """Of any pass: requests say what differs."""
     layout: Layout
     slots: int

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch.utils.data import DistributedSampler
 
-from jasper_mmap.loader.order import Plan
+from jasper_mmap.loader.order import PassPlan
 
 
-def plan(n: int = 100, **options: Any) -> Plan:
+def plan(n: int = 100, **options: Any) -> PassPlan:
     """Return a plan for one rank of one, shuffled, keeping the tail, unless told otherwise."""
     defaults = {
         "split": "train",
@@ -27,22 +27,22 @@ def plan(n: int = 100, **options: Any) -> Plan:
         "rank": 0,
         "world": 1,
     }
-    return Plan(n=n, **{**defaults, **options})
+    return PassPlan(n=n, **{**defaults, **options})
 
 
-def batches(of: Plan) -> list[list[int]]:
+def batches(of: PassPlan) -> list[list[int]]:
     """Return the positions of each batch, asked for one by one."""
     return [of.positions(range(k, k + 1)).tolist() for k in range(len(of))]
 
 
-def whole_order(of: Plan) -> list[int]:
+def whole_order(of: PassPlan) -> list[int]:
     """Return the global order that the plan is a part of, from the beginning of the pass."""
     alone = replace(of, start=0, rank=0, world=1, batch_size=of.n, drop_last=False)
     result: list[int] = alone.positions(range(1)).tolist()
     return result
 
 
-def ranks(of: Plan, world: int) -> list[Plan]:
+def ranks(of: PassPlan, world: int) -> list[PassPlan]:
     """Return the plans of all ranks."""
     return [replace(of, rank=rank, world=world) for rank in range(world)]
 
