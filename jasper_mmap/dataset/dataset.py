@@ -284,8 +284,8 @@ class JASPERSteeringDataset(Artifacts, Dataset[Batch]):
 def _served_together(served: PlacedStore, splits: int) -> list[tuple[Adoption, SplitWords]]:
     """Open the tables; for each of so many splits the generation that all serve, and its words."""
     generation = served.open()
-    if (told := default_curriculum(served.config)) is not None:
-        _log.info("%s: %s", served.path, told)
+    if (note := default_curriculum(served.config)) is not None:
+        _log.info("%s: %s", served.path, note)
     control = Control(splits)
     adoption = Adoption(served, control, generation)
     return [(adoption, control.split(number)) for number in range(splits)]

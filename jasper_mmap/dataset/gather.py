@@ -125,21 +125,21 @@ class Lookup:
         if self._stack is not None and target.wide is not None:
             _read(self._stack.table, self._rows[batch], target.wide)
         else:
-            for column, table, rows in self._wanted(batch):
+            for column, table, rows in self._reads(batch):
                 out = target.columns[column.name].flatten(0, -2)
                 if table is None:
                     self._steer(batch, rows, out)
                 else:
                     _read(table, rows, out)
 
-    def wanted(self, batch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def rows_read(self, batch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """The tables of embeddings and the numbers of those of their rows that `fill` will read,
         as far as a column has a table of its own."""
-        for _, table, rows in self._wanted(batch):
+        for _, table, rows in self._reads(batch):
             if table is not None:
                 yield table, rows
 
-    def _wanted(self, batch: int) -> Iterator[tuple[Column, torch.Tensor | None, torch.Tensor]]:
+    def _reads(self, batch: int) -> Iterator[tuple[Column, torch.Tensor | None, torch.Tensor]]:
         numbers = torch.split(self._rows[batch], self._counts)
         for column, rows in zip(WIDE, numbers, strict=True):
             if self._stack is not None:

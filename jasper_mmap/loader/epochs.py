@@ -19,9 +19,8 @@ def datasets_of(target: Any, caller: str) -> list[JASPERSteeringDataset]:
     `target` is a dataset, a DataLoader over it, or over a `Subset` or `ConcatDataset` of some.
     Raises `UsageError` in the name of `caller` where it leads to none.
     """
-    found = list(dict.fromkeys(_inside(target)))
-    if found:
-        return found
+    if datasets := list(dict.fromkeys(_inside(target))):
+        return datasets
     over = f" over {_kind(target.dataset)}" if isinstance(target, DataLoader) else ""
     raise UsageError(
         f"{caller} takes a JASPERSteeringDataset, a loader of create_loader, or a torch DataLoader"

@@ -91,11 +91,11 @@ def _check_column(
     if values.dtype != column.dtype:
         raise BatchTypeError(f"{name}: is {values.dtype}, must be {column.dtype}.")
     sizes = {"B": size, "D": first.embedding_dim, "N": first.n_neg}
-    wanted = tuple(sizes[letter] for letter in column.shape)
-    if tuple(values.shape) != wanted:
+    shape = tuple(sizes[letter] for letter in column.shape)
+    if tuple(values.shape) != shape:
         raise BatchError(
             f"{name}: has the shape {list(values.shape)}, must be [{', '.join(column.shape)}] ="
-            f" {list(wanted)}."
+            f" {list(shape)}."
         )
     if values.device != first.device:
         raise BatchError(f"{name}: lies on {values.device}, the dataset on {first.device}.")

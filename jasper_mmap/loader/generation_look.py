@@ -21,7 +21,8 @@ from ..errors import AccessError, ClosedError, MissingFileError, StorageError
 from ..rules.names import Adopt
 from ..store.pointer import pointer_path, read_pointer
 
-Stamp = tuple[int, int, int]
+Version = tuple[int, int, int]
+"""Inode, mtime_ns and bytes of what stands under a name: another file has another one."""
 
 _PATIENCE: Final = 5
 """Looks in a row for which a missing or unreadable file is taken for a hiccup of the storage."""
@@ -53,15 +54,15 @@ class Look:
         self._on_reload = on_reload
         adoption.listeners.append(self._reloaded)
         self._pointer = pointer_path(adoption.path)
-        self._done: Stamp | None = None
+        self._done: Version | None = None
         """Of the pointer when it was last dealt with."""
         self._named = 0
         """The generation that it named then."""
-        self._found: PlacedGeneration | None = None
+        self._newest: PlacedGeneration | None = None
         """The newest generation that passed its checks."""
-        self._spoilt: tuple[Stamp | None, Path, Stamp | None] | None = None
-        """Stamps of a pointer and its file that failed: looked at again when either changes."""
-        self._reported: Stamp | None = None
+        self._spoilt: tuple[Version | None, Path, Version | None] | None = None
+        """Versions of a pointer and its file that failed: looked at again when either changes."""
+        self._reported: Version | None = None
         self._misses, self._missed = 0, _NOTHING
         """How many looks in a row found this pointer, or none, but not what it names."""
 
@@ -69,57 +70,57 @@ class Look:
         adoption = self._adoption()
         if adoption is None or not any(self._open(dataset()) for dataset in self._datasets):
             raise ClosedError("what was watched for was closed")
-        stamp = _stamp(self._pointer)
+        version = _version(self._pointer)
         # What it named may not have been found by this watch, but served when it began, and then
         # left again by ranks that agreed on an older one.
-        found = self._found
-        known = max(adoption.number, found.number if found is not None else 0)
-        done = stamp == self._done and self._named <= known
-        if stamp is None or not (done or self._known_spoilt(stamp)):
-            self._examine(adoption, stamp)
-        found = self._found
-        if found is not None and found.number > adoption.number:
+        newest = self._newest
+        known = max(adoption.number, newest.number if newest is not None else 0)
+        done = version == self._done and self._named <= known
+        if version is None or not (done or self._known_spoilt(version)):
+            self._examine(adoption, version)
+        newest = self._newest
+        if newest is not None and newest.number > adoption.number:
             if self._watching.adopt == "now":
-                adoption.adopt(found)
+                adoption.adopt(newest)
             else:
-                self._watching.held = found
+                self._watching.held = newest
 
     @staticmethod
     def _open(dataset: JASPERSteeringDataset | None) -> bool:
         return dataset is not None and not dataset.closed
 
-    def _known_spoilt(self, stamp: Stamp) -> bool:
+    def _known_spoilt(self, version: Version) -> bool:
         if self._spoilt is None:
             return False
         pointer, path, file = self._spoilt
-        return (stamp, _stamp(path)) == (pointer, file)
+        return (version, _version(path)) == (pointer, file)
 
-    def _examine(self, adoption: Adoption, stamp: Stamp | None) -> None:
+    def _examine(self, adoption: Adoption, version: Version | None) -> None:
         path = self._pointer
-        file: Stamp | None = None
+        file: Version | None = None
         try:
             pointer = read_pointer(adoption.path)
             path = self._pointer.parent / pointer.file
-            file = _stamp(path)
+            file = _version(path)
             if pointer.generation > adoption.number:
-                self._found = adoption.examined(pointer)
+                self._newest = adoption.examined(pointer)
         except (MissingFileError, StorageError, AccessError) as error:
             # Being replaced, or a network file system that is behind: it may be there next time.
-            key = stamp or _NOTHING
+            key = version or _NOTHING
             self._misses = self._misses + 1 if key == self._missed else 1
             self._missed = key
             if self._misses >= _PATIENCE and self._reported != key:
                 self._reported = key
                 self.report(error)
         except Exception as error:  # noqa: BLE001 - a spoilt file must not end the watch
-            if _stamp(self._pointer) != stamp:
-                return  # replaced since the stamp was taken, which one was read is not known
-            self._spoilt = (stamp, path, file)
-            if self._reported != stamp:
-                self._reported = stamp
+            if _version(self._pointer) != version:
+                return  # replaced since then: which one was read is not known
+            self._spoilt = (version, path, file)
+            if self._reported != version:
+                self._reported = version
                 self.report(error)
         else:
-            self._done, self._named = stamp, pointer.generation
+            self._done, self._named = version, pointer.generation
             self._spoilt, self._misses = None, 0
 
     def report(self, error: BaseException) -> None:
@@ -143,7 +144,7 @@ class Look:
 _NOTHING: Final = (0, 0, 0)
 
 
-def _stamp(path: Path) -> Stamp | None:
+def _version(path: Path) -> Version | None:
     try:
         status = path.stat()
     except OSError:

@@ -212,10 +212,10 @@ class PassCounter:
         except UsageError as error:
             raise UsageError(f"not the state of a loader: {error}.") from None
         if differs:
-            told = "; ".join(f"{k} was {old!r}, is {new!r}" for k, (old, new) in differs.items())
-            wanted = ", ".join(_LIKE[k].format(old) for k, (old, _) in differs.items())
+            wrong = "; ".join(f"{k} was {old!r}, is {new!r}" for k, (old, new) in differs.items())
+            needed = ", ".join(_LIKE[k].format(old) for k, (old, _) in differs.items())
             raise JasperError(
-                f"the state is of another loader: {told}. It can be loaded into one with {wanted}."
+                f"the state is of another loader: {wrong}. It can be loaded into one with {needed}."
             )
         if store_id != dataset.store_id and not other_store:
             raise StoreChangedError(

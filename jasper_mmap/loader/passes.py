@@ -53,7 +53,7 @@ class PlanReader:
         coming = batch + self._ahead
         if self._ahead and coming < len(plan):
             block = self._block(plan, coming)
-            for table, rows in block.lookup.wanted(block.batches.index(coming)):
+            for table, rows in block.lookup.rows_read(block.batches.index(coming)):
                 read_ahead(table, rows.numpy())
         block = self._block(plan, batch)
         block.lookup.fill(block.batches.index(batch), target)

@@ -44,16 +44,16 @@ def agree(adoption: Adoption, split: Split) -> None:
         generation = adoption.examined(pointer)
     except JasperError as error:
         failure = str(error)
-    told: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(told, (adoption.number, failure))
-    failures = [f"rank {rank}: {why}" for rank, (_, why) in enumerate(told) if why is not None]
+    replies: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(replies, (adoption.number, failure))
+    failures = [f"rank {rank}: {why}" for rank, (_, why) in enumerate(replies) if why is not None]
     if not failures:
         adoption.adopt(generation, older=True)
         adoption.release(split, adopting=False)
         return
     message = f"generation {pointer.generation} was not adopted by any rank: {failures[0]}"
-    if len({number for number, _ in told}) > 1:
-        numbers = ", ".join(str(number) for number, _ in told)
+    if len({number for number, _ in replies}) > 1:
+        numbers = ", ".join(str(number) for number, _ in replies)
         raise JasperError(f"{message} The ranks serve different generations ({numbers}).")
     _log.error("%s", message)
 

@@ -43,10 +43,10 @@ class WorkerPass(Pass):
     def _request_more(self) -> None:
         pool = self._pool
         outstanding = self._under_way + len(self._ready)
-        wanted = min(pool.outstanding_max - outstanding, len(self.plan) - self._requested)
-        if wanted < min(pool.group, len(self.plan) - self._requested):
+        askable = min(pool.outstanding_max - outstanding, len(self.plan) - self._requested)
+        if askable < min(pool.group, len(self.plan) - self._requested):
             return
-        for _ in range(wanted):
+        for _ in range(askable):
             slot = pool.slots.take()
             if slot is None:
                 if self._under_way + len(self._ready) >= pool.num_workers:
