@@ -9,7 +9,7 @@ import torch
 from ..errors import UnknownAttributeError
 from ..rules.arguments import nearest
 from ..rules.schema import ARTIFACTS
-from ..store.folder import Ragged
+from ..store.tables import Ragged
 from .split_reader import SPLIT_INDICES, SplitReader
 
 NAMES: Final = (*ARTIFACTS, SPLIT_INDICES)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..errors import AccessError, MissingFileError, StoreChangedError
+from ..errors import AccessError, StoreChangedError
 from ..files.page_cache import worth_huge_pages
 from ..files.shared_memory import Descriptor
 from ..rules import arguments
@@ -23,7 +23,7 @@ from ..rules.schema import ARTIFACTS, GATHERED
 from ..store.folder import Store
 from ..store.generations import OpenGeneration, map_generation, sound_generation
 from ..store.manifest import read_manifest
-from ..store.pointer import Pointer, read_pointer
+from ..store.pointer import Pointer
 from ..store.tables import Ragged, Table, table_tensor
 from .placement import Placement
 from .stack import Stack, map_stacked
@@ -120,7 +120,7 @@ class PlacedStore:
 
     def open(self) -> PlacedGeneration:
         """Open and place everything now; the generation in force."""
-        pointer, opened = self._in_force()
+        pointer, opened = self.store.generation_in_force(full=self._validate == "full")
         tables = [
             part
             for table in self.store.tables.values()
@@ -129,18 +129,6 @@ class PlacedStore:
         self.placement.reserve([*tables, *opened.tables.values()])
         _ = self.tables, self.ragged
         return self._placed(pointer, opened)
-
-    def _in_force(self) -> tuple[Pointer, OpenGeneration]:
-        _ = self.store  # first, for its errors tell what is wrong with the folder
-        pointer = read_pointer(self.path)
-        while True:
-            try:
-                return pointer, self._checked(pointer, self._validate)
-            except MissingFileError:
-                # Replaced and removed since the pointer was read? Then there is a newer one.
-                before, pointer = pointer, read_pointer(self.path)
-                if pointer.generation == before.generation:
-                    raise
 
     def generation(self, pointer: Pointer, validate: Validation) -> PlacedGeneration:
         """The generation that `pointer` names: "auto" trusts a file of its size and time, "full"

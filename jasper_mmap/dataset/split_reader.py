@@ -14,7 +14,7 @@ from ..rules.curriculum import steering_probabilities
 from ..rules.names import Split
 from ..rules.schema import ARTIFACTS
 from ..rules.steering import draw_variants
-from ..store.folder import Table
+from ..store.tables import Table
 from .adoption import Adoption
 from .batch_layout import Columns, Target, empty_batch
 from .control import NO_VARIANT, SplitWords, Words, in_worker
