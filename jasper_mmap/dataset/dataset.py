@@ -87,7 +87,7 @@ class JASPERSteeringDataset(Artifacts, Dataset[Batch]):
         self.split = split
         self.seed = arguments.seed(seed)
         self.collective = False
-        """One of several ranks', which switch together (see `agreement`)."""
+        """One of several ranks', which switch together (see `loader/ranks`)."""
         self.epoch_calls = 0
         self._words = words
         self._words.set_epoch(arguments.integer("epoch", epoch))
@@ -219,6 +219,7 @@ class JASPERSteeringDataset(Artifacts, Dataset[Batch]):
 
     @property
     def current_epoch(self) -> int:
+        """The epoch that this process and its workers are in."""
         return self._words.read().epoch
 
     @property
@@ -234,10 +235,12 @@ class JASPERSteeringDataset(Artifacts, Dataset[Batch]):
 
     @property
     def embedding_dim(self) -> int:
+        """D, the length of an embedding."""
         return self._open().config.embedding_dim
 
     @property
     def n_neg(self) -> int:
+        """N, the number of negatives of a pair."""
         return self._open().config.n_neg
 
     @property
@@ -247,12 +250,12 @@ class JASPERSteeringDataset(Artifacts, Dataset[Batch]):
 
     @property
     def device(self) -> torch.device:
+        """Where the tables and every tensor of a batch lie."""
         return self._open().placement.device
 
     @property
     def memory_usage_mb(self) -> float:
-        """Bytes of all tables served, over 2**20; mapped ones are counted in full, although they
-        lie in the page cache once for all processes."""
+        """Bytes of all tables served, over 2**20; mapped ones, which processes share, in full."""
         return (self._open().nbytes + self.adoption.current(self.generation).nbytes) / 2**20
 
     def _open(self) -> PlacedStore:

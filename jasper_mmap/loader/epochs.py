@@ -49,7 +49,7 @@ def set_epoch(loader: DataLoader[Any] | Dataset[Any], epoch: int) -> None:
     `loader` is one of `create_loader`, a dataset of this package, a torch `DataLoader` over it, or
     either over a `Subset` or `ConcatDataset`; of a torch one, `set_epoch` of its sampler or batch
     sampler is called too. The ranks of a loader made with `distributed=True` all call it, and come
-    to serve the same generation of hard negatives (see `agreement.agree`).
+    to serve the same generation of hard negatives, that of rank 0.
     """
     begin_epoch(datasets_of(loader, "set_epoch"), epoch)
     if isinstance(loader, DataLoader):
