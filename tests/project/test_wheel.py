@@ -17,6 +17,7 @@ from tests.importing import PACKAGE_ORDERS
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = {"jasper_mmap": "jasper_mmap", "jasper_converters": "converters"}
+LICENCE = "jasper_mmap/LICENSE"
 NOT_SOURCE = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist")
 TYPED = """
 from jasper_converters import convert
@@ -70,7 +71,8 @@ def with_dependencies() -> dict[str, str]:
 
 
 def test_wheel_holds_only_the_two_packages(wheel: Path) -> None:
-    """Every source file of every room and both type markers; no test, no tool, no `converters`."""
+    """Every source file of every room, both type markers and the licence; no test, no tool, no
+    `converters`, no document."""
     wanted = {
         f"{installed}/{path.relative_to(ROOT / folder)}"
         for installed, folder in PACKAGES.items()
@@ -78,8 +80,21 @@ def test_wheel_holds_only_the_two_packages(wheel: Path) -> None:
         if path.suffix == ".py" or path.name == "py.typed"
     }
     assert {f"{package}/py.typed" for package in PACKAGES} <= wanted
+    wanted.add(LICENCE)
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {name for name in names if ".dist-info/" not in name} == wanted
+
+
+def test_wheel_holds_the_licence(wheel: Path) -> None:
+    """Among its metadata, word for word, and named there."""
+    with zipfile.ZipFile(wheel) as archive:
+        (metadata,) = (n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
+        told = archive.read(metadata).decode()
+        licence = archive.read(metadata.replace("METADATA", f"licenses/{LICENCE}")).decode()
+    assert "\nLicense-Expression: MIT\n" in told
+    assert f"\nLicense-File: {LICENCE}\n" in told
+    assert licence == (ROOT / LICENCE).read_text()
+    assert licence.startswith("MIT License\n\nCopyright (c) 2026 the jasper_mmap authors\n")
 
 
 def test_installed_commands_convert(
