@@ -1,6 +1,7 @@
 """`.ci/run` goes through every check in order and fails where one of them fails."""
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -54,3 +55,12 @@ def test_ci_fails_where_a_check_fails(tmp_path: Path, broken: str) -> None:
     status, called = run_ci(tmp_path, broken)
     assert status != 0
     assert called == CHECKS[: CHECKS.index(broken) + 1]
+
+
+def test_pre_commit_runs_the_checks_of_style_and_types() -> None:
+    """Its hooks are local, and run the very commands of `.ci/run` between its two installations."""
+    text = (ROOT / ".pre-commit-config.yaml").read_text()
+    first, second = (i for i, check in enumerate(CHECKS) if check == "pip install -e .[dev]")
+    assert re.findall(r"^        entry: (.*)$", text, re.MULTILINE) == CHECKS[first + 1 : second]
+    assert re.findall(r"repo: (.*)$", text, re.MULTILINE) == ["local"]
+    assert text.count("language: system") == text.count("- id: ")
