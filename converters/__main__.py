@@ -1,46 +1,37 @@
-"""The command `jasper-convert`."""
+"""The command `jasper-convert`.
+
+What it needs of the package is imported when it is called: torch is not, for its help.
+"""
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
-from jasper_mmap.console import Command, answering, debug_option, run
-from jasper_mmap.printable import printable
+from jasper_mmap.console import (
+    PATH,
+    Command,
+    answering,
+    debug_option,
+    echo,
+    echo_json,
+    json_option,
+    run,
+    shown_progress,
+    version_option,
+)
+from jasper_mmap.printable import size
 from jasper_mmap.rules.names import NARROW_DTYPES, SOURCE
-from jasper_mmap.store.lint import sentences, suspicion
 
-from .conversion import convert
-from .conversion_report import ConversionReport
-from .export import export_pt
-
-_LINE_INTERVAL_S = 5.0
-_FOLDER = click.Path(path_type=Path, readable=False)
+if TYPE_CHECKING:
+    from .conversion_report import ConversionReport
 
 
-@click.command(
-    cls=Command,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit status: 0 done, 1 failed (stderr says why, a line a problem), 2 wrong usage, 130"
-    " interrupted.",
-)
-@click.argument("src", type=_FOLDER)
-@click.argument("dst", type=_FOLDER, required=False)
+@click.command(cls=Command)
+@click.argument("src", type=PATH)
+@click.argument("dst", type=PATH, required=False)
 @click.option(
     "--dtype",
     type=click.Choice([*NARROW_DTYPES, SOURCE]),
@@ -53,7 +44,8 @@ _FOLDER = click.Path(path_type=Path, readable=False)
 )
 @click.option("--allow-equal", is_flag=True, help="Take negatives and tiers of equal values.")
 @click.option("--to-pt", is_flag=True, help="Convert back: SRC is a store, DST gets .pt files.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@json_option("Print the report as JSON.")
+@version_option("jasper-convert")
 @debug_option
 def command(
     src: Path,
@@ -86,10 +78,17 @@ def command(
             raise click.UsageError(
                 "--to-pt goes with none of --dtype, --force, --allow-nonfinite, --allow-equal."
             )
+        from .export import export_pt
+
         paths = export_pt(src, dst)
         _print(as_json, {"files": [str(p) for p in paths]}, [f"{dst}: {len(paths)} files written"])
         return
-    with answering(), _shown_progress() as progress:
+
+    from jasper_mmap.store.lint import suspicion
+
+    from .conversion import convert
+
+    with answering(), shown_progress(each=True) as progress:
         report = convert(
             src,
             dst,
@@ -105,14 +104,20 @@ def command(
 
 
 def _print(as_json: bool, value: dict[str, Any], lines: list[str]) -> None:
-    click.echo(json.dumps(value, indent=2) if as_json else "\n".join(map(printable, lines)))
+    if as_json:
+        echo_json(value)
+    else:
+        for line in lines:
+            echo(line)
 
 
 def _lines(report: ConversionReport) -> list[str]:
+    from jasper_mmap.store.lint import sentences
+
     written, total = len(report.written), len(report.written) + len(report.left_alone)
     lines = [
         f"{report.store}: {written} of {total} artifacts written"
-        f" ({report.bytes_written / 2**20:.1f} MiB in {report.seconds:.1f} s),"
+        f" ({size(report.bytes_written)} in {report.seconds:.1f} s),"
         f" {len(report.left_alone)} unchanged; generation {report.generation} of negatives"
     ]
     lines += [f"computed, since its .pt file is missing: {name}" for name in report.derived]
@@ -123,46 +128,6 @@ def _lines(report: ConversionReport) -> list[str]:
         for name, e in report.cosine_error.items()
     ]
     return lines
-
-
-@contextmanager
-def _shown_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on a terminal, a line for each artifact elsewhere; both on stderr."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _line_by_line()
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
-        shown = bar.add_task("checking", total=None)
-
-        def advance(name: str, done: int, total: int) -> None:
-            bar.update(shown, description=name, completed=done, total=total)
-
-        yield advance
-
-
-def _line_by_line() -> Callable[[str, int, int], None]:
-    started = told = time.monotonic()
-    last = ""
-
-    def advance(name: str, done: int, total: int) -> None:
-        nonlocal told, last
-        now = time.monotonic()
-        if name != last or now - told >= _LINE_INTERVAL_S:
-            told, last = now, name
-            speed = done / 2**20 / max(now - started, 1e-9)
-            share = done / max(total, 1)
-            line = f"{share:4.0%} of {total / 2**20:.1f} MiB, {speed:.0f} MiB/s: {name}"
-            click.echo(line, err=True)
-
-    return advance
 
 
 def main() -> None:

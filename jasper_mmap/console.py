@@ -1,43 +1,104 @@
-"""How the package's commands end: 0 done, 1 failed (a line a problem on stderr), 2 wrong usage,
-130 interrupted."""
+"""What all commands have in common: their options, how they print, and how they end.
+
+Torch is not imported here, and rich only where something is printed with it: a command's help and
+its complaint about a wrong option come at once.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any, Final, NoReturn
 
 import click
 
 from .errors import FURTHER, JasperError
-from .printable import IN_ANSWER, printable
+from .printable import IN_ANSWER, printable, size
+from .progress import Show
 
-_DEBUG = "--debug"
+_DEBUG: Final = "--debug"
 _FAILED, _INTERRUPTED = 1, 130
+_EXIT_STATUS: Final = (
+    "Exit status: 0 done, 1 failed (stderr says why, a line a problem), 2 wrong usage, 130"
+    " interrupted."
+)
+_PIPED_WIDTH: Final = 140
+"""Characters a line of a table may have where no terminal says."""
+_LINE_INTERVAL_S: Final = 5.0
+
+PATH: Final = click.Path(path_type=Path, readable=False)
 
 debug_option = click.option(
     _DEBUG, is_flag=True, expose_value=False, help="Show the traceback of a failure."
 )
 """For every command that `run` runs."""
 
+store_argument = click.argument("store", metavar="DIR", type=PATH)
 
-class Group(click.Group):
-    """A command with commands, for `run`."""
 
-    def invoke(self, ctx: click.Context) -> Any:
-        with _interrupts():
-            return super().invoke(ctx)
+def json_option(text: str = "Print the answer as JSON.") -> Callable[..., Any]:
+    """`as_json`: whether a program reads the answer."""
+    return click.option("--json", "as_json", is_flag=True, help=text)
+
+
+def version_option(program: str) -> Callable[..., Any]:
+    """`--version`, which is looked up only when asked for."""
+
+    def show(context: click.Context, _option: click.Parameter, asked: bool) -> None:
+        if asked and not context.resilient_parsing:
+            from .version import __version__
+
+            click.echo(f"{program}, version {__version__}")
+            context.exit()
+
+    text = "Show the version and exit."
+    return click.option(
+        "--version", is_flag=True, expose_value=False, is_eager=True, callback=show, help=text
+    )
+
+
+def integers(low: int) -> Callable[..., Any]:
+    """An option's `callback` for integers separated by commas, none below `low`: a tuple."""
+
+    def parsed(
+        _context: click.Context, _option: click.Parameter, text: str | None
+    ) -> tuple[int, ...] | None:
+        if text is None:
+            return None
+        try:
+            found = tuple(int(part) for part in text.split(","))
+        except ValueError:
+            raise click.BadParameter(
+                f"expected comma-separated integers, e.g. 0,2, not {text!r}"
+            ) from None
+        if min(found) < low:
+            raise click.BadParameter(f"integers must be >= {low}, not {min(found)}")
+        return found
+
+    return parsed
 
 
 class Command(click.Command):
-    """A command by itself, for `run`."""
+    """A command for `run`."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        settings.setdefault("context_settings", {"help_option_names": ["-h", "--help"]})
+        settings.setdefault("epilog", _EXIT_STATUS)
+        super().__init__(*arguments, **settings)
 
     def invoke(self, ctx: click.Context) -> Any:
         with _interrupts():
             return super().invoke(ctx)
+
+
+class Group(Command, click.Group):
+    """A command with commands, for `run`."""
 
 
 @contextmanager
@@ -66,6 +127,84 @@ def run(command: click.Command) -> NoReturn:
         text = " ".join(str(error).split())
         _fail(f"unexpected {type(error).__name__}: {text} ({_DEBUG} shows where)")
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """Print a line as it stands, whatever it holds."""
+    click.echo(printable(text), err=err)
+
+
+def echo_json(value: Any) -> None:
+    """Print an answer for a program."""
+    click.echo(json.dumps(value, indent=2))
+
+
+def echo_table(
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    right: Iterable[int] = (),
+    fold: bool = False,
+    title: str | None = None,
+) -> None:
+    """Print a table; the columns numbered by `right` are aligned there, and where a terminal is too
+    narrow cells are folded or cut."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, title=title)
+    for number, column in enumerate(header):
+        table.add_column(
+            column,
+            justify="right" if number in right else "left",
+            overflow="fold" if fold else "ellipsis",
+            no_wrap=not fold,
+        )
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH).print(table)
+
+
+@contextmanager
+def shown_progress(*, each: bool = False) -> Iterator[Show]:
+    """On stderr: a bar on a terminal, elsewhere a line every 5 s, with `each` one a name too."""
+    if not sys.stderr.isatty():
+        yield _line_by_line(each)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    text, began = TextColumn("{task.description}", markup=False), time.monotonic()
+    columns = (BarColumn(), text, TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        shown = bar.add_task("", total=None)
+
+        def advance(name: str, done: int, total: int) -> None:
+            how_far = _how_far(began, name, done, total)
+            bar.update(shown, description=how_far, completed=done, total=total)
+
+        yield advance
+
+
+def _line_by_line(each: bool) -> Show:
+    began = told = time.monotonic()
+    last = ""
+
+    def advance(name: str, done: int, total: int) -> None:
+        nonlocal told, last
+        now = time.monotonic()
+        if (each and name != last) or now - told >= _LINE_INTERVAL_S:
+            told, last = now, name
+            echo(_how_far(began, name, done, total), err=True)
+
+    return advance
+
+
+def _how_far(began: float, name: str, done: int, total: int) -> str:
+    speed = size(done / max(time.monotonic() - began, 1e-9))
+    return printable(f"{done / max(total, 1):4.0%} of {size(total)}, {speed}/s: {name}")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Text from files and file names, fit for a terminal and for one line of a log.
+"""Text from files and file names, and sizes, fit for a terminal and for one line of a log.
 
 Every error of the package is made fit when it is made (`errors`), every record of its log when it
 is logged (here), and every other line where it is printed.
@@ -22,6 +22,15 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def size(n_bytes: float) -> str:
+    """A number of bytes as people read it."""
+    for unit in ("B", "KiB", "MiB"):
+        if n_bytes < 1024:
+            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1024
+    return f"{n_bytes:.1f} GiB"
 
 
 def _escaped(character: str) -> str:

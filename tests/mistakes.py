@@ -28,6 +28,7 @@ import jasper_mmap.__main__
 from converters import convert
 from jasper_mmap import (
     JASPERSteeringDataset,
+    console,
     create_loader,
     publish_negatives,
     rollback_negatives,
@@ -35,7 +36,6 @@ from jasper_mmap import (
     validate_first_batch,
     watch_negatives,
 )
-from jasper_mmap.commands import report
 from tools.demo.folder import make_builder_folder
 
 Spoil = Callable[[Path], object]
@@ -98,7 +98,7 @@ def told(mistake: Mistake, place: Path) -> str:
     mistake.spoil(place)
     program, *arguments = shlex.split(mistake.call) if mistake.call.startswith("jasper-") else [""]
     seen = io.StringIO()
-    with _watched(seen), contextlib.chdir(place), mock.patch.object(report, "_PIPED_WIDTH", 500):
+    with _watched(seen), contextlib.chdir(place), mock.patch.object(console, "_PIPED_WIDTH", 500):
         if program:
             lines = [f"$ {mistake.call}"]
             status = _run(program, arguments, seen)
@@ -108,7 +108,7 @@ def told(mistake: Mistake, place: Path) -> str:
     text = seen.getvalue().replace(f"{place}/", "DIR/").replace(str(place), "DIR")
     for pattern, instead in CHANGING:
         text = pattern.sub(instead, text)
-    shown = [line.rstrip() for line in text.splitlines() if "MiB/s: " not in line]
+    shown = [line.rstrip() for line in text.splitlines() if "B/s: " not in line]
     return "\n".join([*lines, *shown, *([status] if status else [])])
 
 

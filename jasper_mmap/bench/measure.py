@@ -23,6 +23,7 @@ from ..errors import UsageError
 from ..files.page_cache import read_through
 from ..loader.epochs import set_epoch
 from ..loader.loader import create_loader
+from ..progress import Show
 from ..rules.schema import Batch
 from .machine import MB, cores
 from .turns import ContenderError, Running, Turns, memory
@@ -260,7 +261,8 @@ def floor_spread(cells: Iterable[Cell]) -> float:
     return max((max(rates) / min(rates) for rates in windows.values()), default=1.0)
 
 
-def warm_up(folder: Path) -> None:
+def warm_up(folder: Path, progress: Show | None = None) -> None:
     """Bring all files of `folder` into the page cache, in blocks as large as the kernel has."""
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.stat().st_size]
-    read_through(paths)
+    if paths:  # or the store's own error says what is missing
+        read_through(paths, progress)

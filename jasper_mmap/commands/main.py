@@ -1,33 +1,30 @@
-"""The command `jasper-mmap`: what there is to do with a converted store."""
+"""The command `jasper-mmap`: what there is to do with a converted store.
+
+What a command needs of the package is imported when it is called: torch is not, for a help.
+"""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import click
 
-from ..console import Group, debug_option
-from ..errors import FormatError
-from ..negatives.renewal import verify_store
-from ..store.summary import summarise
-from ..version import __version__
-from .bench import bench
-from .negatives import COMMANDS
-from .report import print_summary, print_verification
-
-_STORE = click.argument("store", metavar="DIR", type=click.Path(path_type=Path, readable=False))
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
-
-
-@click.group(
-    cls=Group,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit status: 0 done, 1 failed (stderr says why, a line a problem), 2 wrong usage, 130"
-    " interrupted.",
+from ..console import (
+    Group,
+    debug_option,
+    echo_json,
+    json_option,
+    shown_progress,
+    store_argument,
+    version_option,
 )
-@click.version_option(__version__, prog_name="jasper-mmap")
+from ..errors import FormatError
+from .bench import bench
+from .negatives import generations, publish, rollback, watch
+
+
+@click.group(cls=Group)
+@version_option("jasper-mmap")
 @debug_option
 def command() -> None:
     """Verify and inspect converted stores, and publish hard negatives to them.
@@ -37,21 +34,25 @@ def command() -> None:
 
 
 @command.command()
-@_STORE
+@store_argument
 @click.option("--quick", is_flag=True, help="Only sizes, headers, shapes and index ranges.")
 @click.option("--no-renew", is_flag=True, help="Leave the stamps of sound files as they are.")
-@_JSON
+@json_option()
 @debug_option
 def verify(store: Path, *, quick: bool, no_renew: bool, as_json: bool) -> None:
-    """Recompute every checksum and check of the store in DIR.
+    """Recompute every checksum and check of a store.
 
     All problems are listed, each with its remedy, and any problem is a failure. Where files are
     sound but have another time than was stamped, as after a copy, the stamps are renewed, so that
     opening the store need not read those files again.
     """
-    report = verify_store(store, quick=quick, renew=not no_renew)
+    from ..negatives.renewal import verify_store
+    from .answers import print_verification
+
+    with shown_progress() as progress:
+        report = verify_store(store, quick=quick, renew=not no_renew, progress=progress)
     if as_json:
-        _print_json(report.to_dict())
+        echo_json(report.to_dict())
     else:
         print_verification(report)
     if not report.ok:
@@ -62,26 +63,24 @@ def verify(store: Path, *, quick: bool, no_renew: bool, as_json: bool) -> None:
 
 
 @command.command()
-@_STORE
-@_JSON
+@store_argument
+@json_option()
 @debug_option
 def inspect(store: Path, *, as_json: bool) -> None:
-    """Show what the store in DIR holds.
+    """Show what a store holds.
 
     Artifacts with shapes, dtypes and sizes, splits, steering probabilities by epoch, clusters and
     tiers, the generation of hard negatives in force, and what was counted as worth a look.
     """
+    from ..store.summary import summarise
+    from .answers import print_summary
+
     summary = summarise(store)
     if as_json:
-        _print_json(summary)
+        echo_json(summary)
     else:
         print_summary(summary)
 
 
-command.add_command(bench)
-for _about_negatives in COMMANDS:
-    command.add_command(_about_negatives)
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    click.echo(json.dumps(value, indent=2))
+for _one in (bench, publish, rollback, generations, watch):
+    command.add_command(_one)

@@ -1,34 +1,24 @@
-"""The commands about generations of hard negatives: publish, rollback, generations, watch."""
+"""The commands about generations of hard negatives: publish, rollback, generations, watch.
+
+What they need of the package is imported when they are called.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ..console import answering, debug_option
-from ..negatives.dropped import Place
-from ..negatives.inbox import Inbox
-from ..negatives.publish import publish_negatives, rollback_negatives, shares
-from ..printable import printable
+from ..console import PATH, answering, debug_option, json_option, store_argument
 from ..rules.names import KEEP, LOCK_TIMEOUT_S
-from ..store.lint import MEANING, sentences, suspicion
-from ..store.manifest import read_manifest
-from ..store.pointer import Pointer, generations_on_disk, read_pointer
-from .report import NOTE_LENGTH
 from .service import Finite, logged_to_stdout, signals_held
 
-_PATH = click.Path(path_type=Path, readable=False)
 _SHARE = click.FloatRange(0, 1)
 _SECONDS = Finite(0, min_open=True)
 _AMOUNT = Finite(0)
-
-_store = click.argument("dataset_dir", metavar="DIR", type=_PATH)
-_json = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
 
 
 def _publishing(command: Callable[..., None]) -> Callable[..., None]:
@@ -72,27 +62,30 @@ def _limited(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @click.command()
-@_store
-@click.option("--negatives", required=True, type=_PATH, help="Source numbers: .pt, .safetensors.")
-@click.option("--tiers", required=True, type=_PATH, help="Their tiers, 1 to 4.")
+@store_argument
+@click.option("--negatives", required=True, type=PATH, help="Source numbers: .pt, .safetensors.")
+@click.option("--tiers", required=True, type=PATH, help="Their tiers, 1 to 4.")
 @click.option("--note", default="", help="Kept in the history.")
 @_limited
 @_publishing
-@_json
+@json_option()
 @debug_option
-def publish(dataset_dir: Path, negatives: Path, tiers: Path, as_json: bool, **options: Any) -> None:
-    """Check new hard negatives and put them in force in the store DIR.
+def publish(store: Path, negatives: Path, tiers: Path, as_json: bool, **options: Any) -> None:
+    """Check new hard negatives and put them in force.
 
     Running trainers that watch the store adopt them; what was in force stays so if anything is
     wrong.
     """
+    from ..negatives.publish import publish_negatives
+    from .answers import print_publication
+
     with answering():
-        number = publish_negatives(dataset_dir, negatives, tiers, **options)
-    _tell(dataset_dir, number, as_json)
+        number = publish_negatives(store, negatives, tiers, **options)
+    print_publication(store, number, as_json=as_json)
 
 
 @click.command()
-@_store
+@store_argument
 @click.option(
     "--to",
     "generation",
@@ -101,47 +94,37 @@ def publish(dataset_dir: Path, negatives: Path, tiers: Path, as_json: bool, **op
 )
 @click.option("--note", default="", help="Kept in the history.")
 @_publishing
-@_json
+@json_option()
 @debug_option
-def rollback(dataset_dir: Path, as_json: bool, **options: Any) -> None:
-    """Publish an older generation of the store DIR again, under the next number."""
+def rollback(store: Path, as_json: bool, **options: Any) -> None:
+    """Publish an older generation again.
+
+    It gets the next number: the number in force only rises.
+    """
+    from ..negatives.publish import rollback_negatives
+    from .answers import print_publication
+
     with answering():
-        number = rollback_negatives(dataset_dir, **options)
-    _tell(dataset_dir, number, as_json)
+        number = rollback_negatives(store, **options)
+    print_publication(store, number, as_json=as_json)
 
 
 @click.command()
-@_store
-@_json
+@store_argument
+@json_option()
 @debug_option
-def generations(dataset_dir: Path, as_json: bool) -> None:
-    """Show the history of the store DIR: which generations there were, and which is in force."""
-    pointer, n_pairs = _pointer_and_pairs(dataset_dir)
-    on_disk = generations_on_disk(dataset_dir)
-    shown = [
-        {
-            **_entry(pointer, e["generation"]),
-            "in_force": e["generation"] == pointer.generation,
-            "on_disk": e["generation"] in on_disk,
-        }
-        for e in pointer.history
-    ]
-    if as_json:
-        click.echo(json.dumps(shown, indent=2))
-        return
-    for entry in shown:
-        state = "in force" if entry["in_force"] else "" if entry["on_disk"] else "removed"
-        size = f"{entry['bytes'] / 2**20:.1f} MiB"
-        click.echo(
-            printable(
-                f"{entry['generation']:>6}  {entry['when'][:19]}  {size:>10}  {state:<8}  "
-                + "; ".join(filter(None, (entry["note"][:NOTE_LENGTH], *_counts(entry, n_pairs))))
-            )
-        )
+def generations(store: Path, as_json: bool) -> None:
+    """Show which generations there were.
+
+    Also which is in force, and which are no longer on disk.
+    """
+    from .answers import print_history
+
+    print_history(store, as_json=as_json)
 
 
 @click.command()
-@_store
+@store_argument
 @click.option(
     "--inbox",
     metavar="PATTERN",
@@ -167,12 +150,12 @@ def generations(dataset_dir: Path, as_json: bool) -> None:
     type=_AMOUNT,
     help="Remove files that lay in done/ and failed/ for so many days.  [default: keep them]",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object an event.")
+@json_option("Print a JSON object an event.")
 @_limited
 @_publishing
 @debug_option
 def watch(
-    dataset_dir: Path,
+    store: Path,
     inbox: str | None,
     interval: float,
     settle: float,
@@ -181,16 +164,21 @@ def watch(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Publish what a miner drops into an inbox, until interrupted.
+    """Publish what a miner drops into an inbox.
 
-    A pair is two files whose names differ in hard_negatives and negative_tiers only. It is taken
-    once both are there and rest, and then moved to done/ or, with the reason beside, to failed/.
-    What is wrong with the store or the disk is said once and tried again. One line an event on
-    stdout; ends cleanly on SIGINT and SIGTERM. With --once, status 1 tells that a pair was refused
-    or could not be published.
+    It runs until interrupted. A pair is two files whose names differ in hard_negatives and
+    negative_tiers only. It is taken once both are there and rest, and then moved to done/ or, with
+    the reason beside, to failed/. What is wrong with the store or the disk is said once and tried
+    again. One line an event on stdout; ends cleanly on SIGINT and SIGTERM. With --once, status 1
+    tells that a pair was refused or could not be published.
     """
-    read_manifest(dataset_dir)
-    store, place = dataset_dir.absolute(), Place.of(dataset_dir, inbox)
+    from ..negatives.dropped import Place
+    from ..negatives.inbox import Inbox
+    from ..negatives.publish import publish_negatives
+    from ..store.manifest import read_manifest
+
+    read_manifest(store)
+    store, place = store.absolute(), Place.of(store, inbox)
     service = Inbox(
         store,
         place,
@@ -210,45 +198,3 @@ def watch(
         while (number := signals.wait(interval)) is None:
             service.look(signals.came)
         service.end(number.name)
-
-
-COMMANDS = (publish, rollback, generations, watch)
-"""For the group of `jasper-mmap`."""
-
-
-def _tell(store: Path, generation: int, as_json: bool) -> None:
-    pointer, n_pairs = _pointer_and_pairs(store)
-    entry = _entry(pointer, generation)
-    warning = suspicion(shares(pointer.of(generation), n_pairs))
-    if as_json:
-        click.echo(json.dumps({**entry, "warning": warning}, indent=2))
-        return
-    if warning is not None:
-        click.echo(f"warning: {warning}")
-    click.echo("; ".join((f"published generation {generation}", *_counts(entry, n_pairs))))
-
-
-def _pointer_and_pairs(store: Path) -> tuple[Pointer, int]:
-    manifest = read_manifest(store)
-    return read_pointer(store), manifest.sizes["N_p"]
-
-
-def _entry(pointer: Pointer, generation: int) -> dict[str, Any]:
-    found = pointer.of(generation)
-    return {
-        "generation": found.generation,
-        "when": found.when,
-        "by": found.by,
-        "note": found.note,
-        "bytes": found.bytes,
-        "changed_rows": found.changed_rows,
-        **found.lint,
-    }
-
-
-def _counts(entry: dict[str, Any], n_pairs: int) -> Iterator[str]:
-    changed = entry["changed_rows"]
-    if changed is not None:
-        yield f"{changed} of {n_pairs} rows changed"
-    portions = {name: entry[name] / n_pairs for name in MEANING if name in entry}
-    yield from sentences(entry, portions)

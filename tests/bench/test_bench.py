@@ -34,7 +34,7 @@ from jasper_mmap.commands.main import command
 from jasper_mmap.rules.schema import COLUMNS
 from tests.oracle import Oracle
 from tests.publishing import until
-from tools.bench.__main__ import ALL, main
+from tools.bench import __main__ as program
 from tools.bench.contenders import Contender
 from tools.bench.inputs import Inputs, inputs_of
 from tools.bench.plot import plot
@@ -68,7 +68,7 @@ def answer(demo_store: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     folder = tmp_path_factory.mktemp("bench")
     arguments = [str(demo_store), "--quick", "--batch-sizes", "32", *TINY]
     files = ["--cache", str(folder), "--json", str(folder / "j"), "--plot", str(folder / "p.svg")]
-    assert main([*arguments, *files]) == 0
+    program.command.main([*arguments, *files], standalone_mode=False)
     assert (folder / "p.svg").read_text().startswith("<svg")
     found: dict[str, Any] = json.loads((folder / "j").read_text())
     return found
@@ -173,7 +173,7 @@ def sharing() -> Iterator[None]:
 
 @pytest.mark.usefixtures("sharing")
 @pytest.mark.filterwarnings("ignore")  # of other libraries
-@pytest.mark.parametrize("contender", ALL.values(), ids=list(ALL))
+@pytest.mark.parametrize("contender", program.ALL.values(), ids=list(program.ALL))
 def test_contenders_make_true_batches(contender: Contender, inputs: Inputs) -> None:
     """Every row of a batch is one pair of the split with all that belongs to it."""
     if contender.name in MODULES and importlib.util.find_spec(contender.name) is None:
@@ -227,7 +227,7 @@ def test_a_contender_that_fails_is_told_and_left_out(demo_store: Path) -> None:
 
 def test_closing_ends_the_process_and_its_workers(demo_store: Path) -> None:
     """Of a contender with two workers nothing is left."""
-    with Turns(partial(ALL["stock"].open, demo_store, 2, 8)) as turns:
+    with Turns(partial(program.ALL["stock"].open, demo_store, 2, 8)) as turns:
         started = tree(turns.pid)
         assert len(started) >= 3
     until(lambda: not [pid for pid in started if Path(f"/proc/{pid}").exists()])

@@ -21,11 +21,13 @@ import pytest
 
 import converters.__main__
 import jasper_mmap.__main__
+from converters import conversion, export
 from jasper_mmap import JASPERSteeringDataset, publish_negatives
-from jasper_mmap.commands import main as commands
-from jasper_mmap.commands import negatives
+from jasper_mmap.commands import answers
 from jasper_mmap.errors import FURTHER, JasperError, WorkerError, together
 from jasper_mmap.files.atomic import access_error
+from jasper_mmap.negatives import publish, renewal
+from jasper_mmap.store import summary
 from tests.converters.test_convert_disk import as_nobody
 from tests.converting import in_child
 from tests.mistakes import ESCAPE, FURTHER_ONES, KNOWN, Mistake, make_scene, section, told
@@ -327,11 +329,11 @@ def test_errors_are_made_printable_and_keep_their_lines() -> None:
 def test_interrupted_command_ends_with_130(name: str, scene: Path) -> None:
     """With one line on stderr, whatever it was doing."""
     patched = {
-        "verify": (commands, "verify_store"),
-        "inspect": (commands, "summarise"),
-        "publish": (negatives, "publish_negatives"),
-        "rollback": (negatives, "rollback_negatives"),
-        "generations": (negatives, "read_manifest"),
+        "verify": (renewal, "verify_store"),
+        "inspect": (summary, "summarise"),
+        "publish": (publish, "publish_negatives"),
+        "rollback": (publish, "rollback_negatives"),
+        "generations": (answers, "read_manifest"),
     }
     mined = [f"--negatives={scene}", f"--tiers={scene}"] if name == "publish" else []
     with mock.patch.object(*patched[name], side_effect=KeyboardInterrupt):
@@ -340,8 +342,11 @@ def test_interrupted_command_ends_with_130(name: str, scene: Path) -> None:
 
 def test_interrupted_conversion_ends_with_130(scene: Path) -> None:
     """Also where it goes back to .pt files."""
-    for name, options in (("convert", ()), ("export_pt", ("x", "--to-pt"))):
-        with mock.patch.object(converters.__main__, name, side_effect=KeyboardInterrupt):
+    for module, name, options in (
+        (conversion, "convert", ()),
+        (export, "export_pt", ("x", "--to-pt")),
+    ):
+        with mock.patch.object(module, name, side_effect=KeyboardInterrupt):
             expect_130(converters.__main__.main, "jasper-convert", str(scene / "built"), *options)
 
 
@@ -360,11 +365,12 @@ def expect_130(main: Callable[[], None], *arguments: str) -> None:
 INTERRUPTED = """
 import os, signal, sys, time
 import converters.__main__ as program
+from converters import conversion
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 def convert(*_, **__):
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(30)
-program.convert = convert
+conversion.convert = convert
 sys.argv = ["jasper-convert", "x"]
 program.main()
 """

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from converters import __main__, convert, export_pt
+from converters import conversion, convert, export_pt
 from converters.__main__ import main
 from jasper_mmap.errors import ExistsError
 from jasper_mmap.rules.schema import ARTIFACTS
@@ -118,7 +118,7 @@ def test_the_command_fails_in_one_line(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("two\nlines")
 
-    monkeypatch.setattr(__main__, "convert", fail)
+    monkeypatch.setattr(conversion, "convert", fail)
     unexpected = run_command(missing)
     assert unexpected.status == 1
     assert unexpected.stderr == (

@@ -14,7 +14,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from jasper_mmap import JASPERSteeringDataset, publish_negatives
-from jasper_mmap.commands.negatives import COMMANDS
+from jasper_mmap.commands.main import command
 from jasper_mmap.errors import ContentError, MissingFileError, UsageError
 from jasper_mmap.negatives.dropped import Place
 from jasper_mmap.negatives.inbox import Inbox
@@ -22,14 +22,11 @@ from jasper_mmap.store.pointer import read_pointer
 from tests.oracle import Oracle
 from tests.publishing import IMPORTING, NAMES, Tables, in_force, numbered, saved, until, with_value
 
-COMMAND = {command.name: command for command in COMMANDS}
-
-
 # Commands
 
 
 def _run(name: str, *arguments: object) -> Result:
-    return CliRunner().invoke(COMMAND[name], [str(a) for a in arguments])
+    return CliRunner().invoke(command, [name, *map(str, arguments)])
 
 
 def test_commands_publish_show_and_roll_back(store: Path, new: Tables, tmp_path: Path) -> None:
@@ -186,8 +183,8 @@ def test_watch_command_serves_an_inbox_until_signalled(
     folder = tmp_path / "mined"
     folder.mkdir()
     program = (
-        "import sys; from jasper_mmap.commands.negatives import COMMANDS;"
-        "from jasper_mmap.console import run; run(COMMANDS[3])"
+        "import sys; from jasper_mmap.commands.negatives import watch;"
+        "from jasper_mmap.console import run; run(watch)"
     )
     arguments = [str(store), "--inbox", str(folder), "--interval", "0.05", "--settle", "0.1"]
     service = subprocess.Popen(

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from converters import convert
 from jasper_mmap import publish_negatives
-from jasper_mmap.commands.negatives import COMMANDS
+from jasper_mmap.commands import main
 from jasper_mmap.errors import StorageError
 from jasper_mmap.negatives import candidate, dropped, filing
 from jasper_mmap.negatives.dropped import Place
@@ -31,7 +31,6 @@ from tests.oracle import Oracle
 from tests.publishing import IMPORTING, NAMES, Tables, in_force, numbered, saved, until, with_value
 
 HANGS = pytest.mark.timeout(120)
-WATCH = COMMANDS[3]
 
 
 def inbox_of(store: Path, **options: Any) -> Inbox:
@@ -591,7 +590,8 @@ def test_old_files_go_only_where_that_is_asked_for(
 
 def watch(store: Path, *arguments: object) -> Result:
     """Run the command to its end."""
-    return CliRunner().invoke(WATCH, [str(a) for a in (store, "--settle", "0.1", *arguments)])
+    command = ["watch", str(store), "--settle", "0.1", *map(str, arguments)]
+    return CliRunner().invoke(main.command, command)
 
 
 def events(ran: Result) -> list[dict[str, Any]]:

@@ -62,3 +62,53 @@ def test_names_of_the_packages_are_the_public_ones() -> None:
 def test_no_module_takes_the_place_of_a_name(package: str, first: str) -> None:
     """Whatever was imported before, `from converters import convert` gives the function."""
     run(PACKAGE_ORDERS, package, first)
+
+
+COMMAND = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+except SystemExit as ended:
+    print(f"ended with {ended.code}")
+print(*sys.modules, sep="\\n")
+"""
+
+
+@pytest.mark.parametrize("package", ["jasper_mmap", "converters"])
+@pytest.mark.parametrize(("option", "status"), [("--help", 0), ("--version", 0), ("--nonsense", 2)])
+def test_commands_answer_without_torch(package: str, option: str, status: int) -> None:
+    """What is asked or wrong before any work begins takes neither torch nor rich."""
+    lines = run(COMMAND, package, option).splitlines()
+    assert f"ended with {status}" in lines
+    assert HEAVY.intersection(lines) == {"click"}
+    if option == "--version":
+        program = {"jasper_mmap": "jasper-mmap", "converters": "jasper-convert"}[package]
+        assert lines[0] == f"{program}, version {jasper_mmap.__version__}"
+
+
+@pytest.mark.parametrize("name", ["bench", "publish", "verify", "watch"])
+def test_helps_of_commands_come_without_torch(name: str) -> None:
+    """Their choices and defaults too."""
+    lines = run(COMMAND, "jasper_mmap", name, "--help").splitlines()
+    assert "ended with 0" in lines
+    assert HEAVY.intersection(lines) == {"click"}
+
+
+def test_shell_completion_comes_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The names that begin with what was typed, and no more."""
+    monkeypatch.setitem(ENVIRONMENT, "_JASPER_MMAP_COMPLETE", "bash_complete")
+    monkeypatch.setitem(ENVIRONMENT, "COMP_WORDS", "jasper-mmap ver")
+    monkeypatch.setitem(ENVIRONMENT, "COMP_CWORD", "1")
+    program = """
+import sys
+from jasper_mmap.__main__ import main
+sys.argv = ["jasper-mmap"]
+try:
+    main()
+finally:
+    print(*sys.modules, sep="\\n")
+"""
+    lines = run(program).splitlines()
+    assert lines[0] == "plain,verify"
+    assert HEAVY.intersection(lines) == {"click"}

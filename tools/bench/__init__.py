@@ -1,5 +1,5 @@
 """The benchmark of this package against other loaders, and against the floor.
 
 May import: console, the ground, files, files/pt, rules, store, negatives, dataset, loader, bench,
-commands, converters, jasper_mmap.
+converters, jasper_mmap.
 """

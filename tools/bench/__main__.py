@@ -6,17 +6,17 @@ DIR is a store or a builder's folder; without it large random data (D=768, N=12)
 Measure on a machine that does nothing else.
 """
 
-import argparse
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+import click
 
 from jasper_mmap import JASPERSteeringDataset
 from jasper_mmap.bench.machine import busy, cores
@@ -30,15 +30,11 @@ from jasper_mmap.bench.measure import (
     open_floor,
     warm_up,
 )
+from jasper_mmap.bench.report import HEADER, RIGHT, conditions, row_of, sentences_of
 from jasper_mmap.bench.turns import ContenderError, in_own_process
-from jasper_mmap.commands.bench import (
-    conditions,
-    numbers,
-    print_conditions,
-    report_console,
-    table_of,
-)
-from jasper_mmap.errors import JasperError
+from jasper_mmap.console import PATH, Command, debug_option, echo, echo_table, integers
+from jasper_mmap.console import run as run_command
+from jasper_mmap.printable import size
 from tools.bench.contenders import CONTENDERS, Contender
 from tools.bench.inputs import PAIRS, Inputs, drop_from_memory, inputs_of, make_once
 from tools.bench.libraries import LIBRARIES
@@ -52,19 +48,34 @@ RECORD_PAIRS = 20_000
 ONE_THREAD = "floor-1"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What is to be measured, and of what."""
+
+    dir: Path | None
+    cache: Path
+    pairs: int
+    contenders: Sequence[Contender]
+    workers: Sequence[int]
+    batch_sizes: Sequence[int]
+    windows: Windows
+    fresh: bool
+    """Read files in anew, whatever lies in memory of them."""
+
+
 def _in_own_process(work: Callable[[], object], _folder: Path) -> None:
     in_own_process(work)
 
 
 def prepared(
-    contenders: list[Contender], inputs: Inputs, console: Console, *, fresh: bool
+    contenders: Sequence[Contender], inputs: Inputs, *, fresh: bool
 ) -> Iterator[Contender | Skipped]:
     """Each contender once its files are written and in memory, or why it is left out."""
     for contender in contenders:
         folder = contender.folder(inputs)
         try:
             if contender.prepare is not None:
-                console.print(f"preparing {contender.name} ...", soft_wrap=True)
+                echo(f"preparing {contender.name} ...", err=True)
                 work = partial(contender.prepare, folder, inputs.store, RECORD_PAIRS)
                 made_from = f"{inputs.store_id} {RECORD_PAIRS}"
                 make_once(folder, made_from, partial(_in_own_process, work))
@@ -78,7 +89,7 @@ def prepared(
 
 
 def entrants(
-    contenders: list[Contender], inputs: Inputs, workers: tuple[int, ...], batch_size: int
+    contenders: list[Contender], inputs: Inputs, workers: Sequence[int], batch_size: int
 ) -> Iterator[Entrant]:
     """All cells of one batch size: the floor of one thread, then each contender."""
     yield Entrant(name=ONE_THREAD, workers=0, open=partial(open_floor, inputs.store, batch_size, 1))
@@ -100,47 +111,42 @@ def disk_use(contenders: list[Contender], inputs: Inputs) -> dict[str, dict[str,
             own = [p for p in own if p.suffix == ".pt"]
         elif folder == inputs.store:
             own = [p for p in own if p.suffix != ".pt"]
-        size = sum(p.stat().st_size for p in own)
+        stored = sum(p.stat().st_size for p in own)
         count = min(RECORD_PAIRS, train) if contender.materialises else pairs
-        used[contender.name] = {"bytes": size, "pairs": count, "bytes_per_pair": size / count}
+        used[contender.name] = {"bytes": stored, "pairs": count, "bytes_per_pair": stored / count}
     return used
 
 
-def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Measure what the options ask for; the answer as plain values."""
-    windows = Windows(count=options.windows, seconds=options.seconds)
+def run(wanted: Wanted) -> tuple[list[Cell], dict[str, Any]]:
+    """Measure it and print the figures; the cells, and the answer as plain values."""
     before = busy()
-    inputs = inputs_of(options.dir, options.cache, options.pairs)
-    ready = list(prepared([ALL[n] for n in options.only], inputs, console, fresh=not options.quick))
-    skipped = [found for found in ready if isinstance(found, Skipped)]
-    contenders = [found for found in ready if isinstance(found, Contender)]
+    inputs = inputs_of(wanted.dir, wanted.cache, wanted.pairs)
+    ready = list(prepared(wanted.contenders, inputs, fresh=wanted.fresh))
+    skipped = [one for one in ready if isinstance(one, Skipped)]
+    contenders = [one for one in ready if isinstance(one, Contender)]
     for one in skipped:
-        console.print(f"[yellow]skipped[/] {one.contender}: {one.why}", soft_wrap=True)
+        echo(f"skipped {one.contender}: {one.why}", err=True)
     cells = []
-    for batch_size in options.batch_sizes:
-        wanted = entrants(contenders, inputs, options.workers, batch_size)
-        for found in measure(inputs.store, batch_size, wanted, windows):
-            where = f"B={batch_size} {found.contender}, {found.workers} workers"
-            if isinstance(found, Skipped):
-                console.print(f"[yellow]skipped[/] {where}: {found.why}", soft_wrap=True)
-                skipped.append(found)
+    for batch_size in wanted.batch_sizes:
+        entered = entrants(contenders, inputs, wanted.workers, batch_size)
+        for cell in measure(inputs.store, batch_size, entered, wanted.windows):
+            where = f"B={batch_size} {cell.contender}, {cell.workers} workers"
+            if isinstance(cell, Skipped):
+                echo(f"skipped {where}: {cell.why}", err=True)
+                skipped.append(cell)
             else:
-                console.print(f"{where}: {found.rate:,.0f} samples/s, {found.ratio:.3f}")
-                cells.append(found)
-    told = conditions(before, busy(), cells)
+                echo(f"{where}: {cell.rate:,.0f} samples/s, {cell.ratio:.3f}", err=True)
+                cells.append(cell)
+    circumstances = conditions(before, busy(), cells)
     disk = disk_use(contenders, inputs)
-    show(cells, skipped, disk, told, windows)
-    if options.plot:
-        names = {c.name: f"{c.name}: {c.what}" for c in contenders} | {
-            ONE_THREAD: f"{ONE_THREAD}: the floor, one thread"
-        }
-        title = f"{told['machine']['cores']} cores, torch {told['machine']['torch']}"
-        options.plot.write_text(plot(cells, names, title))
-    return {
-        **told,
+    show(cells, skipped, disk)
+    for sentence in sentences_of(circumstances, wanted.windows):
+        echo(sentence)
+    return cells, {
+        **circumstances,
         "command": ["python", "-m", "tools.bench", *sys.argv[1:]],
         "data": {"store": str(inputs.store), "store_id": inputs.store_id},
-        "windows": vars(windows),
+        "windows": vars(wanted.windows),
         "floor_threads": cores(),
         "cells": [cell.to_dict() for cell in cells],
         "disk": disk,
@@ -148,76 +154,92 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     }
 
 
-def show(
-    cells: list[Cell],
-    skipped: list[Skipped],
-    disk: dict[str, dict[str, float]],
-    told: dict[str, Any],
-    windows: Windows,
-) -> None:
-    """The table, what is on disk, what was left out, and under which conditions."""
-    console = report_console()
-    console.print()
-    console.print(table_of(cells))
-    console.print()
+def show(cells: list[Cell], skipped: list[Skipped], disk: dict[str, dict[str, float]]) -> None:
+    """The table, what is on disk, and what was left out."""
+    echo("")
+    echo_table(HEADER, map(row_of, cells), right=RIGHT)
+    echo("")
     for name, used in disk.items():
         part = f" ({used['pairs']:,} pairs)" if ALL[name].materialises else ""
-        console.print(
-            f"{name:12} {ALL[name].what}: {used['bytes'] / 2**20:,.0f} MB on disk{part},"
-            f" {used['bytes_per_pair'] / 1000:.1f} kB a pair",
-            soft_wrap=True,
+        echo(
+            f"{name:12} {ALL[name].what}: {size(used['bytes'])} on disk{part},"
+            f" {size(used['bytes_per_pair'])} a pair"
         )
     for one in skipped:
-        console.print(f"skipped {one.contender}: {one.why}", soft_wrap=True)
-    print_conditions(console, told, windows)
+        echo(f"skipped {one.contender}: {one.why}")
 
 
-def options_of(arguments: list[str] | None) -> argparse.Namespace:
-    """The command line, with defaults that depend on `--quick` filled in."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.bench", description=(__doc__ or "").partition("\n\n")[2]
-    )
-    parser.add_argument("dir", type=Path, nargs="?")
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--only", help=f"of {','.join(ALL)}")
-    parser.add_argument("--workers", type=numbers, default=(0, 2), help="as 0,2,4")
-    parser.add_argument("--batch-sizes", type=numbers, help="as 32,512")
-    parser.add_argument("--windows", type=int, help="how many are counted")
-    parser.add_argument("--seconds", type=float, help="length of a window")
-    parser.add_argument("--pairs", type=int, help="of the random data")
-    cache = Path(tempfile.gettempdir()) / "jasper-bench"
-    parser.add_argument("--cache", type=Path, default=cache, help="kept between runs: %(default)s")
-    parser.add_argument("--json", type=Path, help="file to write")
-    parser.add_argument("--plot", type=Path, help="SVG file to write")
-    options = parser.parse_args(arguments)
-    quick = options.quick
-    options.only = options.only.split(",") if options.only else list(QUICK if quick else ALL)
-    if unknown := set(options.only) - ALL.keys():
-        parser.error(f"--only: {', '.join(sorted(unknown))} is none of {', '.join(ALL)}")
-    options.batch_sizes = options.batch_sizes or ((32, 512) if quick else (32, 512, 2048))
-    options.windows = options.windows or (3 if quick else 5)
-    options.seconds = options.seconds or (0.3 if quick else 1.0)
-    options.pairs = options.pairs or (QUICK_PAIRS if quick else PAIRS)
-    return options
+def _contenders(
+    _context: click.Context, _option: click.Parameter, text: str | None
+) -> list[Contender] | None:
+    if text is None:
+        return None
+    names = text.split(",")
+    if unknown := set(names) - ALL.keys():
+        raise click.BadParameter(f"{', '.join(sorted(unknown))} is none of {', '.join(ALL)}")
+    return [ALL[name] for name in names]
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run as the command line asks."""
-    options = options_of(arguments)
+@click.command(cls=Command, help=(__doc__ or "").partition("\n\n")[2])
+@click.argument("folder", metavar="[DIR]", type=PATH, required=False)
+@click.option("--quick", is_flag=True, help="Few pairs, few contenders, short windows.")
+@click.option("--only", callback=_contenders, help=f"Of {','.join(ALL)}.")
+@click.option(
+    "--workers", callback=integers(0), default="0,2", show_default=True, help="E.g. 0,2,4."
+)
+@click.option("--batch-sizes", callback=integers(1), help="E.g. 32,512.")
+@click.option("--windows", "count", type=click.IntRange(1), help="How many are counted.")
+@click.option("--seconds", type=click.FloatRange(0, min_open=True), help="Length of a window.")
+@click.option("--pairs", type=click.IntRange(1), help="Of the random data.")
+@click.option(
+    "--cache",
+    type=PATH,
+    default=Path(tempfile.gettempdir()) / "jasper-bench",
+    show_default=True,
+    help="Kept between runs.",
+)
+@click.option("--json", "json_file", type=PATH, help="File to write.")
+@click.option("--plot", "plot_file", type=PATH, help="SVG file to write.")
+@debug_option
+def command(
+    folder: Path | None,
+    *,
+    quick: bool,
+    only: list[Contender] | None,
+    workers: tuple[int, ...],
+    batch_sizes: tuple[int, ...] | None,
+    count: int | None,
+    seconds: float | None,
+    pairs: int | None,
+    cache: Path,
+    json_file: Path | None,
+    plot_file: Path | None,
+) -> None:
     # Said of what other libraries leave to Python's clean-up when their process ends.
     os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
-    try:
-        answer = run(options, Console(stderr=True, highlight=False))
-    except JasperError as error:
-        sys.stderr.write(f"Error: {error}\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        return 130
-    if options.json:
-        options.json.write_text(json.dumps(answer, indent=2))
-    return 0
+    wanted = Wanted(
+        dir=folder,
+        cache=cache,
+        pairs=pairs or (QUICK_PAIRS if quick else PAIRS),
+        contenders=only or [ALL[name] for name in (QUICK if quick else ALL)],
+        workers=workers,
+        batch_sizes=batch_sizes or ((32, 512) if quick else (32, 512, 2048)),
+        windows=Windows(
+            count=count or (3 if quick else 5), seconds=seconds or (0.3 if quick else 1.0)
+        ),
+        fresh=not quick,
+    )
+    cells, answer = run(wanted)
+    if plot_file is not None:
+        names = {one.name: f"{one.name}: {one.what}" for one in wanted.contenders} | {
+            ONE_THREAD: f"{ONE_THREAD}: the floor, one thread"
+        }
+        about = answer["machine"]
+        title = f"{about['cores']} cores, torch {about['torch']}"
+        plot_file.write_text(plot(cells, names, title))
+    if json_file is not None:
+        json_file.write_text(json.dumps(answer, indent=2))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(command)
