@@ -13,7 +13,7 @@ import torch
 
 from tools.demo.__main__ import save_remined, train
 from tools.demo.folder import make_builder_folder
-from tools.demo.report import Epoch, Retrieval, shortcomings
+from tools.demo.results import Epoch, Retrieval, shortcomings
 
 ROOT = Path(__file__).parents[2]
 FIRST = Epoch(number=0, zero_share=0.5, generation=1, loss=2.0, seconds=1.0)
@@ -40,7 +40,7 @@ def test_demo_adopts_published_negatives_and_learns(demo_folder: Path, tmp_path:
     assert done.returncode == 0, done.stdout + done.stderr
     assert [done.stdout.count(f"generation {number}") for number in (1, 2, 3)] == [2, 2, 0]
     for name in ("zero", "centroid", "keyword", "residual", "(chance)"):
-        assert f" {name} " in done.stdout
+        assert re.search(rf"^{re.escape(name)} ", done.stdout, re.MULTILINE)
     assert (tmp_path / "store" / "negatives" / "000002.safetensors").exists()
 
 

@@ -3,7 +3,6 @@
 Run `python -m tools.bench.inputs DIR` to make only the synthetic folder.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -13,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 from torch import Tensor
 
 from converters import convert, export_pt
+from jasper_mmap.console import PATH, Command, debug_option, run
 from jasper_mmap.rules.names import SPLITS
 from jasper_mmap.rules.schema import STEERING
 from jasper_mmap.store.manifest import MANIFEST_FILE, read_manifest
@@ -129,15 +130,16 @@ def drop_from_memory(folder: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def main() -> None:
-    """Write a folder as the command line asks."""
-    parser = argparse.ArgumentParser(description="Write a large random builder's folder.")
-    parser.add_argument("dir", type=Path)
-    for option, default in (("pairs", PAIRS), ("dim", DIM), ("neg", N_NEG)):
-        parser.add_argument(f"--{option}", type=int, default=default)
-    args = parser.parse_args()
-    make_folder(args.dir, args.pairs, args.dim, args.neg)
+@click.command(cls=Command)
+@click.argument("folder", metavar="DIR", type=PATH)
+@click.option("--pairs", type=click.IntRange(1), default=PAIRS, show_default=True)
+@click.option("--dim", type=click.IntRange(1), default=DIM, show_default=True)
+@click.option("--neg", type=click.IntRange(1), default=N_NEG, show_default=True)
+@debug_option
+def command(folder: Path, *, pairs: int, dim: int, neg: int) -> None:
+    """Write a large random builder's folder."""
+    make_folder(folder, pairs, dim, neg)
 
 
 if __name__ == "__main__":
-    main()
+    run(command)

@@ -3,12 +3,14 @@
 Samples per second, and in brackets the ratio to the floor of the same run.
 """
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
+import click
+
 from jasper_mmap.bench.measure import ratio_text
+from jasper_mmap.console import PATH, Command, debug_option, echo, run
 
 
 def markdown(answer: dict[str, Any]) -> str:
@@ -42,19 +44,24 @@ def _figure(cell: dict[str, Any], cells: list[dict[str, Any]]) -> str:
     return f"**{figure}**" if fastest else figure
 
 
-def main() -> None:
-    """Print the table, and below it what it was measured with."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("file", type=Path)
-    answer = json.loads(parser.parse_args().file.read_text())
+@click.command(cls=Command)
+@click.argument("file", type=PATH)
+@debug_option
+def command(file: Path) -> None:
+    """Print the README's table of a benchmark's JSON.
+
+    Below it stands what it was measured with.
+    """
+    answer = json.loads(file.read_text())
     machine, windows = answer["machine"], answer["windows"]
-    print(markdown(answer))
-    print(
-        f"\n{machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}; medians of"
+    click.echo(markdown(answer))
+    echo("")
+    echo(
+        f"{machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}; medians of"
         f" {windows['count']} windows of {windows['seconds']:g} s;"
         f" {'quiet' if answer['quiet'] else 'not quiet, so compare ratios'}."
     )
 
 
 if __name__ == "__main__":
-    main()
+    run(command)

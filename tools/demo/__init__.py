@@ -1,5 +1,5 @@
 """The demonstration: a synthetic folder is made, converted, trained on and evaluated.
 
 May import: console, the ground, files, files/pt, rules, store, negatives, dataset, loader, bench,
-commands, converters, jasper_mmap.
+converters, jasper_mmap.
 """

@@ -9,17 +9,15 @@ synthetic data unless the loss fell and retrieval with each steering is far abov
 Shape letters: `B` batch, `D` embedding_dim, `N` n_neg.
 """
 
-import argparse
 import math
-import sys
 import tempfile
 import time
 from collections.abc import Iterable
 from multiprocessing import get_context
 from pathlib import Path
 
+import click
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
@@ -33,19 +31,21 @@ from jasper_mmap import (
     set_epoch,
     validate_first_batch,
 )
-from jasper_mmap.errors import JasperError
+from jasper_mmap.console import PATH, Command, debug_option, echo, run
+from jasper_mmap.errors import FURTHER, JasperError
 from jasper_mmap.negatives.renewal import verify_store
+from jasper_mmap.printable import size
 from jasper_mmap.rules.names import VARIANTS, Variant
 from jasper_mmap.rules.schema import NEGATIVES
 from jasper_mmap.store.lint import MEANING
 from tools.demo.folder import make_builder_folder, remine_negatives
-from tools.demo.report import (
+from tools.demo.results import (
     Epoch,
     Retrieval,
     no_numbers,
-    retrieval_table,
+    print_retrieval,
+    print_training,
     shortcomings,
-    training_table,
 )
 
 BATCH_SIZE = 64
@@ -179,47 +179,53 @@ def evaluate(predictor: Predictor, loader: JASPERDataLoader, variant: Variant) -
     return Retrieval(accuracy=(rank == 1).double().mean().item(), mean_rank=rank.mean().item())
 
 
-def run(options: argparse.Namespace, scratch: Path, console: Console) -> list[str]:
-    """Do it all below `scratch` (the store excepted, if one was named); return what failed.
+def demonstrate(
+    source: Path | None,
+    new_negatives: Path | None,
+    store: Path,
+    scratch: Path,
+    *,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+) -> list[str]:
+    """Do it all, with what has to be made of the rest in `scratch`; return what failed.
 
     What a named folder's data is hard to learn from is told and is no failure.
     """
-    source, new_negatives = options.dir, options.new_negatives
+    synthetic = source is None
     if source is None:
-        source = make_builder_folder(scratch / "builder", seed=options.seed)
+        source = make_builder_folder(scratch / "builder", seed=seed)
         new_negatives = new_negatives or save_remined(source, scratch / "remined")
-    store = options.store or scratch / "store"
     report = convert(source, store)
-    console.print(
-        f"converted {source} to {store}: {report.bytes_written / 2**20:.1f} MB", soft_wrap=True
-    )
+    echo(f"converted {source} to {store}: {size(report.bytes_written)}")
     for name, count in report.warnings.items():
         if count:
-            console.print(f"worth a look: {count} {MEANING[name]}", soft_wrap=True)
+            echo(f"worth a look: {count} {MEANING[name]}")
     for note in report.notes:
-        console.print(f"worth a look: {note}", soft_wrap=True)
+        echo(f"worth a look: {note}")
     verified = verify_store(store)
     if not verified.ok:
         return [problem.message for problem in verified.problems]
-    console.print(f"verified {verified.files} files: checksums, shapes, ranges and indices")
+    echo(f"verified {verified.files} files: checksums, shapes, ranges and indices")
 
-    predictor, epochs = train(store, options.epochs, options.batch_size, new_negatives)
-    console.print(training_table(epochs))
+    predictor, trained = train(store, epochs, batch_size, new_negatives)
+    print_training(trained)
     loader = held_out_loader(store)
     if loader is None:
-        console.print("val and test are empty, so there is nothing to evaluate on")
-        return no_numbers(epochs)
+        echo("val and test are empty, so there is nothing to evaluate on")
+        return no_numbers(trained)
     dataset = loader.dataset_obj
     results: dict[str, Retrieval] = {name: evaluate(predictor, loader, name) for name in VARIANTS}
-    console.print(retrieval_table(results, dataset.split, dataset.n_neg))
-    missed = shortcomings(epochs, results, dataset.n_neg)
-    if options.dir is None:
+    print_retrieval(results, dataset.split, dataset.n_neg)
+    missed = shortcomings(trained, results, dataset.n_neg)
+    if synthetic:
         if not missed:
-            console.print("Loss fell and every steering beats chance by far.")
+            echo("Loss fell and every steering beats chance by far.")
         return missed
     for text in missed:
-        console.print(f"hard to learn from: {text}", soft_wrap=True)
-    return no_numbers(epochs)
+        echo(f"hard to learn from: {text}")
+    return no_numbers(trained)
 
 
 def save_remined(source: Path, folder: Path) -> Path:
@@ -230,24 +236,27 @@ def save_remined(source: Path, folder: Path) -> Path:
     return folder
 
 
-def main() -> None:
-    """Run it as the command line asks; exit with 1 where something failed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("dir", type=Path, nargs="?", help="a builder's folder of .pt files")
-    parser.add_argument("--new-negatives", type=Path, help="folder of the negatives to publish")
-    parser.add_argument("--store", type=Path, help="where to keep the store (default: nowhere)")
-    for option, default in (("epochs", 6), ("batch-size", 64), ("seed", 0)):
-        parser.add_argument(f"--{option}", type=int, default=default)
-    options = parser.parse_args()
-    console = Console()
-    try:
-        with tempfile.TemporaryDirectory(prefix="jasper-demo-") as scratch:
-            failed = run(options, Path(scratch), console)
-    except JasperError as error:
-        sys.exit(f"demo: {error}")
+@click.command(cls=Command)
+@click.argument("source", metavar="[DIR]", type=PATH, required=False)
+@click.option("--new-negatives", type=PATH, help="Folder of the negatives to publish.")
+@click.option("--store", type=PATH, help="Where to keep the store.  [default: nowhere]")
+@click.option("--epochs", type=click.IntRange(1), default=6, show_default=True)
+@click.option("--batch-size", type=click.IntRange(1), default=BATCH_SIZE, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@debug_option
+def command(
+    source: Path | None, new_negatives: Path | None, store: Path | None, **settings: int
+) -> None:
+    """Convert, verify, train on and evaluate the builder's folder DIR.
+
+    Without DIR a small synthetic one is made, on which the loss must fall.
+    """
+    with tempfile.TemporaryDirectory(prefix="jasper-demo-") as folder:
+        scratch = Path(folder)
+        failed = demonstrate(source, new_negatives, store or scratch / "store", scratch, **settings)
     if failed:
-        sys.exit("demo: " + "\n".join(failed))
+        raise JasperError(FURTHER.join(failed))
 
 
 if __name__ == "__main__":
-    main()
+    run(command)

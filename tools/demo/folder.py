@@ -8,17 +8,18 @@ Shape letters: `D` embedding_dim, `N` n_neg, `N_q` questions, `N_s` sources, `N_
 `N_c` clusters, `N_p` pairs.
 """
 
-import argparse
 import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
+from jasper_mmap.console import PATH, Command, debug_option, echo, run
 from tools.demo.negatives import mine_negatives, nearest_cluster
 
 UNTIDY = frozenset({"views", "noncontiguous", "legacy", "empty_val", "empty_test", "zero_vectors"})
@@ -222,16 +223,18 @@ def _store_untidily(tensor: Tensor, untidy: frozenset[str]) -> Tensor:
     return base.T if tensor.ndim == 2 else base[:, 0]
 
 
-def main() -> None:
-    """Write a folder as the command line asks."""
-    parser = argparse.ArgumentParser(description="Write a synthetic builder's folder.")
-    parser.add_argument("dir", type=Path)
-    for option, default in (("seed", 0), ("pairs", 2000), ("dim", 64), ("neg", 12)):
-        parser.add_argument(f"--{option}", type=int, default=default)
-    args = parser.parse_args()
-    make_builder_folder(args.dir, seed=args.seed, n_pairs=args.pairs, dim=args.dim, n_neg=args.neg)
-    print(f"{args.dir}: {args.pairs} pairs, D={args.dim}, N={args.neg}, seed {args.seed}")
+@click.command(cls=Command)
+@click.argument("folder", metavar="DIR", type=PATH)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--pairs", type=click.IntRange(3), default=2000, show_default=True)
+@click.option("--dim", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--neg", type=click.IntRange(1), default=12, show_default=True)
+@debug_option
+def command(folder: Path, *, seed: int, pairs: int, dim: int, neg: int) -> None:
+    """Write a synthetic builder's folder."""
+    make_builder_folder(folder, seed=seed, n_pairs=pairs, dim=dim, n_neg=neg)
+    echo(f"{folder}: {pairs} pairs, D={dim}, N={neg}, seed {seed}")
 
 
 if __name__ == "__main__":
-    main()
+    run(command)

@@ -6,7 +6,7 @@ Shape letters: `N` n_neg.
 import math
 from dataclasses import dataclass
 
-from rich.table import Table
+from jasper_mmap.console import echo_table
 
 LOSS_MUST_FALL_TO = 0.8
 """The last epoch's loss as a share of the first one's, at most."""
@@ -33,28 +33,31 @@ class Retrieval:
     """1 is best, N + 1 worst."""
 
 
-def training_table(epochs: list[Epoch]) -> Table:
-    """Return what each epoch was trained on, and its loss."""
-    table = Table("epoch", "zero steering", "negatives", "loss", "seconds", title="Training")
-    for epoch in epochs:
-        table.add_row(
+def print_training(epochs: list[Epoch]) -> None:
+    """What each epoch was trained on, and its loss."""
+    rows = [
+        (
             str(epoch.number),
             f"{epoch.zero_share:.0%}",
             f"generation {epoch.generation}",
             f"{epoch.loss:.3f}",
             f"{epoch.seconds:.1f}",
         )
-    return table
+        for epoch in epochs
+    ]
+    header = ("epoch", "zero steering", "negatives", "loss", "seconds")
+    echo_table(header, rows, title="Training")
 
 
-def retrieval_table(results: dict[str, Retrieval], split: str, n_neg: int) -> Table:
-    """Return the accuracy and mean rank of each forced steering, and those of chance."""
-    title = f"Target among {n_neg} negatives, {split}"
-    table = Table("steering", "ranked first", "mean rank", title=title)
+def print_retrieval(results: dict[str, Retrieval], split: str, n_neg: int) -> None:
+    """The accuracy and mean rank of each forced steering, and those of chance."""
     chance = Retrieval(accuracy=1 / (n_neg + 1), mean_rank=(n_neg + 2) / 2)
-    for name, result in {**results, "(chance)": chance}.items():
-        table.add_row(name, f"{result.accuracy:.1%}", f"{result.mean_rank:.2f}")
-    return table
+    rows = [
+        (name, f"{result.accuracy:.1%}", f"{result.mean_rank:.2f}")
+        for name, result in {**results, "(chance)": chance}.items()
+    ]
+    title = f"Target among {n_neg} negatives, {split}"
+    echo_table(("steering", "ranked first", "mean rank"), rows, title=title)
 
 
 def shortcomings(epochs: list[Epoch], results: dict[str, Retrieval], n_neg: int) -> list[str]:
