@@ -16,24 +16,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..rules.integers import SIGNED, as_int64
 from ..rules.schema import PLAIN, STEERING, WIDE, Column
 from .batch_layout import Target, empty_plain
 from .stack import Stack
 
-# torch has no index_select for these: read as the signed dtype of that width, then masked.
-_SIGNED = {
-    torch.uint16: (torch.int16, 0xFFFF),
-    torch.uint32: (torch.int32, 0xFFFFFFFF),
-    torch.uint64: (torch.int64, -1),  # checked to be below 2**63 when it was converted
-}
 _PIECE_BYTES: Final = 1 << 21
 
 
 def rows_of(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """`table[index]` for a 1-D int64 `index`; unsigned tables come as int64."""
-    if table.dtype in _SIGNED:
-        signed, mask = _SIGNED[table.dtype]
-        return table.view(signed).index_select(0, index).to(torch.int64) & mask
+    if (signed := SIGNED.get(table.dtype)) is not None:
+        return as_int64(table.view(signed).index_select(0, index).view(table.dtype))
     return table.index_select(0, index)
 
 

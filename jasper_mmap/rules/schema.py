@@ -18,7 +18,7 @@ Kind = Literal["float", "int", "ragged"]
 TIERS: Final = (1, 2, 3, 4)
 EMBEDDING_DTYPES: Final[dict[str, torch.dtype]] = {n: getattr(torch, n) for n in NARROW_DTYPES}
 FLOAT_DTYPES: Final = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-# The unsigned ones beyond uint8 have hardly any operator in torch; `gather` reads them as signed.
+# The unsigned ones beyond uint8 have hardly any operator in torch: see `integers`.
 INT_DTYPES: Final = (
     torch.int64,
     torch.int32,
