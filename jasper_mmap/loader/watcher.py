@@ -18,7 +18,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, Self, get_args
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from ..dataset.adoption import Adoption
 from ..dataset.control import in_worker
@@ -35,7 +35,7 @@ _log = logging.getLogger("jasper_mmap")
 
 
 def watch_negatives(
-    loader_or_dataset: DataLoader[Any] | JASPERSteeringDataset,
+    loader_or_dataset: DataLoader[Any] | Dataset[Any],
     interval_s: float = 1.0,
     adopt: Adopt = "now",
     on_reload: Callable[[int], None] | None = None,
