@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable, Generator
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, Phase, settings
 
 from converters import convert
 from tests.folders import SYNTHETIC, make_synthetic
@@ -27,14 +29,31 @@ HARMLESS = (
     "ignore:This DataLoader will create:UserWarning",
 )
 
+# Bounded: the same examples in every run, and what fails is not made smaller, which takes minutes.
+# By `--hypothesis-profile=long`: for an hour, others in every run, no limit of time on a test.
+_PACE: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile(
+    "bounded",
+    max_examples=240,
+    derandomize=True,
+    phases=[Phase.explicit, Phase.generate],
+    **_PACE,
+)
+settings.register_profile("long", max_examples=12_000, print_blob=True, **_PACE)
+settings.load_profile("bounded")
+
 # Without it every forkserver worker imports torch anew, which takes longer than the tests.
 multiprocessing.set_forkserver_preload(["torch"])
 
 
+@pytest.hookimpl(trylast=True)  # after the one that marks tests as Hypothesis's
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let every test start two workers by fork without a warning."""
+    """Let every test start two workers by fork without a warning, and long ones take their time."""
     for item, warning in product(items, HARMLESS):
         item.add_marker(pytest.mark.filterwarnings(warning))
+    for item in items:
+        if item.get_closest_marker("hypothesis") and settings.get_current_profile_name() == "long":
+            item.add_marker(pytest.mark.timeout(0))
 
 
 @pytest.hookimpl(wrapper=True)

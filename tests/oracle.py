@@ -14,13 +14,21 @@ from torch import Tensor
 
 VARIANTS = ("zero", "centroid", "keyword", "residual")
 STEERING_FILES = {1: "steering_centroid", 2: "steering_keyword_weighted", 3: "steering_residual"}
+NARROWED = ("question_embs", "source_embs", *STEERING_FILES.values())
+"""What `embeddings_dtype` narrows."""
+EARLIER_CURRICULUM = {"zero_prob_start": 0.5, "zero_prob_end": 0.1, "epochs_total": 100}
+"""The curriculum where `config.json` has one with none of these keys."""
 DERIVED_TOLERANCE = 1e-6  # of a centroid distance computed because its file is missing
 
 
 class Oracle:
-    """One builder's folder; its `hard_negatives` and `negative_tiers` (rows) may be replaced."""
+    """One builder's folder; its `hard_negatives` and `negative_tiers` (rows) may be replaced.
 
-    def __init__(self, folder: Path) -> None:
+    `embeddings_dtype` is what its conversion narrows to.
+    """
+
+    def __init__(self, folder: Path, embeddings_dtype: torch.dtype | None = None) -> None:
+        self._narrowed = embeddings_dtype
         self.config: dict[str, Any] = json.loads((folder / "config.json").read_text())
         self.tables: dict[str, Any] = {
             path.stem: torch.load(path, weights_only=True) for path in folder.glob("*.pt")
@@ -70,14 +78,13 @@ class Oracle:
         `steering_probabilities`; where those are all 0, centroid takes it.
         """
         base = {name: float(self.config["steering_probabilities"][name]) for name in VARIANTS}
-        if "curriculum" not in self.config:
+        rule = self.config.get("curriculum")
+        if not rule:
             return base
-        rule = self.config["curriculum"]
-        start, end, total = (
-            rule["zero_prob_start"],
-            rule["zero_prob_end"],
-            rule["epochs_total"],
-        )
+        if not rule.keys() & EARLIER_CURRICULUM:
+            rule = EARLIER_CURRICULUM
+        start, end = rule["zero_prob_start"], rule["zero_prob_end"]
+        total = max(1, rule["epochs_total"])
         zero = end if epoch >= total else start + (end - start) * epoch / total
         others = base["centroid"] + base["keyword"] + base["residual"]
         if others == 0:
@@ -87,7 +94,10 @@ class Oracle:
 
     def _float_row(self, table: str, row: int) -> Tensor:
         stored: Tensor = self.tables[table][row]
-        return stored.to(torch.float32)
+        narrowed = self._narrowed
+        if narrowed and table in NARROWED and narrowed.itemsize < stored.dtype.itemsize:
+            stored = stored.to(narrowed)
+        return stored.detach().to(torch.float32)
 
     def _steering(self, pair: int, variant: int) -> Tensor:
         if variant == 0:
@@ -137,5 +147,11 @@ def assert_batches_equal(
 
 
 def _bits(column: Tensor) -> Tensor:
-    """Return float32 as its bits, so that NaN equals itself and -0.0 is not 0.0."""
-    return column.contiguous().view(torch.int32) if column.is_floating_point() else column
+    """Return float32 as its bits, so that NaN equals itself and -0.0 is not 0.0.
+
+    Every NaN has the same: torch widens the payload of one in float16 otherwise at the end of a run
+    of values than in the middle.
+    """
+    if not column.is_floating_point():
+        return column
+    return torch.where(column.isnan(), torch.nan, column).view(torch.int32)

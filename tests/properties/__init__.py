@@ -1,0 +1,1 @@
+"""What holds of every store, whatever is in it: Hypothesis draws what nobody thought of."""
