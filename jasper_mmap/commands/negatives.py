@@ -188,13 +188,7 @@ def watch(
         keep_days=keep_days,
     )
     with logged_to_stdout(as_json=as_json), signals_held() as signals:
-        service.begin()
-        service.look(signals.came)
         if once:
-            if signals.wait(settle) is None:  # the second look sees what has rested since
-                service.look(signals.came)
-            service.check()
-            return
-        while (number := signals.wait(interval)) is None:
-            service.look(signals.came)
-        service.end(number.name)
+            service.run_once(signals)
+        else:
+            service.run(signals, interval)

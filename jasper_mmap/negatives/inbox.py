@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import errno
 import logging
+import signal
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from ..errors import (
     BusyError,
@@ -44,6 +45,16 @@ _MESSAGES: Final = 100
 """So many are remembered, not to be said again."""
 
 _log = logging.getLogger("jasper_mmap.inbox")
+
+
+class Ending(Protocol):
+    """What ends a service, a signal for example."""
+
+    def came(self) -> bool:
+        """Whether it is to end."""
+
+    def wait(self, seconds: float) -> signal.Signals | None:
+        """Why it is to end, once that is known within so many seconds."""
 
 
 class Inbox:
@@ -81,7 +92,23 @@ class Inbox:
         self.refused = 0
         self.stuck: dict[str, str] = {}
 
-    def begin(self) -> None:
+    def run(self, ending: Ending, interval_s: float) -> None:
+        """Look every `interval_s` seconds until the end."""
+        self._begin()
+        self.look(ending.came)
+        while (why := ending.wait(interval_s)) is None:
+            self.look(ending.came)
+        _say(logging.INFO, "ended", f"ended by {why.name}")
+
+    def run_once(self, ending: Ending) -> None:
+        """Publish what is complete now. Raises unless that was all that is there."""
+        self._begin()
+        self.look(ending.came)
+        if ending.wait(self._settle_s) is None:  # the second look sees what has rested since
+            self.look(ending.came)
+        self._check()
+
+    def _begin(self) -> None:
         """Make the inbox where it is missing, and tell what is watched."""
         folder = self._place.folder
         if self._place.make():
@@ -89,11 +116,7 @@ class Inbox:
         watched = " and ".join(self._place.patterns)
         _say(logging.INFO, "watching", f"watching {folder} for {watched}", inbox=str(folder))
 
-    def end(self, why: str) -> None:
-        """Tell that nobody will look any more."""
-        _say(logging.INFO, "ended", f"ended by {why}")
-
-    def check(self) -> None:
+    def _check(self) -> None:
         """Raise unless everything complete was published, or was in force already."""
         folder = self._place.folder
         if self.stuck:
