@@ -142,8 +142,8 @@ def echo_json(value: Any) -> None:
 def echo_table(
     header: Sequence[str],
     rows: Iterable[Sequence[str]],
-    *,
     right: Iterable[int] = (),
+    *,
     fold: bool = False,
     title: str | None = None,
 ) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
-import time
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
+
+from ..files.page_cache import memory_bytes
+from .processes import cores_busy
 
 MB: Final = 1 << 20
 _QUIET_LOAD: Final = 0.5
@@ -27,7 +29,7 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": _cpu_name(),
         "cores": cores(),
-        "memory_mb": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // MB,
+        "memory_mb": memory_bytes() // MB,
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -45,29 +47,14 @@ def _cpu_name() -> str:
     return names[0] if names else platform.machine()
 
 
-def busy() -> dict[str, float]:
+def busy() -> dict[str, float | None]:
     """How busy the machine is with other programs: the load average of a minute, and the cores in
-    use while this process sleeps for a second."""
-    before = _busy_ticks()
-    time.sleep(_LOOK_S)
-    ticks = _busy_ticks() - before
-    return {
-        "average": os.getloadavg()[0],
-        "cores_busy": ticks / (os.sysconf("SC_CLK_TCK") * _LOOK_S),
-    }
+    use while this process sleeps for a second (None without psutil)."""
+    return {"average": os.getloadavg()[0], "cores_busy": cores_busy(_LOOK_S)}
 
 
-def _busy_ticks() -> int:
-    try:
-        fields = Path("/proc/stat").read_text().split(maxsplit=9)
-    except OSError:
-        return 0
-    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[1:9])
-    return user + nice + system + irq + softirq + steal
-
-
-def was_quiet(before: dict[str, float], after: dict[str, float]) -> bool:
-    """Whether nothing else ran; the average after the run holds the run itself, so it says
-    nothing."""
-    busy = max(before["cores_busy"], after["cores_busy"])
-    return before["average"] <= _QUIET_LOAD and busy <= _QUIET_CORES
+def was_quiet(before: dict[str, float | None], after: dict[str, float | None]) -> bool:
+    """Whether nothing else ran, as far as that can be seen; the average after the run holds the
+    run itself, so it says nothing."""
+    cores_used = max(before["cores_busy"] or 0.0, after["cores_busy"] or 0.0)
+    return (before["average"] or 0.0) <= _QUIET_LOAD and cores_used <= _QUIET_CORES

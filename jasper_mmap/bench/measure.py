@@ -26,7 +26,8 @@ from ..loader.loader import create_loader
 from ..progress import Show
 from ..rules.schema import Batch
 from .machine import MB, cores
-from .turns import ContenderError, Running, Turns, memory
+from .processes import Memory, memory
+from .turns import ContenderError, Running, Turns
 
 SPLIT: Final = "train"
 _SEED: Final = 7
@@ -49,9 +50,8 @@ class Cell:
     floor_windows: tuple[float, ...]
     open_s: float
     first_batch_s: float
-    parent_rss_mb: float
-    workers_pss_mb: float
-    workers_uss_mb: float
+    memory: Memory | None
+    """Of its process and its workers; None without psutil."""
 
     @property
     def rate(self) -> float:
@@ -68,12 +68,18 @@ class Cell:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain numbers, with what follows from them."""
-        return asdict(self) | {
+        figures = asdict(self) | {
             "samples_per_s": self.rate,
             "low": min(self.windows),
             "high": max(self.windows),
             "floor_samples_per_s": self.floor,
             "ratio": self.ratio,
+        }
+        used = figures.pop("memory") or (None, None, None)
+        names = ("parent_rss_mb", "workers_pss_mb", "workers_uss_mb")
+        return figures | {
+            name: None if n_bytes is None else n_bytes / MB
+            for name, n_bytes in zip(names, used, strict=True)
         }
 
 
@@ -137,9 +143,7 @@ def _measure_one(entrant: Entrant, batch_size: int, floor: Turns, windows: Windo
         floor_windows=tuple(floor_rates[1:]),
         open_s=contender.started.open_s,
         first_batch_s=contender.started.first_batch_s,
-        parent_rss_mb=used.parent_rss / MB,
-        workers_pss_mb=used.workers_pss / MB,
-        workers_uss_mb=used.workers_uss / MB,
+        memory=used,
     )
 
 

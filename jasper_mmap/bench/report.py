@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, Final
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, NamedTuple
 
-from .machine import machine, was_quiet
+from ..printable import size
+from .machine import MB, machine, was_quiet
 from .measure import Cell, Windows, floor_spread, ratio_text
 
 _STEADY: Final = 1.5
 """The floor's fastest window over its slowest, at most, on a quiet machine."""
-HEADER: Final = (
+_HEADER: Final = (
     "B",
     "loader",
     "workers",
@@ -20,16 +21,27 @@ HEADER: Final = (
     "ratio",
     "open ms",
     "first ms",
-    "parent MB",
-    "workers PSS",
-    "USS MB",
 )
-RIGHT: Final = tuple(n for n, title in enumerate(HEADER) if title != "loader")
-"""The columns of numbers."""
+_MEMORY: Final = ("parent", "workers PSS", "USS")
 
 
-def row_of(cell: Cell) -> tuple[str, ...]:
-    """A cell as a row below `HEADER`."""
+class Table(NamedTuple):
+    """Rows of text below a header; the columns numbered by `right` hold numbers."""
+
+    header: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    right: tuple[int, ...]
+
+
+def table_of(cells: Sequence[Cell]) -> Table:
+    """One row a cell; memory only where it is known."""
+    known = any(cell.memory for cell in cells)
+    header = _HEADER + _MEMORY if known else _HEADER
+    rows = [_figures(cell) + (_memory(cell) if known else ()) for cell in cells]
+    return Table(header, rows, tuple(n for n, title in enumerate(header) if title != "loader"))
+
+
+def _figures(cell: Cell) -> tuple[str, ...]:
     return (
         str(cell.batch_size),
         cell.contender,
@@ -40,14 +52,18 @@ def row_of(cell: Cell) -> tuple[str, ...]:
         ratio_text(cell.ratio),
         f"{cell.open_s * 1e3:,.0f}",
         f"{cell.first_batch_s * 1e3:,.0f}",
-        f"{cell.parent_rss_mb:,.0f}",
-        f"{cell.workers_pss_mb:,.0f}" if cell.workers else "",
-        f"{cell.workers_uss_mb:,.0f}" if cell.workers else "",
     )
 
 
+def _memory(cell: Cell) -> tuple[str, ...]:
+    if cell.memory is None:
+        return ("", "", "")
+    parent, pss, uss = map(size, cell.memory)
+    return (parent, pss, uss) if cell.workers else (parent, "", "")
+
+
 def conditions(
-    before: dict[str, float], after: dict[str, float], cells: Iterable[Cell]
+    before: dict[str, float | None], after: dict[str, float | None], cells: Iterable[Cell]
 ) -> dict[str, Any]:
     """What the figures depend on, and whether something disturbed them."""
     spread = floor_spread(cells)
@@ -64,13 +80,12 @@ def sentences_of(found: dict[str, Any], windows: Windows) -> list[str]:
     """The machine, its load, how often was measured, and a warning if it was not quiet."""
     about, before, after = found["machine"], found["load_before"], found["load_after"]
     lines = [
-        f"{about['cpu']}, {about['cores']} cores, {about['memory_mb']:,} MB; {about['system']};"
-        f" Python {about['python']}, torch {about['torch']} with {about['threads']} threads,"
-        f" numpy {about['numpy']}",
+        f"{about['cpu']}, {about['cores']} cores, {size(about['memory_mb'] * MB)};"
+        f" {about['system']}; Python {about['python']}, torch {about['torch']} with"
+        f" {about['threads']} threads, numpy {about['numpy']}",
         f"medians of {windows.count} windows of {windows.seconds:g} s, in turns with the floor's;"
         f" load average {before['average']:.2f} before, {after['average']:.2f} after;"
-        f" cores busy with other programs {before['cores_busy']:.2f} before,"
-        f" {after['cores_busy']:.2f} after; the floor's windows differ by a factor of"
+        f" {_busy_text(before, after)}; the floor's windows differ by a factor of"
         f" {found['floor_spread']:.2f}",
     ]
     if not found["quiet"]:
@@ -79,3 +94,12 @@ def sentences_of(found: dict[str, Any], windows: Windows) -> list[str]:
             " not its own. What several threads read together suffers most."
         )
     return lines
+
+
+def _busy_text(before: dict[str, Any], after: dict[str, Any]) -> str:
+    if before["cores_busy"] is None:
+        return "how busy other programs were, and memory, are not known without psutil"
+    return (
+        f"cores busy with other programs {before['cores_busy']:.2f} before,"
+        f" {after['cores_busy']:.2f} after"
+    )

@@ -2,7 +2,7 @@
 
 The driver starts each contender in a process (and session) of its own and tells it through a pipe
 to run for a while; the others wait. A process ends when the driver says so, or when the pipe closes
-because the driver died. Memory and idleness are read from /proc, from outside.
+because the driver died.
 """
 
 from __future__ import annotations
@@ -21,14 +21,12 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
 from ..errors import JasperError
+from .processes import settle
 
 _START_TIMEOUT_S: Final = 600.0
 _TURN_TIMEOUT_S: Final = 120.0
 _END_TIMEOUT_S: Final = 10.0
 _ABORT_TIMEOUT_S: Final = 2.0
-_IDLE_S: Final = 0.05
-_IDLE_PATIENCE_S: Final = 3.0
-_PROC: Final = Path("/proc")
 
 
 class ContenderError(JasperError, RuntimeError):
@@ -49,14 +47,6 @@ class Started(NamedTuple):
 
     open_s: float
     first_batch_s: float
-
-
-class Memory(NamedTuple):
-    """Bytes of a process and of all it started; `uss` is what none shares, `pss` shares divided."""
-
-    parent_rss: int
-    workers_pss: int
-    workers_uss: int
 
 
 class Turns:
@@ -196,56 +186,3 @@ def _turn(running: Running, seconds: float) -> float:
         samples += running.step()
         now = time.perf_counter()
     return samples / (now - began)
-
-
-def tree(pid: int) -> list[int]:
-    """`pid` and all processes under it."""
-    parents: dict[int, list[int]] = {}
-    for entry in _PROC.iterdir():
-        if entry.name.isdigit() and (fields := _stat(int(entry.name))):
-            parents.setdefault(int(fields[1]), []).append(int(entry.name))
-    found = [pid]
-    for one in found:  # grows while it is walked
-        found.extend(parents.get(one, ()))
-    return found
-
-
-def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat behind the name; [] if the process is gone."""
-    try:
-        return (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return []
-
-
-def settle(pid: int) -> None:
-    """Wait until no process of the tree computes any more: they have prefetched all they may."""
-    deadline = time.monotonic() + _IDLE_PATIENCE_S
-    before, now = -1, _cpu_ticks(pid)
-    while now != before and time.monotonic() < deadline:
-        time.sleep(_IDLE_S)
-        before, now = now, _cpu_ticks(pid)
-
-
-def _cpu_ticks(pid: int) -> int:
-    return sum(int(t) for one in tree(pid) for t in _stat(one)[11:13])
-
-
-def memory(pid: int) -> Memory:
-    """Of the process `pid` and of its workers, all under it, together."""
-    parent, *workers = map(_rollup, tree(pid))
-    private = ("Private_Clean", "Private_Dirty", "Private_Hugetlb")
-    return Memory(
-        parent_rss=parent.get("Rss", 0),
-        workers_pss=sum(w.get("Pss", 0) for w in workers),
-        workers_uss=sum(w.get(field, 0) for w in workers for field in private),
-    )
-
-
-def _rollup(pid: int) -> dict[str, int]:
-    """Bytes by the names of /proc/PID/smaps_rollup; {} where there is none."""
-    try:
-        lines = (_PROC / str(pid) / "smaps_rollup").read_text().splitlines()[1:]
-    except OSError:
-        return {}
-    return {name: int(rest.split()[0]) << 10 for name, _, rest in (x.partition(":") for x in lines)}

@@ -57,7 +57,7 @@ def bench(
     """
     from ..bench.machine import busy, cores
     from ..bench.measure import Cell, Entrant, Skipped, Windows, best, measure, open_ours, warm_up
-    from ..bench.report import HEADER, RIGHT, conditions, row_of, sentences_of
+    from ..bench.report import conditions, sentences_of, table_of
     from ..bench.turns import ContenderError
 
     windows = Windows(count=count, seconds=seconds)
@@ -85,7 +85,7 @@ def bench(
             }
         )
         return
-    echo_table(HEADER, map(row_of, cells), right=RIGHT)
+    echo_table(*table_of(cells))
     for cell in failed:
         echo(f"not measured: {cell.workers} workers: {cell.why}")
     for sentence in sentences_of(circumstances, windows):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import psutil
 import pytest
 import torch
 from click.testing import CliRunner
@@ -29,8 +30,11 @@ from jasper_mmap.bench.measure import (
     measure,
     open_floor,
 )
-from jasper_mmap.bench.turns import ContenderError, Running, Turns, in_own_process, tree
+from jasper_mmap.bench.processes import Memory
+from jasper_mmap.bench.report import table_of
+from jasper_mmap.bench.turns import ContenderError, Running, Turns, in_own_process
 from jasper_mmap.commands.main import command
+from jasper_mmap.errors import UsageError
 from jasper_mmap.rules.schema import COLUMNS
 from tests.oracle import Oracle
 from tests.publishing import until
@@ -55,9 +59,7 @@ def a_cell(**changes: Any) -> Cell:
         "floor_windows": (100.0, 400.0, 120.0),
         "open_s": 0.1,
         "first_batch_s": 0.2,
-        "parent_rss_mb": 1.0,
-        "workers_pss_mb": 2.0,
-        "workers_uss_mb": 3.0,
+        "memory": Memory(parent_rss=1 << 20, workers_pss=2 << 20, workers_uss=3 << 20),
     }
     return Cell(**settings | changes)
 
@@ -69,7 +71,7 @@ def answer(demo_store: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     arguments = [str(demo_store), "--quick", "--batch-sizes", "32", *TINY]
     files = ["--cache", str(folder), "--json", str(folder / "j"), "--plot", str(folder / "p.svg")]
     program.command.main([*arguments, *files], standalone_mode=False)
-    assert (folder / "p.svg").read_text().startswith("<svg")
+    assert ElementTree.parse(folder / "p.svg").getroot().tag.endswith("svg")
     found: dict[str, Any] = json.loads((folder / "j").read_text())
     return found
 
@@ -114,6 +116,45 @@ def test_bench_command_names_a_setting_of_workers(demo_store: Path) -> None:
     assert answer["best_workers"] in (0, 1)
     text = CliRunner().invoke(command, arguments)
     assert "best here: num_workers=" in text.output
+
+
+WITHOUT_PSUTIL = """
+import sys
+sys.modules["psutil"] = None
+from jasper_mmap.__main__ import main
+main()
+"""
+
+
+def test_bench_command_works_without_psutil(demo_store: Path) -> None:
+    """It knows no memory then, and does not show it as none."""
+    arguments = ["bench", str(demo_store), "--batch-size", "32", "--workers", "1", *TINY]
+
+    def run(*further: str) -> str:
+        command = [sys.executable, "-c", WITHOUT_PSUTIL, *arguments, *further]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    told = run()
+    assert "ours" in told
+    assert "best here: num_workers=1" in told
+    assert "not known without psutil" in told
+    assert "PSS" not in told
+    answer = json.loads(run("--json"))
+    (cell,) = answer["cells"]
+    assert (cell["parent_rss_mb"], answer["load_before"]["cores_busy"]) == (None, None)
+
+
+def test_table_shows_memory_as_sizes_where_it_is_known() -> None:
+    """That of workers only where there are any."""
+    table = table_of([a_cell(), a_cell(workers=2), a_cell(memory=None)])
+    assert table.header[-3:] == ("parent", "workers PSS", "USS")
+    assert [row[-3:] for row in table.rows] == [
+        ("1.0 MiB", "", ""),
+        ("1.0 MiB", "2.0 MiB", "3.0 MiB"),
+        ("", "", ""),
+    ]
+    assert {len(row) for row in table.rows} == {len(table.header)}
+    assert table_of([a_cell(memory=None)]).header[-1] == "first ms"
 
 
 def test_bench_command_says_that_a_batch_is_larger_than_the_split(demo_store: Path) -> None:
@@ -225,6 +266,11 @@ def test_a_contender_that_fails_is_told_and_left_out(demo_store: Path) -> None:
     assert isinstance(good, Cell)
 
 
+def tree(pid: int) -> list[int]:
+    """Return a process and all under it."""
+    return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
+
+
 def test_closing_ends_the_process_and_its_workers(demo_store: Path) -> None:
     """Of a contender with two workers nothing is left."""
     with Turns(partial(program.ALL["stock"].open, demo_store, 2, 8)) as turns:
@@ -257,15 +303,34 @@ def test_interrupt_ends_all_processes(demo_store: Path, tmp_path: Path) -> None:
     until(lambda: not [pid for pid in started if Path(f"/proc/{pid}").exists()])
 
 
-def test_plot_has_a_bar_a_cell() -> None:
-    """Well-formed, one bar a cell beside the background and the legend, the ratios as labels."""
+def test_plot_has_a_bar_a_cell(tmp_path: Path) -> None:
+    """Each with its ratio, in groups that are named, below a legend of all contenders."""
     cells = [
-        a_cell(contender=name, batch_size=size) for name in ("ours", "a<b") for size in (32, 512)
+        a_cell(contender=name, batch_size=size, windows=(rate,))
+        for name, rate in (("ours", 90.0), ("a<b", 12.0))
+        for size in (32, 512)
     ]
-    root = ElementTree.fromstring(plot(cells, {"ours": "our own & only"}, "title"))
-    bars = [e for e in root.iter() if e.tag.endswith("rect")]
-    assert len(bars) == 1 + 4 + 2
-    assert [e.text for e in root.iter() if e.text == "0.75"] == ["0.75"] * 4
+    plot(
+        [*cells, a_cell(contender="late", workers=2)],
+        {"ours": "our own & only"},
+        "title",
+        tmp_path / "p",
+    )
+    texts = [e.text for e in ElementTree.parse(tmp_path / "p").iter() if e.tag.endswith("text")]
+    counts = {text: texts.count(text) for text in ("0.75", "0.10", "B=32", "B=512", "2 workers")}
+    assert counts == {"0.75": 3, "0.10": 2, "B=32": 2, "B=512": 1, "2 workers": 1}
+    assert {"title", "our own & only", "a<b", "late"} <= set(texts)
+
+
+def test_plot_without_matplotlib_says_so_before_anything_is_measured(
+    demo_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And names the extra that brings it."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    arguments = [str(demo_store), "--plot", str(tmp_path / "p.svg"), "--cache", str(tmp_path / "c")]
+    with pytest.raises(UsageError, match=r"--plot needs matplotlib .*pip install -e '\.\[bench\]'"):
+        program.command.main(arguments, standalone_mode=False)
+    assert not any(tmp_path.iterdir())
 
 
 def test_table_holds_every_cell(answer: dict[str, Any]) -> None:

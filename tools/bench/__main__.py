@@ -30,7 +30,7 @@ from jasper_mmap.bench.measure import (
     open_floor,
     warm_up,
 )
-from jasper_mmap.bench.report import HEADER, RIGHT, conditions, row_of, sentences_of
+from jasper_mmap.bench.report import conditions, sentences_of, table_of
 from jasper_mmap.bench.turns import ContenderError, in_own_process
 from jasper_mmap.console import PATH, Command, debug_option, echo, echo_table, integers
 from jasper_mmap.console import run as run_command
@@ -38,7 +38,7 @@ from jasper_mmap.printable import size
 from tools.bench.contenders import CONTENDERS, Contender
 from tools.bench.inputs import PAIRS, Inputs, drop_from_memory, inputs_of, make_once
 from tools.bench.libraries import LIBRARIES
-from tools.bench.plot import plot
+from tools.bench.plot import check_plotting, plot
 
 ALL = {contender.name: contender for contender in (*CONTENDERS, *LIBRARIES)}
 QUICK = ("ours", "per-sample")
@@ -157,7 +157,7 @@ def run(wanted: Wanted) -> tuple[list[Cell], dict[str, Any]]:
 def show(cells: list[Cell], skipped: list[Skipped], disk: dict[str, dict[str, float]]) -> None:
     """The table, what is on disk, and what was left out."""
     echo("")
-    echo_table(HEADER, map(row_of, cells), right=RIGHT)
+    echo_table(*table_of(cells))
     echo("")
     for name, used in disk.items():
         part = f" ({used['pairs']:,} pairs)" if ALL[name].materialises else ""
@@ -215,6 +215,8 @@ def command(
     json_file: Path | None,
     plot_file: Path | None,
 ) -> None:
+    if plot_file is not None:
+        check_plotting()
     # Said of what other libraries leave to Python's clean-up when their process ends.
     os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
     wanted = Wanted(
@@ -236,7 +238,7 @@ def command(
         }
         about = answer["machine"]
         title = f"{about['cores']} cores, torch {about['torch']}"
-        plot_file.write_text(plot(cells, names, title))
+        plot(cells, names, title, plot_file)
     if json_file is not None:
         json_file.write_text(json.dumps(answer, indent=2))
 

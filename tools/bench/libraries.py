@@ -1,6 +1,6 @@
 """Other libraries as contenders of `python -m tools.bench`, each in its fastest practical form.
 
-None is needed: one that is not installed is told as skipped. `pip install -e '.[bench]' torch==X`
+None is needed: one that is not installed is told as skipped. `pip install -e '.[contenders]' torch==X`
 brings all four; without torch's own version X pip may exchange it for a CUDA build.
 Hugging Face datasets, LitData and MosaicML Streaming store samples, as records (`bench_records`);
 tensordict maps the tables themselves.

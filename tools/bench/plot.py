@@ -1,73 +1,48 @@
-"""The ratios of a benchmark as grouped bars, an SVG written by hand."""
+"""The ratios of a benchmark as grouped bars, drawn by matplotlib (extra `bench`)."""
 
 from collections.abc import Sequence
-from html import escape
+from pathlib import Path
 
 from jasper_mmap.bench.measure import Cell, ratio_text
+from jasper_mmap.errors import UsageError
 
-COLOURS = (
-    "#1b6ca8", "#e07b39", "#5f9e6e", "#b5494e", "#857aab",
-    "#8d6e5a", "#d58ab5", "#7f7f7f", "#c2a83e", "#4aa5b5",
-)  # fmt: skip
-BAR, GAP, LEFT, TOP, HEIGHT = 20, 34, 60, 96, 300
-LEGEND_WIDTH, LEGEND_COLUMNS = 370, 3
-FONT = 'font-family="system-ui, sans-serif"'
+LEGEND_COLUMNS = 3
 
 
-def plot(cells: Sequence[Cell], names: dict[str, str], title: str) -> str:
-    """Groups of (workers, batch size), a bar a contender; `names` are what the legend tells."""
+def check_plotting() -> None:
+    """Raise `UsageError` where matplotlib is not installed."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise UsageError(f"--plot needs matplotlib ({error}): pip install -e '.[bench]'") from None
+
+
+def plot(cells: Sequence[Cell], names: dict[str, str], title: str, path: Path) -> None:
+    """Write an SVG file: groups of (workers, batch size), a bar a contender; `names` are what the
+    legend tells."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
     contenders = list(dict.fromkeys(cell.contender for cell in cells))
     groups = sorted({(cell.workers, cell.batch_size) for cell in cells})
-    ratios = {(c.workers, c.batch_size, c.contender): c.ratio for c in cells}
-    top = max(1.0, *ratios.values()) * 1.06
-    legend_rows = -(-len(contenders) // LEGEND_COLUMNS)
-    base = TOP + 18 * legend_rows + HEIGHT
-    parts: list[str] = []
-
-    def text(x: float, y: float, words: str, size: int, extra: str = "") -> None:
-        parts.append(
-            f'<text x="{x:.1f}" y="{y:.1f}" {FONT} font-size="{size}" {extra}>'
-            f"{escape(words)}</text>"
-        )
-
-    def height(ratio: float) -> float:
-        return HEIGHT * ratio / top
-
-    x = float(LEFT + GAP / 2)
-    for workers, batch_size in groups:
-        present = [c for c in contenders if (workers, batch_size, c) in ratios]
-        width = BAR * len(present)
-        for place, contender in enumerate(present):
-            ratio = ratios[workers, batch_size, contender]
-            left, high = x + BAR * place, height(ratio)
-            colour = COLOURS[contenders.index(contender) % len(COLOURS)]
-            parts.append(
-                f'<rect x="{left:.1f}" y="{base - high:.1f}" width="{BAR - 3}"'
-                f' height="{high:.1f}" fill="{colour}"/>'
-            )
-            label = ratio_text(ratio)
-            at = f'transform="rotate(-90 {left + 12:.1f} {base - high - 4:.1f})" fill="#333"'
-            text(left + 12, base - high - 4, label, 10, at)
-        middle = 'text-anchor="middle" fill="#222"'
-        text(x + width / 2, base + 18, f"B={batch_size}", 12, middle)
-        text(x + width / 2, base + 34, f"{workers or 'no'} workers", 11, middle)
-        x += width + GAP
-    right = max(x - GAP / 2, LEFT + LEGEND_WIDTH * LEGEND_COLUMNS)
-    for tick in range(int(top * 5) + 1):
-        y = base - height(tick / 5)
-        stroke = 'stroke="#222" stroke-dasharray="5 3"' if tick == 5 else 'stroke="#ddd"'
-        parts.insert(0, f'<line x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}" {stroke}/>')
-        text(LEFT - 8, y + 4, f"{tick / 5:.1f}", 11, 'text-anchor="end" fill="#222"')
-    text(LEFT, 24, title, 16, 'font-weight="600" fill="#111"')
-    text(LEFT, 44, "samples per second as a share of the floor (dashed)", 12, 'fill="#444"')
-    for number, contender in enumerate(contenders):
-        row, column = divmod(number, LEGEND_COLUMNS)
-        left, y = LEFT + LEGEND_WIDTH * column, 66 + 18 * row
-        colour = COLOURS[number % len(COLOURS)]
-        parts.append(f'<rect x="{left}" y="{y - 9}" width="11" height="11" fill="{colour}"/>')
-        text(left + 17, y, names.get(contender, contender), 11, 'fill="#222"')
-    size = f'width="{right + 20:.0f}" height="{base + 50}"'
-    view = f'viewBox="0 0 {right + 20:.0f} {base + 50}"'
-    body = "\n".join(parts)
-    background = '<rect width="100%" height="100%" fill="white"/>'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {view}>\n{background}\n{body}\n</svg>\n'
+    figure = Figure(figsize=(3 + 0.25 * len(contenders) * len(groups), 6), layout="constrained")
+    axes = figure.add_subplot(
+        title=title, ylabel="samples per second as a share of the floor (dashed)"
+    )
+    width = 0.8 / len(contenders)
+    for place, contender in enumerate(contenders):
+        own = [cell for cell in cells if cell.contender == contender]
+        left = [groups.index((cell.workers, cell.batch_size)) + width * place for cell in own]
+        label = names.get(contender, contender)
+        bars = axes.bar(left, [cell.ratio for cell in own], width * 0.85, align="edge", label=label)
+        labels = [ratio_text(cell.ratio) for cell in own]
+        axes.bar_label(bars, labels, rotation=90, padding=3, fontsize="small")
+    axes.set_xticks(
+        [number + 0.4 for number in range(len(groups))],
+        [f"B={size}\n{workers or 'no'} workers" for workers, size in groups],
+    )
+    axes.axhline(1.0, color="black", linestyle="--", linewidth=1)
+    axes.margins(y=0.1)
+    figure.legend(loc="outside upper center", ncols=LEGEND_COLUMNS, fontsize="small")
+    with rc_context({"svg.fonttype": "none"}):  # text stays text
+        figure.savefig(path, format="svg")

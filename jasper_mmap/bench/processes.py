@@ -1,0 +1,78 @@
+"""Processes seen from outside, by psutil (extra `bench`); without it their memory is not known."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import Final, NamedTuple
+
+try:
+    import psutil
+except ImportError:
+    _KNOWN = False
+else:
+    _KNOWN = True
+
+_IDLE_S: Final = 0.05
+_IDLE_PATIENCE_S: Final = 3.0
+_PAUSE_S: Final = 0.25
+"""Where idleness cannot be seen: workers prefetch a few batches, of milliseconds each."""
+
+
+class Memory(NamedTuple):
+    """Bytes of a process and of all it started; `uss` is what none shares, `pss` shares divided."""
+
+    parent_rss: int
+    workers_pss: int
+    workers_uss: int
+
+
+def settle(pid: int) -> None:
+    """Wait until no process of the tree computes any more: they have prefetched all they may."""
+    if not _KNOWN:
+        time.sleep(_PAUSE_S)
+        return
+    deadline = time.monotonic() + _IDLE_PATIENCE_S
+    before, now = -1.0, _cpu_s(pid)
+    while now != before and time.monotonic() < deadline:
+        time.sleep(_IDLE_S)
+        before, now = now, _cpu_s(pid)
+
+
+def memory(pid: int) -> Memory | None:
+    """Of the process `pid` and of its workers, all under it, together."""
+    if not _KNOWN:
+        return None
+    used = {}
+    for one in _tree(pid):
+        with contextlib.suppress(psutil.Error):
+            used[one.pid] = one.memory_full_info()
+    parent = used.pop(pid, None)
+    return Memory(
+        parent_rss=parent.rss if parent else 0,
+        workers_pss=sum(getattr(worker, "pss", 0) for worker in used.values()),  # Linux tells it
+        workers_uss=sum(worker.uss for worker in used.values()),
+    )
+
+
+def _tree(pid: int) -> list[psutil.Process]:
+    with contextlib.suppress(psutil.Error):
+        first = psutil.Process(pid)
+        return [first, *first.children(recursive=True)]
+    return []
+
+
+def _cpu_s(pid: int) -> float:
+    seconds = 0.0
+    for one in _tree(pid):
+        with contextlib.suppress(psutil.Error):
+            seconds += sum(one.cpu_times()[:2])
+    return seconds
+
+
+def cores_busy(seconds: float) -> float | None:
+    """Cores of this machine that were in use during `seconds`, in which this process sleeps."""
+    if not _KNOWN:
+        time.sleep(seconds)
+        return None
+    return psutil.cpu_percent(seconds) / 100 * (psutil.cpu_count() or 1)
