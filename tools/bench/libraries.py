@@ -1,8 +1,9 @@
 """Other libraries as contenders of `python -m tools.bench`, each in its fastest practical form.
 
-None is needed: one that is not installed is told as skipped. `pip install -e '.[contenders]' torch==X`
-brings all four; without torch's own version X pip may exchange it for a CUDA build.
-Hugging Face datasets, LitData and MosaicML Streaming store samples, as records (`bench_records`);
+None is needed: one that is not installed is told as skipped. All four come with
+`pip install -e '.[contenders]' torch==X`; without torch's own version X pip may exchange it for a
+CUDA build.
+Hugging Face datasets, LitData and MosaicML Streaming store samples, as records (`records`);
 tensordict maps the tables themselves.
 """
 
@@ -31,7 +32,7 @@ from tools.bench.contenders import (
     vectorised,
 )
 from tools.bench.inputs import Inputs
-from tools.bench.records import Layout, Records
+from tools.bench.records import RecordLayout, Records
 
 CHUNK_BYTES = 64 << 20
 COLUMN = "record"
@@ -72,11 +73,11 @@ def _records(folder: Path, store: Path, pairs: int) -> Records:
     return records
 
 
-def _layout(folder: Path) -> Layout:
-    return Layout(**json.loads((folder / LAYOUT_FILE).read_text()))
+def _layout(folder: Path) -> RecordLayout:
+    return RecordLayout(**json.loads((folder / LAYOUT_FILE).read_text()))
 
 
-def _unpacking(loader: Any, layout: Layout, workers: int) -> Running:
+def _unpacking(loader: Any, layout: RecordLayout, workers: int) -> Running:
     """A contender whose loader yields whole batches of bytes `[B,nbytes]`."""
     batches: Iterator[Any] = endless(loader)
     return consuming(map(layout.unpacked, batches), workers)
@@ -93,7 +94,7 @@ def prepare_datasets(folder: Path, store: Path, pairs: int) -> None:
 class _ArrowDataset(Dataset[Tensor]):
     """Arrow's rows, many at a time, without a Python object for each."""
 
-    def __init__(self, rows: Any, layout: Layout) -> None:
+    def __init__(self, rows: Any, layout: RecordLayout) -> None:
         self._rows = rows
         self._layout = layout
 
@@ -173,7 +174,7 @@ def prepare_streaming(folder: Path, store: Path, pairs: int) -> None:
             writer.write({COLUMN: record})
 
 
-def _joined_column(layout: Layout, samples: list[dict[str, bytes]]) -> Tensor:
+def _joined_column(layout: RecordLayout, samples: list[dict[str, bytes]]) -> Tensor:
     return layout.joined([sample[COLUMN] for sample in samples])
 
 

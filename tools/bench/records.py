@@ -21,7 +21,7 @@ _OWN = 2  # question and target come first, then the steering tables, then the n
 
 
 @dataclass(frozen=True)
-class Layout:
+class RecordLayout:
     """The bytes of a record: cluster and tiers (int64), two floats, R embeddings (float32)."""
 
     dim: int
@@ -82,7 +82,7 @@ class Records:
     def __init__(self, store: Path, pairs: int) -> None:
         self._tables = dict(plain_tables(store))
         self._pairs = self._tables["split_indices"][:pairs]
-        self.layout = Layout(
+        self.layout = RecordLayout(
             self._tables["question_embs"].shape[1], self._tables["hard_negatives"].shape[1]
         )
 

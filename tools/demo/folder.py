@@ -24,7 +24,7 @@ from tools.demo.negatives import mine_negatives, nearest_cluster
 
 UNTIDY = frozenset({"views", "noncontiguous", "legacy", "empty_val", "empty_test", "zero_vectors"})
 KEYWORDS_PER_CLUSTER = 8
-INT_DTYPES = (torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64)
+WIDENING = (torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64)
 
 
 def make_builder_folder(
@@ -203,7 +203,7 @@ def _splits(
 def _wide_enough(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
     """Return `dtype`, or the narrowest one that holds the tensor where `dtype` does not."""
     largest = int(tensor.max()) if tensor.numel() else 0
-    return next(d for d in (dtype, *INT_DTYPES) if torch.iinfo(d).max >= largest)
+    return next(d for d in (dtype, *WIDENING) if torch.iinfo(d).max >= largest)
 
 
 def _store_untidily(tensor: Tensor, untidy: frozenset[str]) -> Tensor:
