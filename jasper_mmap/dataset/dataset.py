@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, SupportsIndex
 
 import numpy as np
 import torch
@@ -141,7 +141,7 @@ class JASPERSteeringDataset(Artifacts, Dataset[Batch]):
     def __len__(self) -> int:
         return self._reader.n
 
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, index: SupportsIndex) -> Batch:
         return Sample.of(self._read_checked(arguments.position(index)), 0)
 
     def __getitems__(self, indices: Sequence[int] | ArrayLike | torch.Tensor) -> Rows:
