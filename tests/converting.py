@@ -18,7 +18,7 @@ from jasper_mmap.store.generations import sound_generation
 from jasper_mmap.store.manifest import MANIFEST_FILE
 from jasper_mmap.store.pointer import read_pointer
 
-SMALL = {"n_pairs": 60, "dim": 8, "n_neg": 4, "n_clusters": 3}
+SMALL: dict[str, Any] = {"n_pairs": 60, "dim": 8, "n_neg": 4, "n_clusters": 3}
 FORK = multiprocessing.get_context("fork")
 KILLED = 9
 

@@ -119,8 +119,8 @@ class Oracle:
 
 
 def assert_batches_equal(
-    got: Mapping[str, Tensor],
-    want: Mapping[str, Tensor],
+    got: Mapping[str, Any],
+    want: Mapping[str, Any],
     *,
     tolerance: Mapping[str, float] | None = None,
     where: str = "",

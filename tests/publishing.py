@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ class Witness:
         self._number_of = {row.numpy().tobytes(): i for i, row in enumerate(self._sources)}
         assert len(self._number_of) == len(self._sources)
 
-    def generation_of(self, batch: dict[str, Tensor], positions: list[int], first: int) -> int:
+    def generation_of(self, batch: Mapping[str, Any], positions: list[int], first: int) -> int:
         """Return the number of the generation; it is above `first`, or `first` itself.
 
         `first` is not numbered: it holds what the builder's folder holds.
@@ -107,7 +107,7 @@ class Witness:
         return number
 
 
-def until(done: Callable[[], object], patience_s: float = 30.0) -> None:
+def until(done: Callable[..., object], patience_s: float = 30.0) -> None:
     """Wait until `done()` is true; fail after `patience_s`."""
     end = time.monotonic() + patience_s
     while not done():

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from jasper_mmap import JASPERSteeringDataset, create_loader
+from jasper_mmap.rules.names import Split
 from tests.oracle import Oracle, assert_batches_equal
 
-SPLITS = ("train", "val", "test")
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 CONTEXTS = ("fork", "spawn", "forkserver")
 
 Named = Callable[[str], Path]
@@ -16,7 +17,7 @@ NamedOracle = Callable[[str], Oracle]
 
 def loader_of(
     store: Path,
-    split: str,
+    split: Split,
     batch_size: int,
     workers: int = 0,
     context: str = "fork",
@@ -69,7 +70,7 @@ def variants_of(dataset: JASPERSteeringDataset) -> list[int]:
     return [int(s["steering_variant"]) for s in dataset.__getitems__(list(range(len(dataset))))]
 
 
-def variants_in_epoch(store: Path, split: str, epoch: int, seed: int = 42) -> list[int]:
+def variants_in_epoch(store: Path, split: Split, epoch: int, seed: int = 42) -> list[int]:
     """Return the variant of every position of a split, from a dataset of its own."""
     with JASPERSteeringDataset(store, split, epoch=epoch, seed=seed) as dataset:
         return variants_of(dataset)

@@ -207,9 +207,9 @@ def inputs(demo_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Inputs
 @pytest.fixture
 def sharing() -> Iterator[None]:
     """Undo a contender's choice of how torch shares tensors."""
-    before = torch.multiprocessing.get_sharing_strategy()  # type: ignore[no-untyped-call]
+    before = torch.multiprocessing.get_sharing_strategy()
     yield
-    torch.multiprocessing.set_sharing_strategy(before)  # type: ignore[no-untyped-call]
+    torch.multiprocessing.set_sharing_strategy(before)
 
 
 @pytest.mark.usefixtures("sharing")
@@ -228,10 +228,11 @@ def test_contenders_make_true_batches(contender: Contender, inputs: Inputs) -> N
     step = contender.open(folder, 0, 16).step
     assert step() == 16
     assert isinstance(step, Consumer)
-    assert step.batch.keys() == COLUMNS.keys()
+    batch: Any = step.batch
+    assert batch.keys() == COLUMNS.keys()
     oracle = Oracle(inputs.pt)
     for row in range(16):
-        sample = {name: column[row] for name, column in step.batch.items()}
+        sample = {name: column[row] for name, column in batch.items()}
         variant = int(sample["steering_variant"])
         assert any(
             all(torch.equal(sample[name], true[name]) for name in COLUMNS)

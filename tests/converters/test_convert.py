@@ -85,7 +85,8 @@ def test_missing_distances_are_computed(folder: Path, tmp_path: Path) -> None:
 def cosine_error(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Return 1 - cos of the rows, in float64."""
     a, b = a.double(), b.double()
-    return 1 - (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
+    cosine: torch.Tensor = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
+    return 1 - cosine
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

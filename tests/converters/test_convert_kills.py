@@ -14,7 +14,7 @@ from converters import convert
 from converters.staging import staging
 from jasper_mmap.errors import BusyError, IndexRangeError, StoreChangedError
 from jasper_mmap.rules.schema import ARTIFACTS
-from jasper_mmap.store.folder import Store
+from jasper_mmap.store.folder import Store, table_tensor
 from jasper_mmap.store.manifest import STAGING, read_manifest
 from jasper_mmap.store.pointer import FOLDER
 from tests.converting import KILLED, SMALL, change, edit, in_child, started, state
@@ -204,7 +204,12 @@ def test_a_reader_gets_one_whole_version_or_a_clear_error(folder: Path, tmp_path
         convert(folder, store)
 
     build(0)
-    writer = started(lambda: [build(v % 16) for v in range(40)])
+
+    def build_many() -> None:
+        for number in range(40):
+            build(number % 16)
+
+    writer = started(build_many)
     seen, refused = set(), 0
     while writer.is_alive():
         try:
@@ -212,8 +217,8 @@ def test_a_reader_gets_one_whole_version_or_a_clear_error(folder: Path, tmp_path
         except StoreChangedError:
             refused += 1
             continue
-        values = {float(opened.tables[name].reshape(-1)[0]) for name in marked}
-        values |= {float(opened.tables[name].reshape(-1)[-1]) for name in marked}
+        flat = [table_tensor(opened.tables[name]).reshape(-1) for name in marked]
+        values = {float(table[at]) for table in flat for at in (0, -1)}
         assert len(values) == 1
         seen |= values
     writer.join(60)

@@ -1,28 +1,29 @@
 """Every way to read a split gives the bits of the oracle, whatever the dtypes of the tables are."""
 
 import pickle
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
 
 import pytest
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from jasper_mmap import JASPERSteeringDataset, create_loader
 from jasper_mmap.dataset.placement import Placement
+from jasper_mmap.rules.names import Variant
 from tests.folders import MIXED
 from tests.oracle import VARIANTS, Oracle, assert_batches_equal
 from tests.serving import Named, NamedOracle
 
-SPLIT = "train"
-Batches = Iterator[tuple[list[int], dict[str, Tensor]]]
+SPLIT: Final = "train"
+Batches = Iterator[tuple[list[int], Mapping[str, Any]]]
 
 
 def one_by_one(dataset: JASPERSteeringDataset) -> Batches:
     """Yield each sample as a batch of one row."""
     for position in range(len(dataset)):
-        yield [position], {name: value[None] for name, value in dataset[position].items()}
+        sample: Mapping[str, Any] = dataset[position]
+        yield [position], {name: value[None] for name, value in sample.items()}
 
 
 def lists(dataset: JASPERSteeringDataset) -> Batches:
@@ -91,7 +92,7 @@ PATHS: list[Callable[[JASPERSteeringDataset], Batches]] = [
     pickled,
     copied_tables,
 ]
-FORCED: dict[JASPERSteeringDataset, str] = {}
+FORCED: dict[JASPERSteeringDataset, Variant] = {}
 
 
 @pytest.mark.parametrize("forced", [None, *VARIANTS])
@@ -100,7 +101,7 @@ FORCED: dict[JASPERSteeringDataset, str] = {}
 def test_path_serves_the_oracle(
     name: str,
     path: Callable[[JASPERSteeringDataset], Batches],
-    forced: str | None,
+    forced: Variant | None,
     store_named: Named,
     oracle_named: NamedOracle,
 ) -> None:

@@ -70,7 +70,8 @@ def test_every_batch_is_of_one_generation_and_numbers_rise(
     publisher = publishing(store, real_folder, 0.05)
     with watch_negatives(loader, interval_s=QUICK_S):
         until(lambda: loader.dataset.generation > 1, 30)
-        end, seen = time.monotonic() + SOAK_S, []
+        end = time.monotonic() + SOAK_S
+        seen: list[int] = []
         while time.monotonic() < end or (seen[-1] == seen[0] and time.monotonic() < end + 30):
             promised = (
                 [list(range(i, i + 64)) for i in range(0, len(loader.dataset), 64)]

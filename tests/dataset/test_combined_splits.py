@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 from torch.utils.data import ConcatDataset, DataLoader
 
-from jasper_mmap import JASPERSteeringDataset, set_epoch, watch_negatives
+from jasper_mmap import Batch, JASPERSteeringDataset, set_epoch, watch_negatives
 from jasper_mmap.errors import ClosedError, UsageError
+from jasper_mmap.rules.names import Split
 from tests.oracle import VARIANTS, Oracle
 from tests.publishing import Witness, publish_numbered, until
 from tests.serving import SPLITS, variants_in_epoch, variants_of
 
 QUICK_S = 0.02
 
-Splits = dict[str, JASPERSteeringDataset]
+Splits = dict[Split, JASPERSteeringDataset]
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def test_switch_through_one_serves_all(
     splits: Splits,
     store: Path,
     oracle: Oracle,
-    through: str,
+    through: Split,
     switch: Callable[[JASPERSteeringDataset, int], None],
 ) -> None:
     """A validation loop compares with what training sees, whichever of them was told."""
@@ -165,7 +166,7 @@ def test_watch_that_adopts_at_another_time_is_refused(splits: Splits) -> None:
     with watch_negatives(splits["train"], 3600, adopt="epoch"):
         with pytest.raises(UsageError, match=r"adopt='now'.*adopt='epoch'"):
             watch_negatives(splits["val"], 3600)
-        both = ConcatDataset([splits["val"], splits["test"]])
+        both: ConcatDataset[Batch] = ConcatDataset([splits["val"], splits["test"]])
         watch_negatives(DataLoader(both), 3600, adopt="epoch").stop()
     watch_negatives(splits["val"], 3600).stop()
 
@@ -173,7 +174,7 @@ def test_watch_that_adopts_at_another_time_is_refused(splits: Splits) -> None:
 def test_refused_watch_of_several_sets_leaves_nothing(splits: Splits, store: Path) -> None:
     """Where one of the sets refuses, the others are not watched either."""
     with JASPERSteeringDataset(store, "train") as alone:
-        several = ConcatDataset([alone, splits["val"]])
+        several: ConcatDataset[Batch] = ConcatDataset([alone, splits["val"]])
         with watch_negatives(splits["train"], 3600, adopt="epoch"):
             with pytest.raises(UsageError):
                 watch_negatives(several, 3600)

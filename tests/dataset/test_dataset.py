@@ -243,7 +243,7 @@ def test_reading_after_close_is_refused(dataset: JASPERSteeringDataset) -> None:
 def test_unknown_attribute_is_an_ordinary_error(dataset: JASPERSteeringDataset) -> None:
     """Names that are none of its own are told as Python tells them."""
     with pytest.raises(AttributeError, match="no attribute 'question_embeddings'"):
-        _ = dataset.question_embeddings
+        _ = dataset.question_embeddings  # type: ignore[attr-defined]
 
 
 # What is refused
@@ -302,10 +302,10 @@ def test_empty_batch_has_its_columns(dataset: JASPERSteeringDataset) -> None:
 def test_wrong_arguments_are_refused(demo_store: Path, dataset: JASPERSteeringDataset) -> None:
     """Splits, epochs and variants that there are not."""
     for open_wrongly in (
-        lambda: JASPERSteeringDataset(demo_store, "training"),
+        lambda: JASPERSteeringDataset(demo_store, "training"),  # type: ignore[arg-type]
         lambda: JASPERSteeringDataset(demo_store, "train", epoch=-1),
         lambda: dataset.set_epoch(-1),
-        lambda: dataset.force_steering("none"),
+        lambda: dataset.force_steering("none"),  # type: ignore[arg-type]
     ):
         with pytest.raises(JasperError):
             open_wrongly()

@@ -10,6 +10,7 @@ import torch
 from jasper_mmap import JASPERSteeringDataset, create_loader
 from jasper_mmap.dataset.placement import Placement, placement_for
 from jasper_mmap.errors import DeviceError, DeviceMemoryError
+from jasper_mmap.rules.names import Split, Variant
 from jasper_mmap.rules.schema import ARTIFACTS
 from jasper_mmap.store.tables import Ragged
 from tests.oracle import assert_batches_equal
@@ -27,9 +28,10 @@ PLACEMENTS = [
     pytest.param(COPIED, id="copied"),
     pytest.param("cuda", id="cuda", marks=needs_gpu),
 ]
+FORCED: tuple[Variant | None, ...] = (None, "zero", "keyword", "residual")
 
 
-def combined(store: Path, where: Any, epoch: int = 0) -> dict[str, JASPERSteeringDataset]:
+def combined(store: Path, where: Any, epoch: int = 0) -> dict[Split, JASPERSteeringDataset]:
     """Open the three splits in a placement or on the device of that name."""
     if isinstance(where, Placement):
         return JASPERSteeringDataset.create_combined_splits(store, epoch, placement=where)
@@ -50,7 +52,7 @@ def test_batches_equal_the_mapped_ones_bit_for_bit(any_store: Path, where: Any) 
     for split in SPLITS:
         one, other = mapped[split], placed[split]
         positions = list(range(len(one)))
-        for epoch, variant in ((0, None), (7, None), (7, "zero"), (7, "keyword"), (7, "residual")):
+        for epoch, variant in ((0, None), *((7, v) for v in FORCED)):
             for dataset in (one, other):
                 dataset.set_epoch(epoch)
                 dataset.force_steering(variant)

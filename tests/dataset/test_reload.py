@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 
 from jasper_mmap import JASPERSteeringDataset
 from jasper_mmap.errors import ContentError
-from jasper_mmap.files import locks
 from tests.oracle import Oracle
 from tests.publishing import (
     NAMES,
@@ -94,7 +94,7 @@ def test_reload_on_a_store_that_cannot_be_written_warns(
         def refuse(*_: Any, **__: Any) -> None:
             raise PermissionError(30, "Read-only file system", str(built))
 
-        monkeypatch.setattr(locks.FileLock, "acquire", refuse)
+        monkeypatch.setattr(FileLock, "acquire", refuse)
         with caplog.at_level(logging.WARNING):
             assert dataset.reload_negatives() == 1
         assert "serving what is published" in caplog.text

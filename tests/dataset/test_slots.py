@@ -6,6 +6,7 @@ import os
 import random
 import sys
 import threading
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -212,7 +213,7 @@ def test_a_batch_that_is_held_is_never_overwritten(demo_store: Path, workers: in
     prefetch = 2 if workers else None
     loader = create_loader(demo_store, "train", 16, num_workers=workers, prefetch_factor=prefetch)
     oracle = JASPERSteeringDataset(demo_store, "train")
-    held: list[tuple[dict[str, torch.Tensor], list[int], int]] = []
+    held: list[tuple[Mapping[str, Any], list[int], int]] = []
     for epoch in range(8):
         loader.dataset_obj.set_epoch(epoch)
         positions = list(loader.sampler_obj)

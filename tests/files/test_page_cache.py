@@ -11,6 +11,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -207,7 +208,7 @@ def test_what_is_fetched_ahead_is_what_a_later_batch_reads(
         fetched.append(table[torch.from_numpy(rows)])
 
     monkeypatch.setattr(passes, "read_ahead", note)
-    batches = list(create_loader(cold_store, "train", 64, warm=True, pin_memory=False))
+    batches: list[Any] = [*create_loader(cold_store, "train", 64, warm=True, pin_memory=False)]
     want = [batch[column.name].flatten(0, -2) for batch in batches[2:] for column in WIDE]
     assert len(want) > len(WIDE)
     assert all(torch.equal(one, other) for one, other in zip(fetched, want, strict=True))

@@ -88,11 +88,11 @@ def test_reading_in_a_mode_gives_ordinary_tensors(
     store = store_named(name)
     with mode():
         dataset = JASPERSteeringDataset(store, "train")
-        inside = [dataset.__getitems__([3, 1, 3]).columns, dataset[5]]
+        inside: list[Any] = [dataset.__getitems__([3, 1, 3]).columns, dataset[5]]
         if torch.get_default_device().type == "cpu":  # torch's own loader needs that
             list(DataLoader(dataset, 16, num_workers=1, multiprocessing_context="fork"))
             assert validate_first_batch(dataset)
-    outside = [dataset.__getitems__([3, 1, 3]).columns, dataset[5]]
+    outside: list[Any] = [dataset.__getitems__([3, 1, 3]).columns, dataset[5]]
     for batches in (inside, outside):
         variants = batches[0]["steering_variant"].tolist()
         assert_batches_equal(batches[0], oracle.batch("train", [3, 1, 3], variants))

@@ -25,6 +25,7 @@ from jasper_mmap import (
     watch_negatives,
 )
 from jasper_mmap.errors import UsageError
+from jasper_mmap.rules.names import Split
 from tests.oracle import Oracle
 from tests.publishing import publish_numbered, until
 from tests.serving import loader_of, next_positions, variants_in_epoch, variants_of
@@ -48,7 +49,7 @@ def dataset(demo_store: Path) -> Iterator[JASPERSteeringDataset]:
 @pytest.mark.parametrize("setter", SETTERS)
 @pytest.mark.parametrize(("split", "workers"), [("train", 0), ("val", 0), ("train", 2)])
 def test_every_way_to_set_the_epoch_is_the_same(
-    demo_store: Path, setter: str, split: str, workers: int
+    demo_store: Path, setter: str, split: Split, workers: int
 ) -> None:
     """Order, curriculum and workers move, and passes are counted anew."""
     loader = loader_of(demo_store, split, 16, workers)
@@ -177,7 +178,10 @@ def test_what_leads_to_no_dataset_of_ours_is_refused(
 def test_epoch_that_cannot_be_moves_nothing(demo_store: Path, setter: str, epoch: Any) -> None:
     """An integer from 0 on, that the control words can hold."""
     loader = create_loader(demo_store, "train", 8, epoch=2)
-    setters = {**SETTERS, "dataset": lambda loader, epoch: loader.dataset_obj.set_epoch(epoch)}
+    setters: dict[str, Setter] = {
+        **SETTERS,
+        "dataset": lambda loader, epoch: loader.dataset_obj.set_epoch(epoch),
+    }
     calls = loader.dataset_obj.epoch_calls
     with pytest.raises(UsageError, match="epoch must be an integer"):
         setters[setter](loader, epoch)

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,19 +20,19 @@ from jasper_mmap import JASPERSteeringDataset, create_loader, set_epoch
 from jasper_mmap.dataset.batch_layout import Layout
 from jasper_mmap.dataset.samples import Sample
 from jasper_mmap.loader import loader as loader_module
-from jasper_mmap.loader import worker_pool
 from jasper_mmap.loader.worker_pool import WorkerPool
 from jasper_mmap.loader.worker_process import REQUEST
+from jasper_mmap.rules.names import Split
 
 CONTEXTS = ("fork", "spawn", "forkserver")
 
 
-def columns_equal(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor]) -> bool:
+def columns_equal(got: Mapping[str, Any], want: Mapping[str, Any]) -> bool:
     """Whether two batches hold the same."""
     return set(got) == set(want) and all(torch.equal(got[name], want[name]) for name in want)
 
 
-def expected(store: Path, batch_size: int, split: str = "train") -> list[dict[str, torch.Tensor]]:
+def expected(store: Path, batch_size: int, split: Split = "train") -> list[dict[str, torch.Tensor]]:
     """The batches of the first pass, read one by one through the dataset."""
     loader = create_loader(store, split, batch_size)
     order = list(loader.sampler_obj)
@@ -177,9 +179,14 @@ def test_in_order_false_serves_every_batch_once(demo_store: Path) -> None:
 def test_a_slow_worker_holds_up_only_its_own_batches(demo_store: Path) -> None:
     """With in_order=False the others serve all but what it was asked for at first."""
     go_on = multiprocessing.Event()
+
+    def first_waits(worker: int) -> None:
+        if worker == 0:
+            go_on.wait()
+
     loader = create_loader(demo_store, "train", 8, num_workers=2, prefetch_factor=2)
     loader.in_order, loader.timeout = False, 60
-    loader.worker_init_fn = lambda worker: go_on.wait() if worker == 0 else None
+    loader.worker_init_fn = first_waits
     batches = iter(loader)
     for _ in range(len(loader) - 2):
         next(batches)
@@ -197,7 +204,7 @@ def test_prefetching_may_be_deeper_than_a_pipe_takes_at_once(
         written.append(len(data))
         return write(fd, data)
 
-    monkeypatch.setattr(worker_pool.os, "write", noted)
+    monkeypatch.setattr(os, "write", noted)
     want = expected(demo_store, 1)
     loader = create_loader(demo_store, "train", 1, num_workers=1, prefetch_factor=len(want))
     assert len(want) * REQUEST.size > select.PIPE_BUF
@@ -289,7 +296,7 @@ def test_workers_end_when_the_trainer_is_killed(
     assert trainer.stderr is not None
     with trainer:
         pids = trainer.stdout.readline().split()
-        named = [_named_memory(pid) for pid in [trainer.pid, *pids]]
+        named = [_named_memory(pid) for pid in [str(trainer.pid), *pids]]
         trainer.kill()
         said = trainer.stderr.read()  # until the last worker is gone
     assert len(pids) == 2

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, get_worker_info
 from jasper_mmap import JASPERSteeringDataset, create_loader, set_epoch, watch_negatives
 from jasper_mmap.dataset.control import in_worker
 from jasper_mmap.errors import UsageError
+from jasper_mmap.rules.names import Variant
 from tests.oracle import VARIANTS, Oracle
 from tests.publishing import IMPORTING, Witness, publish_numbered, until
 from tests.serving import CONTEXTS, loader_of, next_positions, variants_in_epoch, variants_of
@@ -27,7 +28,7 @@ Report = dict[str, Any]
 
 def running(work: Callable[..., Report], context: str, *arguments: Any) -> Callable[[], Report]:
     """Start a process that does `work` once its report is asked for; return what asks."""
-    methods = multiprocessing.get_context(context)
+    methods: Any = multiprocessing.get_context(context)
     go, answers = methods.Event(), methods.SimpleQueue()
     process = methods.Process(target=_report, args=(work, go, answers, arguments))
     process.start()
@@ -60,7 +61,7 @@ def _variants(dataset: JASPERSteeringDataset, workers: int) -> list[int]:
     return [v for batch in loader for v in batch["steering_variant"].tolist()]
 
 
-def _own_way(dataset: JASPERSteeringDataset, epoch: int, forced: str | None) -> Report:
+def _own_way(dataset: JASPERSteeringDataset, epoch: int, forced: Variant | None) -> Report:
     found: Report = {"began": (dataset.current_epoch, dataset.generation), "worker": in_worker()}
     dataset.set_epoch(epoch)
     dataset.force_steering(forced)

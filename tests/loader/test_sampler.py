@@ -99,7 +99,9 @@ def test_ranks_get_as_many_samples_as_from_torch() -> None:
         (1, 2, 5, 16, 17, 99), (1, 2, 3, 8), (False, True)
     ):
         for rank, of in enumerate(ranks(plan(n, drop_last=drop_last), world)):
-            torchs = DistributedSampler(Numbered(n), world, rank, drop_last=drop_last)
+            torchs: DistributedSampler[int] = DistributedSampler(
+                Numbered(n), world, rank, drop_last=drop_last
+            )
             if drop_last and n < world:
                 assert of.samples == 0  # torch's own count is wrong there
                 continue

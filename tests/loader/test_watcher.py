@@ -16,6 +16,7 @@ from jasper_mmap import JASPERSteeringDataset, rollback_negatives, set_epoch, wa
 from jasper_mmap.dataset.placement import Placement
 from jasper_mmap.errors import JasperError
 from jasper_mmap.files import jsonfile
+from jasper_mmap.files.regular_files import open_regular
 from jasper_mmap.loader import generation_look
 from jasper_mmap.store.pointer import FOLDER, POINTER, Pointer, file_name, read_pointer
 from tests.oracle import Oracle
@@ -67,7 +68,8 @@ def test_watcher_adopts_what_is_published_and_tells(store: Path, oracle: Oracle)
 def test_switch_waits_for_the_next_epoch_where_asked(store: Path, oracle: Oracle) -> None:
     """With adopt="epoch" both ways of setting an epoch switch, and nothing else does."""
     loader = loader_of(store, "train", 8)
-    dataset, told = loader.dataset_obj, []
+    dataset = loader.dataset_obj
+    told: list[int] = []
     setters: list[Callable[[int], None]] = [
         dataset.set_epoch,
         lambda epoch: set_epoch(loader, epoch),
@@ -242,13 +244,13 @@ def test_watch_survives_a_stale_handle(
     store: Path, oracle: Oracle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a network file system gives for a file that was replaced on another machine."""
-    real, failures = jsonfile.open_regular, [errno.ESTALE, errno.EIO]
+    failures = [errno.ESTALE, errno.EIO]
 
     def fails_twice(path: Path) -> Any:
         if path.name == POINTER and threading.current_thread() is not threading.main_thread():
             while failures:
                 raise OSError(failures.pop(), "as if on NFS", str(path))
-        return real(path)
+        return open_regular(path)
 
     errors: list[Exception] = []
     monkeypatch.setattr(jsonfile, "open_regular", fails_twice)
@@ -258,7 +260,7 @@ def test_watch_survives_a_stale_handle(
     ):
         number = publish_numbered(store, oracle)
         until(lambda: dataset.generation == number)
-    assert failures == errors == []
+    assert (failures, errors) == ([], [])
 
 
 def test_watch_survives_a_clock_that_goes_back(store: Path, oracle: Oracle) -> None:

@@ -22,7 +22,7 @@ from converters import convert
 from jasper_mmap import publish_negatives
 from jasper_mmap.commands import main
 from jasper_mmap.errors import StorageError
-from jasper_mmap.negatives import candidate, dropped, filing
+from jasper_mmap.negatives import candidate, filing
 from jasper_mmap.negatives.dropped import Place
 from jasper_mmap.negatives.inbox import Inbox
 from jasper_mmap.negatives.write import publisher_lock
@@ -644,7 +644,7 @@ def test_once_leaves_what_may_still_be_written(store: Path, new: Tables) -> None
     inbox = inbox_of(store, by_age=True, patience_s=30)
     real = time.time
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dropped.time, "time", lambda: real() + 60)
+        patch.setattr(time, "time", lambda: real() + 60)
         inbox.look()
     assert inbox.refused == 1
 

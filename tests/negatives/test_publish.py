@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -222,12 +223,13 @@ def test_limits_refuse_what_lint_counts(
     bad[1, 0] = bad[1, 1]
     question, source = oracle.pair_index[both]
     bad[both, 2] = next(s for s in sources[question] if s != source)
+    publish: Callable[..., int] = partial(publish_negatives, store, bad, new[1])
     with pytest.raises(ContentError, match="refused: "):
-        publish_negatives(store, bad, new[1], **{limit: share})
+        publish(**{limit: share})
     assert in_force(store)["generation"] == 1
-    assert publish_negatives(store, bad, new[1], **{limit: 1.0}) == 2
+    assert publish(**{limit: 1.0}) == 2
     with pytest.raises(UsageError):
-        publish_negatives(store, bad, new[1], **{limit: 5})
+        publish(**{limit: 5})
 
 
 # What stays on disk

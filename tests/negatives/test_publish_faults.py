@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from jasper_mmap import JASPERSteeringDataset, publish_negatives
 from jasper_mmap.errors import AccessError, BusyError, StorageError
-from jasper_mmap.negatives import write
+from jasper_mmap.files import atomic
 from jasper_mmap.negatives.write import publisher_lock
 from jasper_mmap.store.folder import Store
 from jasper_mmap.store.generations import sound_generation
@@ -183,7 +183,7 @@ def test_full_disk_at_the_pointer_leaves_no_file(
         raise StorageError("the disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(write.atomic, "write_json", full)
+        patch.setattr(atomic, "write_json", full)
         with pytest.raises(StorageError):
             publish_numbered(store, oracle)
     assert contents(store).keys() - before.keys() <= {".lock"}

@@ -118,7 +118,7 @@ def test_inbox_refuses_equal_tables_with_the_reason(store: Path, twice: Tables) 
 
 def test_watch_command_takes_equal_tables_if_told(store: Path, twice: Tables) -> None:
     """Its option reaches the publishing."""
-    arguments = ["watch", store, "--settle", "0", "--interval", "0.05", "--allow-equal"]
+    arguments = ["watch", str(store), "--settle", "0", "--interval", "0.05", "--allow-equal"]
     service = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-m", "jasper_mmap", *arguments],
         stdout=subprocess.PIPE,

@@ -215,8 +215,8 @@ def test_keyword_rows_outside_are_refused(demo_store: Path) -> None:
             with pytest.raises(JasperError, match=f"Index {row} out of range") as refusal:
                 lists[row]
             assert isinstance(refusal.value, IndexError)
-        for row in (0.5, "0", None):
+        for wrong in (0.5, "0", None):
             with pytest.raises(UsageError, match="must be an integer"):
-                lists[row]
+                lists[wrong]
         assert [row.tolist() for row in lists[:3]] == [lists[i].tolist() for i in range(3)]
         assert torch.equal(dataset.pair_index[-1], dataset.pair_index[len(dataset.pair_index) - 1])

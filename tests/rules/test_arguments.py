@@ -108,7 +108,7 @@ def test_a_watch_without_a_thread_is_told(store: Path) -> None:
     with JASPERSteeringDataset(store, "train") as dataset:
         for adopt in ("now", "epoch"):
             with pytest.raises(WorkerError, match=r"can't start new thread.*ulimit -u") as caught:
-                watch_negatives(dataset, adopt=adopt)  # type: ignore[arg-type]
+                watch_negatives(dataset, adopt=adopt)
             assert isinstance(caught.value, RuntimeError)
 
 

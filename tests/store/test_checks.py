@@ -183,8 +183,10 @@ def test_negatives_are_linted_as_a_slow_count_does(
 
 def test_real_negatives_hold_false_ones_in_a_third_of_the_rows(real_folder: Any) -> None:
     """As the builder's README says."""
-    tables = [torch.load(real_folder / f"{n}.pt") for n in ("pair_index", "hard_negatives")]
-    counts = lint_negatives(*tables, 4166)
+    pairs, negatives = (
+        torch.load(real_folder / f"{n}.pt") for n in ("pair_index", "hard_negatives")
+    )
+    counts = lint_negatives(pairs, negatives, 4166)
     assert counts["own_source_rows"] == 0
     assert round(counts["false_negative_rows"] / 4806, 2) == 0.32
 
@@ -193,5 +195,5 @@ def test_splits_are_linted(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pair is counted once however often it stands there, across pieces too."""
     monkeypatch.setattr(safetensors, "CHUNK_BYTES", 16)
     rows = ([0, 1, 2, 2, 9, 0], [3, 1, 2], [4, 4, 4, 1])
-    splits = dict(zip(SPLITS, map(torch.tensor, rows), strict=True))
+    splits = dict(zip(map(str, SPLITS), map(torch.tensor, rows), strict=True))
     assert lint_splits(splits, 10) == {"pairs_in_two_splits": 2, "pairs_twice_in_a_split": 3}
