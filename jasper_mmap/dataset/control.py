@@ -150,13 +150,16 @@ class SplitWords:
         self._at = 1 + number * _PER_SPLIT
 
     def read(self) -> Words:
+        """As they are at this moment."""
         words = self.control.page.words
         return Words(words[self._at], words[self._at + 1], *_unpacked(words[0]))
 
     def set_epoch(self, epoch: int) -> None:
+        """Set the epoch, for this process and its workers."""
         self.control.page.words[self._at] = epoch
 
     def set_forced(self, variant: int) -> None:
+        """Set the forced variant's number, or `NO_VARIANT`, for this process and its workers."""
         self.control.page.words[self._at + 1] = variant
 
     def __reduce__(self) -> tuple[Callable[..., SplitWords], tuple[Any, ...]]:

@@ -50,6 +50,7 @@ class PlacedGeneration:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of its tables; mapped ones count in full."""
         return sum(t.nbytes for t in self.tables.values())
 
 
@@ -76,6 +77,7 @@ class PlacedStore:
 
     @cached_property
     def store(self) -> Store:
+        """The mapped store; raises `StoreChangedError` if it is another than was pickled."""
         store = Store(self.path, validate=self._validate)
         if self._expected_id not in (None, store.store_id):
             raise changed(self.path)
@@ -112,6 +114,7 @@ class PlacedStore:
 
     @cached_property
     def ragged(self) -> dict[str, Ragged]:
+        """The ragged tables under their names."""
         return {
             name: Ragged(**self.placement.place({"values": t.values, "offsets": t.offsets}))
             for name, t in self.store.tables.items()

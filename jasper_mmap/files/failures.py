@@ -62,14 +62,17 @@ class Noted:
         self.failure: OSError | None = None
 
     def read(self, n_bytes: int = -1) -> bytes:
+        """As of a file."""
         with self._noted():
             return self._file.read(n_bytes)
 
     def seek(self, offset: int, whence: int = 0) -> int:
+        """As of a file."""
         with self._noted():
             return self._file.seek(offset, whence)
 
     def tell(self) -> int:
+        """As of a file."""
         with self._noted():
             return self._file.tell()
 

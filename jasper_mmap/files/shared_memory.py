@@ -23,6 +23,7 @@ class Descriptor:
         self.fd = fd
 
     def close(self) -> None:
+        """Close it, if it is open."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
             with suppress(OSError):  # it is closed all the same, and was only read from

@@ -67,6 +67,7 @@ class Look:
         """How many looks in a row found this pointer, or none, but not what it names."""
 
     def __call__(self) -> None:
+        """Look once; raises `ClosedError` when every dataset is gone or closed."""
         adoption = self._adoption()
         if adoption is None or not any(self._open(dataset()) for dataset in self._datasets):
             raise ClosedError("what was watched for was closed")

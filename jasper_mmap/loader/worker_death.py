@@ -61,6 +61,7 @@ class Child:
         return int(self._process.sentinel) if self._descriptor is None else self._descriptor.fd
 
     def is_alive(self) -> bool:
+        """Whether it still runs."""
         return not self._ended(0.0)
 
     def join(self, timeout_s: float) -> None:

@@ -125,6 +125,7 @@ class WorkerPool:
 
     @property
     def closed(self) -> bool:
+        """Whether its workers were ended."""
         return not self.close.still_active()
 
     @property

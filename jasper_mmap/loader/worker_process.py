@@ -103,6 +103,7 @@ class Job:
 
 
 def work(worker: int, job: Job) -> None:
+    """Do the `job` as worker number `worker` until the trainer ends it; a process's target."""
     leave_to_trainer(job.signals)
     with contextlib.suppress(BrokenPipeError):  # the trainer died
         _serve(worker, job)

@@ -67,6 +67,7 @@ class Unpickler:
         return self.pop(1)
 
     def push(self, value: Any) -> None:
+        """Put a value on the stack."""
         self._stack.append(value)
 
     def take(self, size: int) -> bytes | bytearray:
@@ -77,13 +78,16 @@ class Unpickler:
         return self._data[begin : self.at]
 
     def byte(self) -> int:
+        """The next byte as a number."""
         self.at += 1
         return self._data[self.at - 1]
 
     def number(self, layout: struct.Struct) -> Any:
+        """The next number, laid out as `layout` says."""
         return layout.unpack(self.take(layout.size))[0]
 
     def text(self, size: int) -> str:
+        """The next `size` bytes as text."""
         return self.take(size).decode("utf-8", "surrogatepass")
 
     def name(self) -> Name:
@@ -106,6 +110,7 @@ class Unpickler:
         return Name(name)
 
     def mark(self) -> None:
+        """Begin a group of values, which `pop` without a size takes."""
         self._below.append(self._stack)
         self._stack = []
 
@@ -121,11 +126,13 @@ class Unpickler:
         return items
 
     def extend(self, items: list[Any]) -> None:
+        """Add `items` to the list on top of the stack."""
         if type(self._stack[-1]) is not list:
             raise TypeError
         self._stack[-1].extend(items)
 
     def update(self, items: list[Any]) -> None:
+        """Add keys and values, in turn, to the dict on top of the stack."""
         # Nothing nested as a key: Python hashes that recursively, to any depth.
         if type(self._stack[-1]) is not dict or not {*map(type, items[::2])} <= {str, int}:
             raise TypeError
@@ -140,15 +147,18 @@ class Unpickler:
             raise TypeError
 
     def storage(self) -> Storage:
+        """The storage that the tuple on top of the stack describes, one for each key."""
         found = storage(*self.pop(1))
         if self.storages.setdefault(found.key, found) != found:
             raise ValueError
         return found
 
     def remember(self, number: int) -> None:
+        """Keep the value on top of the stack under `number`."""
         self._memo[number] = self._stack[-1]
 
     def recall(self, number: int) -> None:
+        """Put the value kept under `number` on the stack."""
         self.push(self._memo[number])
 
 
