@@ -48,6 +48,7 @@ class Part:
 
     @property
     def bytes(self) -> int:
+        """Of the part's data."""
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
@@ -65,6 +66,7 @@ class Source:
 
     @property
     def checked(self) -> Part:
+        """The part whose values are checked."""
         return next(iter(self.parts.values()))
 
     @property

@@ -96,6 +96,7 @@ class Pair:
 
     @property
     def name(self) -> str:
+        """Of the first file, as it may be printed."""
         return printable(self.paths[0].name)
 
 

@@ -36,10 +36,12 @@ class Filing:
 
     @classmethod
     def done(cls, generation: int) -> Filing:
+        """Of a pair that was published as `generation`."""
         return cls(DONE, f"{generation:06d}")
 
     @classmethod
     def failed(cls, reason: str) -> Filing:
+        """Of a pair that was refused for `reason`, under the present time."""
         return cls(FAILED, now().replace(":", "").replace("+0000", ""), reason)
 
     def move(self, paths: tuple[Path, Path]) -> None:

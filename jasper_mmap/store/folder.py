@@ -58,6 +58,7 @@ class Store:
 
     @property
     def store_id(self) -> str:
+        """Names the content: equal stores have equal ones."""
         return self.manifest.store_id
 
     @property

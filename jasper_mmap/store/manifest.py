@@ -53,13 +53,16 @@ class Entry:
 
     @property
     def torch_dtype(self) -> torch.dtype:
+        """The dtype as torch's."""
         return DTYPES[self.dtype]
 
     def to_dict(self) -> dict[str, Any]:
+        """As JSON keeps it."""
         return {k: v for k, v in asdict(self).items() if v is not None and v != ()}
 
     @classmethod
     def from_dict(cls, value: dict[str, Any], where: str) -> Entry:
+        """Check `value`, read from `where`; raises `FormatError`."""
         wrong = wrong_keys(cls, value)
         try:
             entry = cls(**value)
@@ -131,6 +134,7 @@ class Manifest:
         }
 
     def to_dict(self) -> dict[str, Any]:
+        """As JSON keeps it."""
         return {
             "format_version": FORMAT_VERSION,
             "store_id": self.store_id,

@@ -45,6 +45,7 @@ class Ragged(Sequence[torch.Tensor]):
 
     @property
     def nbytes(self) -> int:
+        """Of values and offsets."""
         return self.values.nbytes + self.offsets.nbytes
 
 

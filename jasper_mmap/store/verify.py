@@ -70,6 +70,7 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
+        """Whether nothing is wrong."""
         return not self.problems
 
     def to_dict(self) -> dict[str, Any]:
@@ -118,6 +119,7 @@ class Verification:
         self.pointer: Pointer | None = None
 
     def report(self) -> VerifyReport:
+        """What was found so far."""
         return VerifyReport(
             store=str(self.folder),
             quick=self.quick,
@@ -132,6 +134,7 @@ class Verification:
         )
 
     def run(self) -> None:
+        """Check everything; what is wrong is collected, not raised."""
         manifest = self._attempt(MANIFEST_FILE, lambda: read_manifest(self.folder))
         if manifest is None:
             return
