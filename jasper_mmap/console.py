@@ -93,6 +93,7 @@ class Command(click.Command):
         super().__init__(*arguments, **settings)
 
     def invoke(self, ctx: click.Context) -> Any:
+        """As click's, but for interrupts."""
         with _interrupts():
             return super().invoke(ctx)
 

@@ -55,6 +55,7 @@ class Cell:
 
     @property
     def rate(self) -> float:
+        """Samples per second, the median of its windows."""
         return median(self.windows)
 
     @property
@@ -64,6 +65,7 @@ class Cell:
 
     @property
     def ratio(self) -> float:
+        """Of its rate to the floor's."""
         return self.rate / self.floor
 
     def to_dict(self) -> dict[str, Any]:
@@ -155,6 +157,7 @@ class Consumer:
         self.batch: Batch | None = None
 
     def __call__(self) -> int:
+        """Take the next batch; how many samples it holds."""
         self.batch = batch = next(self._batches)
         batch["negative_embs"][0, 0, 0].item()
         return len(batch["relevance"])

@@ -76,6 +76,7 @@ class Turns:
 
     @property
     def pid(self) -> int:
+        """The number of its process."""
         return int(self._process.pid or 0)
 
     def run(self, seconds: float) -> float:

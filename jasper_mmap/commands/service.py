@@ -24,6 +24,7 @@ class Finite(click.FloatRange):
     """A number within bounds, and one that can be waited for: neither infinite nor NaN."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As click's, but finite."""
         number = super().convert(value, param, ctx)
         if not number <= threading.TIMEOUT_MAX:
             self.fail(f"{value} is not a finite number.", param, ctx)
@@ -91,6 +92,7 @@ class Signals:
         self._came: queue.SimpleQueue[signal.Signals] = queue.SimpleQueue()
 
     def came(self) -> bool:
+        """Whether one came."""
         return not self._came.empty()
 
     def wait(self, seconds: float) -> signal.Signals | None:

@@ -173,6 +173,7 @@ def _take(tables: dict[str, NDArray[Any]], name: str, rows: Tensor) -> Tensor:
 
 
 def index_select(tables: dict[str, Tensor], name: str, rows: Tensor) -> Tensor:
+    """Read rows by `torch.index_select`."""
     return torch.index_select(tables[name], 0, rows)
 
 

@@ -38,6 +38,7 @@ class Inputs:
 
     @property
     def store_id(self) -> str:
+        """Names the content of the store."""
         return read_manifest(self.store).store_id
 
 

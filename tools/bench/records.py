@@ -29,6 +29,7 @@ class RecordLayout:
 
     @property
     def nbytes(self) -> int:
+        """Of one record, a multiple of 8."""
         return -(-(8 * (1 + self.n_neg) + 8 + 4 * self.dim * (self.n_neg + 5)) // 8) * 8
 
     def dtype(self) -> np.dtype[np.void]:

@@ -65,6 +65,7 @@ class Predictor(nn.Module):
         self.outer = _linear(HIDDEN, dim, generator)
 
     def forward(self, question: Tensor, steering: Tensor) -> Tensor:
+        """Return the prediction `[B,D]`, of length 1, for questions and steering `[B,D]`."""
         inner = nn.functional.gelu(self.inner(torch.cat([question, steering], dim=1)))
         return normalize(self.outer(inner), dim=1)
 
