@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
+from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from jasper_mmap import JASPERSteeringDataset, create_loader
+from jasper_mmap import JASPERSteeringDataset, create_loader, publish_negatives
 from jasper_mmap.dataset.batch_layout import Columns, Layout, empty_plain
 from jasper_mmap.dataset.slots import Extents, Slots
 from jasper_mmap.rules.schema import COLUMNS, WIDE
@@ -225,3 +225,21 @@ def test_a_batch_that_is_held_is_never_overwritten(demo_store: Path, workers: in
                 want = oracle.__getitems__(where).columns
                 assert all(torch.equal(columns[name], want[name]) for name in want)
     assert loader.slot_fallbacks > 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_each_column_alone_holds_its_slot(store: Path, workers: int) -> None:
+    """Of every batch one column is kept, another one each time; none is overwritten."""
+    with JASPERSteeringDataset(store, "train") as dataset:
+        negatives = dataset.hard_negatives.clone()
+    # The tiers that the builder wrote are the same ones in every row.
+    tiers = torch.randint(1, 5, negatives.shape, generator=torch.Generator().manual_seed(3))
+    publish_negatives(store, negatives, tiers)
+    loader = create_loader(store, "train", 8, num_workers=workers)
+    order = list(loader.sampler_obj)
+    kept = [batch[name] for batch, name in zip(loader, cycle(COLUMNS), strict=False)]
+    assert len(kept) > 2 * len(COLUMNS) + loader.num_workers * (loader.prefetch_factor or 0)
+    with JASPERSteeringDataset(store, "train") as dataset:
+        for number, (column, name) in enumerate(zip(kept, cycle(COLUMNS), strict=False)):
+            want = dataset.__getitems__(order[8 * number : 8 * number + 8]).columns[name]
+            assert torch.equal(column, want), f"{name} of batch {number}"

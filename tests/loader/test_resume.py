@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -89,6 +90,22 @@ def test_state_resumes_in_the_middle_of_a_pass(
         loader.sampler_obj.passes.peek()
     )
     assert resumed.sampler_obj.passes.peek().start == 0
+
+
+def test_prefetched_batches_are_not_counted(demo_store: Path) -> None:
+    """What workers have made and nobody has taken comes again after a resume."""
+    loader = loader_of(demo_store, "train", 16, 2, prefetch_factor=4)
+    whole = whole_order(loader.sampler_obj.passes.peek())
+    taken = iter(loader)
+    for count in range(1, 6):
+        next(taken)
+        time.sleep(0.05)  # let the workers make as many as they may
+        state = loader.state_dict()
+        assert state["consumed"] == 16 * count
+        resumed = loader_of(demo_store, "train", 16)
+        resumed.load_state_dict(state)
+        assert next_positions(resumed)[0] == whole[16 * count : 16 * count + 16]
+    del loader, taken
 
 
 def test_resumed_batches_equal_those_of_the_unbroken_pass(loader: Any, demo_store: Path) -> None:

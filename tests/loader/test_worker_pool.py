@@ -263,12 +263,13 @@ def test_variant_of_a_position_ignores_how_it_is_read(demo_store: Path) -> None:
         del loader
 
 
-def test_variants_are_drawn_anew_for_each_epoch_and_seed(demo_store: Path) -> None:
+@pytest.mark.parametrize("split", SPLITS)
+def test_variants_are_drawn_anew_for_each_epoch_and_seed(demo_store: Path, split: str) -> None:
     """Neither two epochs with the same probabilities nor two seeds agree on every position."""
-    settled = variants_in_epoch(demo_store, "train", 20)
-    assert settled == variants_in_epoch(demo_store, "train", 20)
-    assert settled != variants_in_epoch(demo_store, "train", 21)
-    assert settled != variants_in_epoch(demo_store, "train", 20, seed=43)
+    settled = variants_in_epoch(demo_store, split, 20)
+    assert settled == variants_in_epoch(demo_store, split, 20)
+    assert settled != variants_in_epoch(demo_store, split, 21)
+    assert settled != variants_in_epoch(demo_store, split, 20, seed=43)
 
 
 # Global generators

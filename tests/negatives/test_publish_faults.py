@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from jasper_mmap import JASPERSteeringDataset, publish_negatives
+from jasper_mmap import JASPERSteeringDataset, publish_negatives, rollback_negatives
 from jasper_mmap.errors import AccessError, BusyError, StorageError
 from jasper_mmap.files import atomic
 from jasper_mmap.negatives.write import publisher_lock
@@ -140,6 +140,21 @@ def test_lock_held_by_another_is_an_error_that_says_by_whom(store: Path, oracle:
     holder.kill()
     holder.join()
     assert publish_numbered(store, oracle) == 2
+
+
+def test_rollback_waits_for_the_lock_too(store: Path, oracle: Oracle) -> None:
+    """Beside a publisher it would take the number that is just being written."""
+    assert publish_numbered(store, oracle) == 2
+    held = PROCESSES.Event()
+    holder = PROCESSES.Process(target=_hold_lock, args=(store, held))
+    holder.start()
+    assert held.wait(60)
+    with pytest.raises(BusyError, match=f"{holder.pid}@{socket.gethostname()}"):
+        rollback_negatives(store, lock_timeout_s=0.2)
+    assert in_force(store)["generation"] == 2
+    holder.kill()
+    holder.join()
+    assert rollback_negatives(store) == 3
 
 
 PUBLISH = """

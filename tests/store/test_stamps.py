@@ -14,9 +14,11 @@ from click.testing import CliRunner
 
 from jasper_mmap import JASPERSteeringDataset
 from jasper_mmap.commands.main import command
+from jasper_mmap.errors import IndexRangeError
 from jasper_mmap.negatives.renewal import verify_store
 from jasper_mmap.rules.schema import STORED
 from jasper_mmap.store.folder import Store
+from tests.damage import rewrite
 from tests.publishing import IMPORTING, in_force, mounted
 
 
@@ -87,6 +89,25 @@ def test_each_state_is_warned_of(store: Path, caplog: pytest.LogCaptureFixture) 
     Store(store)
     (said,) = heard(caplog)
     assert "source_embs.safetensors, train_idx.safetensors. Only" in said
+
+
+@pytest.mark.parametrize("moved_s", [-86_400, 86_400])
+def test_older_and_newer_times_are_alike(
+    moved_s: int, store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file that an older one replaced was changed as well: its numbers are read again, and
+    `verify` renews its stamp."""
+    path = store / "val_idx.safetensors"
+    stamp = path.stat().st_mtime_ns + moved_s * 10**9
+    os.utime(path, ns=(stamp, stamp))
+    Store(store)
+    (said,) = heard(caplog)
+    assert path.name in said
+    assert verify_store(store).renewed == (path.name,)
+    rewrite(path, lambda tables: tables["val_idx"][0].fill_(-1), touch=False)
+    os.utime(path, ns=(stamp, stamp + moved_s))
+    with pytest.raises(IndexRangeError, match="-1 in row 0"):
+        Store(store)
 
 
 def test_full_validation_warns_of_nothing(copied: Path, caplog: pytest.LogCaptureFixture) -> None:
