@@ -1,7 +1,7 @@
 """The trainer's side of worker processes.
 
-The protocol is told in `worker`. The trainer owns the slots: it names one with each request and
-frees it when the batch dies.
+The protocol is that of `worker_process`. The trainer owns the slots: it names one with each request
+and frees it when the batch dies.
 """
 
 from __future__ import annotations

@@ -14,9 +14,10 @@ from converters import convert
 from converters.staging import staging
 from jasper_mmap.errors import BusyError, IndexRangeError, StoreChangedError
 from jasper_mmap.rules.schema import ARTIFACTS
-from jasper_mmap.store.folder import Store, table_tensor
+from jasper_mmap.store.folder import Store
 from jasper_mmap.store.manifest import STAGING, read_manifest
 from jasper_mmap.store.pointer import FOLDER
+from jasper_mmap.store.tables import table_tensor
 from tests.converting import KILLED, SMALL, change, edit, in_child, started, state
 from tools.demo.folder import make_builder_folder, remine_negatives
 

@@ -6,7 +6,7 @@ import torch
 
 from jasper_mmap.dataset.artifacts import Artifacts
 from jasper_mmap.rules.schema import ARTIFACTS
-from jasper_mmap.store.folder import Ragged
+from jasper_mmap.store.tables import Ragged
 
 
 def test_declared_tables_are_the_artifacts() -> None:

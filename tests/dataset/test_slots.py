@@ -237,7 +237,8 @@ def test_each_column_alone_holds_its_slot(store: Path, workers: int) -> None:
     publish_negatives(store, negatives, tiers)
     loader = create_loader(store, "train", 8, num_workers=workers)
     order = list(loader.sampler_obj)
-    kept = [batch[name] for batch, name in zip(loader, cycle(COLUMNS), strict=False)]
+    batches: Any = loader
+    kept = [batch[name] for batch, name in zip(batches, cycle(COLUMNS), strict=False)]
     assert len(kept) > 2 * len(COLUMNS) + loader.num_workers * (loader.prefetch_factor or 0)
     with JASPERSteeringDataset(store, "train") as dataset:
         for number, (column, name) in enumerate(zip(kept, cycle(COLUMNS), strict=False)):

@@ -87,7 +87,7 @@ def digest(batches: Iterable[Mapping[str, Tensor]]) -> dict[str, str]:
     return {name: known.hexdigest() for name, known in sorted(hashes.items())}
 
 
-def loader_of(store: Path, split: str, **options: Any) -> Any:
+def loader_of(store: Path, split: Any, **options: Any) -> Any:
     """Return a loader that drops nothing and pins nothing."""
     return create_loader(store, split, BATCH_SIZE, drop_last=False, pin_memory=False, **options)
 

@@ -45,7 +45,7 @@ def test_opens_as_it_was_left(
     """Its stamps are known, its checksums right."""
     for validate in ("auto", "full"):
         with caplog.at_level(logging.WARNING, "jasper_mmap"):
-            JASPERSteeringDataset(golden[0], "train", validate=validate).close()  # type: ignore[arg-type]
+            JASPERSteeringDataset(golden[0], "train", validate=validate).close()
     assert caplog.records == []
 
 

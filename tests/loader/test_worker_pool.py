@@ -15,6 +15,7 @@ from torch import Tensor
 
 from jasper_mmap import JASPERSteeringDataset, validate_first_batch
 from jasper_mmap.dataset import gather, placed_store
+from jasper_mmap.rules.names import Split
 from tests.folders import SYNTHETIC
 from tests.oracle import VARIANTS, Oracle, assert_batches_equal
 from tests.serving import (
@@ -264,7 +265,7 @@ def test_variant_of_a_position_ignores_how_it_is_read(demo_store: Path) -> None:
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_variants_are_drawn_anew_for_each_epoch_and_seed(demo_store: Path, split: str) -> None:
+def test_variants_are_drawn_anew_for_each_epoch_and_seed(demo_store: Path, split: Split) -> None:
     """Neither two epochs with the same probabilities nor two seeds agree on every position."""
     settled = variants_in_epoch(demo_store, split, 20)
     assert settled == variants_in_epoch(demo_store, split, 20)

@@ -30,7 +30,7 @@ def pointer_of(began: dict[int, float]) -> Pointer:
         sha256="",
         store_id="",
         source={},
-        when=history[-1]["when"],
+        when=str(history[-1]["when"]),
         by="",
         lint={},
         history=history,

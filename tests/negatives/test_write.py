@@ -13,10 +13,10 @@ from jasper_mmap.store.pointer import read_pointer
 from tests.publishing import Tables, saved
 
 
-def reload(built: Path) -> None:
+def reload(built: Path) -> int:
     """Let a dataset look for files that the builder overwrote."""
     with JASPERSteeringDataset(built, "val") as dataset:
-        dataset.reload_negatives()
+        return dataset.reload_negatives()
 
 
 def drop(built: Path, new: Tables) -> None:

@@ -14,7 +14,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from jasper_mmap.rules.schema import ARTIFACTS, FLOAT_DTYPES, INT_DTYPES, SPLITS, Artifact
+from jasper_mmap.rules.names import SPLITS, Split
+from jasper_mmap.rules.schema import ARTIFACTS, FLOAT_DTYPES, INT_DTYPES, Artifact
 from tests.oracle import EARLIER_CURRICULUM, VARIANTS
 
 FORMS = ("plain", "view", "strided", "transposed", "expanded", "negated", "parameter")
@@ -37,7 +38,7 @@ class BuilderFolder:
     seed: int
     sizes: Mapping[str, int]
     """Of each shape letter."""
-    splits: Mapping[str, int]
+    splits: Mapping[Split, int]
     """Pairs of each split; pairs may be repeated, and be in several."""
     dtypes: Mapping[str, torch.dtype]
     forms: Mapping[str, str]
@@ -55,9 +56,11 @@ class BuilderFolder:
         generator = torch.Generator().manual_seed(self.seed)
         for artifact in ARTIFACTS.values():
             name = artifact.name
-            value = self._lists(generator) if artifact.kind == "ragged" else None
-            if value is None:
-                value = saved_as(self.table(artifact, generator), self.forms[name])
+            value = (
+                self._lists(generator)
+                if artifact.kind == "ragged"
+                else saved_as(self.table(artifact, generator), self.forms[name])
+            )
             if name != "centroid_distances" or self.with_distances:
                 zipped = name not in self.legacy or self.dtypes[name] in NOT_IN_LEGACY
                 path = folder / f"{name}.pt"
@@ -68,7 +71,7 @@ class BuilderFolder:
 
     def table(self, artifact: Artifact, generator: torch.Generator) -> Tensor:
         """Return the values of an artifact."""
-        rows = self.splits.get(artifact.split or "", 0)
+        rows = self.splits[artifact.split] if artifact.split else 0
         shape = [d if isinstance(d, int) else self.sizes.get(d, rows) for d in artifact.shape]
         dtype = self.dtypes[artifact.name]
         if artifact.kind == "float":

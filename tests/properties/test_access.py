@@ -4,7 +4,7 @@ import logging
 import os
 import pickle
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from converters import convert
 from jasper_mmap import JASPERSteeringDataset, publish_negatives
 from jasper_mmap.dataset.placement import Placement
+from jasper_mmap.rules.names import Split, Variant
 from jasper_mmap.rules.schema import COLUMNS
 from tests.oracle import VARIANTS, Oracle, assert_batches_equal
 from tests.properties.builder import BuilderFolder, builder_folders
@@ -41,10 +42,10 @@ NO_WORKERS, OWN_WORKERS, STOCK_WORKERS = range(3)
 class Reading:
     """How a store is read."""
 
-    split: str
+    split: Split
     epoch: int
     seed: int
-    forced: str | None
+    forced: Variant | None
     positions: Sequence[Sequence[int]]
     """Of batches read one after the other, in any order, repeated; modulo the split's pairs."""
     batch_size: int
@@ -115,7 +116,8 @@ def read_lists(dataset: JASPERSteeringDataset, reading: Reading, witness: Witnes
         batch = dataset.__getitems__(container(positions)).columns
         witness.keep(batch, positions, f"list {number}")
         for position in positions if number == 0 else ():
-            sample = {name: value[None] for name, value in dataset[position].items()}
+            one: Mapping[str, Any] = dataset[position]
+            sample = {name: value[None] for name, value in one.items()}
             witness.keep(sample, [position], "sample")
 
 
@@ -169,7 +171,8 @@ def serve(folder: BuilderFolder, reading: Reading, root: Path) -> None:
     )
     oracle = Oracle(source, getattr(torch, folder.embeddings_dtype or "", None))
     witness = Witness(oracle, reading)
-    split, options = reading.split, {"epoch": reading.epoch, "seed": reading.seed}
+    split = reading.split
+    options: dict[str, Any] = {"epoch": reading.epoch, "seed": reading.seed}
     splits = JASPERSteeringDataset.create_combined_splits(store, **options)
     dataset = splits[split]
     dataset.force_steering(reading.forced)

@@ -215,6 +215,7 @@ def command(
     json_file: Path | None,
     plot_file: Path | None,
 ) -> None:
+    """Measure, print the table, and write the files that were asked for."""
     if plot_file is not None:
         check_plotting()
     # Said of what other libraries leave to Python's clean-up when their process ends.
