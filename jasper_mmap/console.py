@@ -178,7 +178,7 @@ def shown_progress(*, each: bool = False) -> Iterator[Show]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     text, began = TextColumn("{task.description}", markup=False), time.monotonic()
-    columns = (BarColumn(), text, TimeRemainingColumn())
+    columns = (BarColumn(), TimeRemainingColumn(), text)
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         shown = bar.add_task("", total=None)
 

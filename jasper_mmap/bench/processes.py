@@ -27,8 +27,8 @@ class Memory(NamedTuple):
     workers_uss: int
 
 
-def settle(pid: int) -> None:
-    """Wait until no process of the tree computes any more: they have prefetched all they may."""
+def wait_until_idle(pid: int) -> None:
+    """Wait until no process of the tree computes: they have prefetched all they may."""
     if not _KNOWN:
         time.sleep(_PAUSE_S)
         return

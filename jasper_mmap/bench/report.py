@@ -25,7 +25,7 @@ _HEADER: Final = (
 _MEMORY: Final = ("parent", "workers PSS", "USS")
 
 
-class Table(NamedTuple):
+class Figures(NamedTuple):
     """Rows of text below a header; the columns numbered by `right` hold numbers."""
 
     header: tuple[str, ...]
@@ -33,12 +33,12 @@ class Table(NamedTuple):
     right: tuple[int, ...]
 
 
-def table_of(cells: Sequence[Cell]) -> Table:
+def table_of(cells: Sequence[Cell]) -> Figures:
     """One row a cell; memory only where it is known."""
     known = any(cell.memory for cell in cells)
     header = _HEADER + _MEMORY if known else _HEADER
     rows = [_figures(cell) + (_memory(cell) if known else ()) for cell in cells]
-    return Table(header, rows, tuple(n for n, title in enumerate(header) if title != "loader"))
+    return Figures(header, rows, tuple(n for n, title in enumerate(header) if title != "loader"))
 
 
 def _figures(cell: Cell) -> tuple[str, ...]:

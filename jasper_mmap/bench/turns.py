@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
 from ..errors import JasperError
-from .processes import settle
+from .processes import wait_until_idle
 
 _START_TIMEOUT_S: Final = 600.0
 _TURN_TIMEOUT_S: Final = 120.0
@@ -69,7 +69,7 @@ class Turns:
         there.close()
         try:
             self.started = Started(*self._receive(_START_TIMEOUT_S))
-            settle(self.pid)
+            wait_until_idle(self.pid)
         except BaseException:
             self.close(_ABORT_TIMEOUT_S)
             raise
@@ -86,7 +86,7 @@ class Turns:
         """
         self._connection.send(seconds)
         rate: float = self._receive(seconds + _TURN_TIMEOUT_S)
-        settle(self.pid)
+        wait_until_idle(self.pid)
         return rate
 
     def _receive(self, timeout_s: float) -> Any:
