@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from jasper_mmap import JASPERSteeringDataset, create_loader
+from jasper_mmap.dataset.placed_store import PlacedStore
 from jasper_mmap.dataset.placement import Placement, placement_for
 from jasper_mmap.errors import DeviceError, DeviceMemoryError
 from jasper_mmap.rules.names import Split, Variant
 from jasper_mmap.rules.schema import ARTIFACTS
+from jasper_mmap.store.pointer import FOLDER, file_name
 from jasper_mmap.store.tables import Ragged
 from tests.oracle import assert_batches_equal
 from tests.serving import SPLITS
@@ -60,6 +62,18 @@ def test_batches_equal_the_mapped_ones_bit_for_bit(any_store: Path, where: Any) 
             assert {column.device for column in batch.values()} == {other.device}
             on_cpu = {name: column.cpu() for name, column in batch.items()}
             assert_batches_equal(on_cpu, one.__getitems__(positions).columns)
+
+
+def test_lent_generation_is_copied_like_any_other(store: Path) -> None:
+    """What a copy of a dataset takes from its origin lies where its other tables lie."""
+    file = store / FOLDER / file_name(1)
+    lent = PlacedStore(store, COPIED).lent(1, file)
+    mapped = PlacedStore(store, placement_for("cpu")).lent(1, file)
+    for name, table in lent.tables.items():
+        assert torch.equal(table, mapped.tables[name])
+    assert str(file) in Path("/proc/self/maps").read_text()
+    del mapped
+    assert str(file) not in Path("/proc/self/maps").read_text()
 
 
 def test_splits_share_one_copy(demo_store: Path, where: Any) -> None:
