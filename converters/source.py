@@ -18,6 +18,7 @@ from jasper_mmap.errors import ContentError, ContentTypeError
 from jasper_mmap.files.pt.reader import Seal, open_pt, read_pt
 from jasper_mmap.files.safetensors import CHUNK_BYTES, chunks
 from jasper_mmap.files.stamp import Stamp
+from jasper_mmap.rules.integers import as_int64
 from jasper_mmap.rules.schema import ARTIFACTS, RAGGED_OFFSETS, RAGGED_VALUES, Artifact
 
 _ROOM: Final = 1 << 20
@@ -195,8 +196,8 @@ def derive(artifact: Artifact, folder: Path) -> Source:
 
     def compute() -> Iterator[torch.Tensor]:
         for begin in range(0, len(pair_index), rows):
-            question = questions[_numbers(pair_index[begin : begin + rows, 0])]
-            centroid = centroids[_numbers(clusters[begin : begin + rows])]
+            question = questions[as_int64(pair_index[begin : begin + rows, 0])]
+            centroid = centroids[as_int64(clusters[begin : begin + rows])]
             yield cosine_distance(question, centroid).to(torch.float32)
 
     return Source(
@@ -213,7 +214,3 @@ def cosine_distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     norms = a.norm(dim=1) * b.norm(dim=1)
     cosine = torch.where(norms == 0, 0.0, (a * b).sum(1) / norms.masked_fill(norms == 0, 1.0))
     return (1.0 - cosine).clamp(0.0, 2.0)
-
-
-def _numbers(column: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(column.numpy().astype(np.int64))

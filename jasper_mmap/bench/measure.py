@@ -15,7 +15,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-import numpy as np
 import torch
 
 from ..dataset.dataset import JASPERSteeringDataset
@@ -24,6 +23,7 @@ from ..files.page_cache import read_through
 from ..loader.epochs import set_epoch
 from ..loader.loader import create_loader
 from ..progress import Show
+from ..rules.integers import as_int64
 from ..rules.schema import Batch
 from .machine import MB, cores
 from .processes import Memory, memory
@@ -205,9 +205,9 @@ class _Floor:
                 " --batch-size"
             )
         order = torch.randperm(len(dataset), generator=generator)[: count * batch_size]
-        pairs = _numbers(dataset.split_indices)[order]
-        sources = _numbers(dataset.hard_negatives)[pairs]
-        ends = _numbers(dataset.pair_index)[pairs]
+        pairs = as_int64(dataset.split_indices)[order]
+        sources = as_int64(dataset.hard_negatives)[pairs]
+        ends = as_int64(dataset.pair_index)[pairs]
         rows = [
             (dataset.question_embs, ends[:, :1]),
             (dataset.source_embs, ends[:, 1:]),
@@ -232,11 +232,6 @@ class _Floor:
         for table, index, out in next(self._batches):
             torch.index_select(table, 0, index, out=out)
         return self._batch_size
-
-
-def _numbers(table: torch.Tensor) -> torch.Tensor:
-    """An integer table as int64, unsigned ones too."""
-    return torch.from_numpy(table.numpy().astype(np.int64))
 
 
 def open_floor(store: Path, batch_size: int, threads: int) -> Running:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..files.safetensors import chunks
 from ..rules.config import CONFIG_FILE, Config, default_curriculum
+from ..rules.integers import as_int64
 from ..rules.schema import ARTIFACTS
 from .manifest import Manifest
 
@@ -138,8 +139,7 @@ def _pieces(n_pairs: int, n_neg: int) -> Iterator[slice]:
 
 
 def _whole(numbers: torch.Tensor) -> NDArray[np.int64]:
-    """As int64; torch cannot convert all of the unsigned types."""
-    return numbers.numpy().astype(np.int64, copy=False)
+    return as_int64(numbers).numpy()
 
 
 def _of_block(

@@ -11,6 +11,7 @@ import torch
 from ..files.safetensors import DTYPE_NAMES, chunks
 from ..rules.config import Config
 from ..rules.curriculum import steering_probabilities
+from ..rules.integers import as_int64
 from ..rules.names import SPLITS
 from ..rules.schema import ARTIFACTS, NEGATIVES, TIERS
 from .folder import Store
@@ -85,7 +86,7 @@ def _counts(numbers: torch.Tensor, n: int) -> list[int]:
     """How often each of 0 to n - 1 stands in a table of whole numbers."""
     counts = np.zeros(n, np.int64)
     for rows in chunks(numbers):
-        found = np.bincount(rows.numpy().astype(np.int64).ravel(), minlength=n)
+        found = np.bincount(as_int64(rows).numpy().ravel(), minlength=n)
         counts += found[:n]
     result: list[int] = counts.tolist()
     return result

@@ -11,6 +11,7 @@ import torch
 from ..errors import FormatError, IndexRangeError, MissingFileError
 from ..files.safetensors import DTYPE_NAMES, MappedFile, few, map_tensors
 from ..rules.arguments import integer
+from ..rules.integers import as_int64
 from ..rules.schema import RAGGED_OFFSETS, RAGGED_VALUES, Artifact
 from .manifest import Entry
 
@@ -38,7 +39,7 @@ class Ragged(Sequence[torch.Tensor]):
                 f"Index {row} out of range: there are {len(self)} rows, numbered from 0."
             )
         begin, end = self.offsets[row : row + 2].tolist()
-        return self.values[begin:end].to(torch.int64)
+        return as_int64(self.values[begin:end])
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         return (self[i] for i in range(len(self)))
