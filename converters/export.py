@@ -37,7 +37,7 @@ def export_pt(store: str | Path, dst: str | Path) -> list[Path]:
     """
     store, dst = arguments.folder("store", store), arguments.folder("dst", dst)
     opened = Store(store)
-    _, generation = opened.generation_in_force()
+    _, generation = opened.current_generation()
     tables = opened.tables | generation.tables
 
     targets = [dst / CONFIG_FILE, *(dst / a.source for a in ARTIFACTS.values())]

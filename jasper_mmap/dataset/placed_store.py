@@ -123,7 +123,7 @@ class PlacedStore:
 
     def open(self) -> PlacedGeneration:
         """Open and place everything now; the generation in force."""
-        pointer, opened = self.store.generation_in_force(full=self._validate == "full")
+        pointer, opened = self.store.current_generation(full=self._validate == "full")
         tables = [
             part
             for table in self.store.tables.values()

@@ -183,7 +183,7 @@ class Inbox:
         # Before publishing: what cannot be moved away would be published again and again.
         for name in (DONE, FAILED):
             own_folder(self._place.folder / name)
-        before = _in_force(self._store)
+        before = _current_number(self._store)
         try:
             number = self._publish(*pair.paths, note=f"from {pair.name}")
         except Exception as error:  # sorted by where it comes from
@@ -290,7 +290,7 @@ def _say(level: int, event: str, message: str, **fields: Any) -> None:
     _log.log(level, "%s", printable(message), extra={"event": event, "fields": fields})
 
 
-def _in_force(store: Path) -> int:
+def _current_number(store: Path) -> int:
     try:
         return read_pointer(store).generation
     except JasperError:

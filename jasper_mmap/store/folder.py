@@ -66,7 +66,7 @@ class Store:
         """The sizes that its negatives have to fit: those of the manifest, and N."""
         return {**self.manifest.sizes, "N": self.config.n_neg}
 
-    def generation_in_force(self, *, full: bool = False) -> tuple[Pointer, OpenGeneration]:
+    def current_generation(self, *, full: bool = False) -> tuple[Pointer, OpenGeneration]:
         """The pointer and the generation that it names, checked as `sound_generation` does.
 
         Raises what that raises, and `MissingFileError` where the store has no negatives.

@@ -30,7 +30,7 @@ def summarise(path: str | Path) -> dict[str, Any]:
     Raises what opening the store raises.
     """
     store = Store(path)
-    pointer, generation = store.generation_in_force()
+    pointer, generation = store.current_generation()
     sizes, manifest, tables = store.manifest.sizes, store.manifest, generation.tables
     artifacts = [
         {
@@ -86,8 +86,8 @@ def _counts(numbers: torch.Tensor, n: int) -> list[int]:
     """How often each of 0 to n - 1 stands in a table of whole numbers."""
     counts = np.zeros(n, np.int64)
     for rows in chunks(numbers):
-        found = np.bincount(as_int64(rows).numpy().ravel(), minlength=n)
-        counts += found[:n]
+        counted = np.bincount(as_int64(rows).numpy().ravel(), minlength=n)
+        counts += counted[:n]
     result: list[int] = counts.tolist()
     return result
 

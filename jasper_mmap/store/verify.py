@@ -226,7 +226,7 @@ class Verification:
         self.pointer = pointer
         self._note_all(_POINTER_FILE, history_errors(self.folder, pointer))
         with self._progress.through(f"{FOLDER}/{pointer.file}", pointer.bytes):
-            tables = self._in_force(pointer, manifest, sizes)
+            tables = self._current(pointer, manifest, sizes)
         if tables and pair_index is not None and not self.quick:
             hard_negatives = tables[NEGATIVES[0].name]
             self._warnings |= lint_negatives(pair_index, hard_negatives, sizes["N_s"])
@@ -236,7 +236,7 @@ class Verification:
             if number != pointer.generation and number in on_disk:
                 self._older(on_disk[number], entry)
 
-    def _in_force(
+    def _current(
         self, pointer: Pointer, manifest: Manifest, sizes: dict[str, int]
     ) -> dict[str, torch.Tensor] | None:
         """The tables of the generation in force, if there is nothing wrong with them."""
