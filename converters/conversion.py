@@ -118,8 +118,8 @@ class _Conversion:
         """Whether the manifest notes all there is to note, or nothing can be written."""
         if old.config_sha256 is None and not os.access(self._dst, os.W_OK):
             return True  # version 0.1.0 noted nothing
-        told = (old.config_sha256, old.embeddings_dtype)
-        return told == (config.sha256, plan.embeddings_dtype) and old.beyond_float32 is not None
+        noted = (old.config_sha256, old.embeddings_dtype)
+        return noted == (config.sha256, plan.embeddings_dtype) and old.beyond_float32 is not None
 
     def _plan(self) -> Plan:
         return make_plan(self._src, self._dst, self._settings, read_journal(self._dst).entries)
@@ -230,13 +230,13 @@ class _Conversion:
         """The bytes of the builder's `config.json`, where the store has others or none."""
         source, target = self._src / CONFIG_FILE, self._dst / CONFIG_FILE
         with storage_errors(source, "read"):
-            wanted = read_small(source)
-        if hashlib.sha256(wanted).hexdigest() != checked.sha256:
+            content = read_small(source)
+        if hashlib.sha256(content).hexdigest() != checked.sha256:
             raise ContentError(f"{source}: changed while being converted; run it again.")
         if not target.exists():
-            return wanted
+            return content
         with storage_errors(target, "read"), open_regular(target) as file:
-            return None if file.read(len(wanted) + 1) == wanted else wanted
+            return None if file.read(len(content) + 1) == content else content
 
     def _report(
         self,

@@ -194,12 +194,12 @@ def _serves(entry: Entry, folder: Path, task: Task) -> bool:
     return (stamp.bytes, stamp.mtime_ns) == (entry.bytes, entry.mtime_ns)
 
 
-def _has_dtype(artifact: Artifact, entry: Entry, wanted: str | None, asked: str | None) -> bool:
+def _has_dtype(artifact: Artifact, entry: Entry, dtype_name: str | None, asked: str | None) -> bool:
     if not artifact.narrow:
         # Version 0.1.0 may have narrowed it: it stays so, for another file is another store,
         # which ends running trainings, until somebody asks.
         return entry.cosine_error is None or asked is None
-    dtype = EMBEDDING_DTYPES[wanted] if wanted else None
+    dtype = EMBEDDING_DTYPES[dtype_name] if dtype_name else None
     if entry.cosine_error is not None:  # it was stored narrower
         return entry.torch_dtype == dtype
     return dtype is None or entry.torch_dtype.itemsize <= dtype.itemsize

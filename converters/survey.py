@@ -67,7 +67,7 @@ def _problems(src: Path) -> Iterator[JasperError]:
             look(src)
         except JasperError as error:
             yield error
-    sizes = dict(told := _told_sizes(src))
+    sizes = dict(stated := _stated_sizes(src))
     for artifact in ARTIFACTS.values():
         if artifact.kind == "ragged" or not (src / artifact.source).exists():
             continue
@@ -77,17 +77,17 @@ def _problems(src: Path) -> Iterator[JasperError]:
         except JasperError as error:
             yield error
         # Of these a table says nothing about the others.
-        sizes = {letter: n for letter, n in sizes.items() if letter not in CONFIG_KEYS} | told
+        sizes = {letter: n for letter, n in sizes.items() if letter not in CONFIG_KEYS} | stated
 
 
-def _told_sizes(src: Path) -> dict[str, int]:
+def _stated_sizes(src: Path) -> dict[str, int]:
     """What `config.json` tells of sizes, whatever else may be wrong with it."""
     try:
         raw = parsed(read_small(src / CONFIG_FILE), _once)
-        found = {letter: raw.get(key) for letter, key in CONFIG_KEYS.items()}
+        folders = {letter: raw.get(key) for letter, key in CONFIG_KEYS.items()}
     except (OSError, ValueError, AttributeError):
         return {}
-    return {letter: n for letter, n in found.items() if type(n) is int and n > 0}
+    return {letter: n for letter, n in folders.items() if type(n) is int and n > 0}
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -127,11 +127,11 @@ def _files_in(folder: Path) -> int:
 
 
 def _folders_below(folder: Path) -> list[Path]:
-    found, level = [], [folder]
+    folders, level = [], [folder]
     for _ in range(_DEPTH):
         level = [inner for outer in level for inner in _folders_in(outer)][:_MOST_FOLDERS]
-        found += level
-    return found
+        folders += level
+    return folders
 
 
 def _folders_in(folder: Path) -> list[Path]:

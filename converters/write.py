@@ -86,8 +86,8 @@ def stored_dtype(source: Source, embeddings_dtype: str | None) -> torch.dtype:
     dtype = source.checked.dtype
     if embeddings_dtype is None or not source.artifact.narrow:
         return dtype
-    wanted = EMBEDDING_DTYPES[embeddings_dtype]
-    return wanted if wanted.itemsize < dtype.itemsize else dtype
+    narrow = EMBEDDING_DTYPES[embeddings_dtype]
+    return narrow if narrow.itemsize < dtype.itemsize else dtype
 
 
 def write_artifact(

@@ -72,14 +72,14 @@ def integers(low: int) -> Callable[..., Any]:
         if text is None:
             return None
         try:
-            found = tuple(int(part) for part in text.split(","))
+            values = tuple(int(part) for part in text.split(","))
         except ValueError:
             raise click.BadParameter(
                 f"expected comma-separated integers, e.g. 0,2, not {text!r}"
             ) from None
-        if min(found) < low:
-            raise click.BadParameter(f"integers must be >= {low}, not {min(found)}")
-        return found
+        if min(values) < low:
+            raise click.BadParameter(f"integers must be >= {low}, not {min(values)}")
+        return values
 
     return parsed
 
@@ -190,14 +190,14 @@ def shown_progress(*, each: bool = False) -> Iterator[Show]:
 
 
 def _line_by_line(each: bool) -> Show:
-    began = told = time.monotonic()
+    began = printed_at = time.monotonic()
     last = ""
 
     def advance(name: str, done: int, total: int) -> None:
-        nonlocal told, last
+        nonlocal printed_at, last
         now = time.monotonic()
-        if (each and name != last) or now - told >= _LINE_INTERVAL_S:
-            told, last = now, name
+        if (each and name != last) or now - printed_at >= _LINE_INTERVAL_S:
+            printed_at, last = now, name
             echo(_how_far(began, name, done, total), err=True)
 
     return advance

@@ -20,10 +20,10 @@ def lazy(
     def load(name: str) -> Any:
         if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        found = import_module(f".{modules[name]}", package)
+        value = import_module(f".{modules[name]}", package)
         if name != modules[name]:
-            found = getattr(found, name)
-        setattr(sys.modules[package], name, found)
-        return found
+            value = getattr(value, name)
+        setattr(sys.modules[package], name, value)
+        return value
 
     return load, lambda: [*modules]

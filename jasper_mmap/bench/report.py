@@ -76,9 +76,9 @@ def conditions(
     }
 
 
-def sentences_of(found: dict[str, Any], windows: Windows) -> list[str]:
+def sentences_of(answer: dict[str, Any], windows: Windows) -> list[str]:
     """The machine, its load, how often was measured, and a warning if it was not quiet."""
-    about, before, after = found["machine"], found["load_before"], found["load_after"]
+    about, before, after = answer["machine"], answer["load_before"], answer["load_after"]
     lines = [
         f"{about['cpu']}, {about['cores']} cores, {size(about['memory_mb'] * MB)};"
         f" {about['system']}; Python {about['python']}, torch {about['torch']} with"
@@ -86,9 +86,9 @@ def sentences_of(found: dict[str, Any], windows: Windows) -> list[str]:
         f"medians of {windows.count} windows of {windows.seconds:g} s, in turns with the floor's;"
         f" load average {before['average']:.2f} before, {after['average']:.2f} after;"
         f" {_busy_text(before, after)}; the floor's windows differ by a factor of"
-        f" {found['floor_spread']:.2f}",
+        f" {answer['floor_spread']:.2f}",
     ]
-    if not found["quiet"]:
+    if not answer["quiet"]:
         lines.append(
             "warning: the machine was not quiet (other programs, or its host): these figures are"
             " not its own. What several threads read together suffers most."

@@ -145,15 +145,15 @@ def _pointer_and_pairs(store: Path) -> tuple[Pointer, int]:
 
 
 def _entry(pointer: Pointer, generation: int) -> dict[str, Any]:
-    found = pointer.of(generation)
+    pointer_then = pointer.of(generation)
     return {
-        "generation": found.generation,
-        "when": found.when,
-        "by": found.by,
-        "note": found.note,
-        "bytes": found.bytes,
-        "changed_rows": found.changed_rows,
-        **found.lint,
+        "generation": pointer_then.generation,
+        "when": pointer_then.when,
+        "by": pointer_then.by,
+        "note": pointer_then.note,
+        "bytes": pointer_then.bytes,
+        "changed_rows": pointer_then.changed_rows,
+        **pointer_then.lint,
     }
 
 

@@ -111,8 +111,8 @@ class Signals:
 def signals_held() -> Iterator[Signals]:
     """While in the block, signals end nothing."""
     signals = Signals()
-    wanted = {signal.SIGINT: signals.put, signal.SIGTERM: signals.put}
-    before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
+    handlers = {signal.SIGINT: signals.put, signal.SIGTERM: signals.put}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         yield signals

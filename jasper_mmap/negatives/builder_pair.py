@@ -58,14 +58,14 @@ class PairWatch:
         waited = False
         while True:
             stamps = {name: _stamp(path) for name, path in paths.items()}
-            found = {name: stamp.to_dict() for name, stamp in stamps.items() if stamp}
-            changed = [name for name in paths if found.get(name) != made.get(name)]
+            as_source = {name: stamp.to_dict() for name, stamp in stamps.items() if stamp}
+            changed = [name for name in paths if as_source.get(name) != made.get(name)]
             rests_s = [self._rests_s(paths[name], stamps[name]) for name in changed]
             both = len(changed) == len(paths)
             if not changed or min(rests_s) >= (BOTH_S if both else ALONE_S):
-                return found
+                return as_source
             if both and not waited and all(zipfile.is_zipfile(paths[name]) for name in changed):
-                return found
+                return as_source
             if self._clock() >= end:
                 moving = " and ".join(str(paths[name]) for name in changed)
                 raise FormatError(

@@ -213,11 +213,11 @@ def _read(path: Path, name: str, at: Path) -> torch.Tensor:
             f"{path}: must hold a tensor named {name}, or a single one; it holds {few(tensors)}."
             " Save it under that name."
         )
-    ((found, table),) = tensors.items()
-    if found in ARTIFACTS:
+    ((saved_as, table),) = tensors.items()
+    if saved_as in ARTIFACTS:
         raise ContentError(
-            f"{path}: must hold {name}, but its tensor is named {found}. Give the file of {name},"
-            " or save the tensor under its own name."
+            f"{path}: must hold {name}, but its tensor is named {saved_as}. Give the file of"
+            f" {name}, or save the tensor under its own name."
         )
     return table
 

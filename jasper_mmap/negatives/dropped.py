@@ -69,15 +69,15 @@ class Place:
 
     def names(self) -> list[str]:
         """The files of hard negatives that are there, the oldest first."""
-        found = []
+        dated = []
         with os.scandir(self.folder) as entries:
             for entry in entries:
                 if any(fnmatchcase(entry.name, pattern) for pattern in self.patterns):
                     try:
-                        found.append((entry.stat(follow_symlinks=False).st_mtime_ns, entry.name))
+                        dated.append((entry.stat(follow_symlinks=False).st_mtime_ns, entry.name))
                     except FileNotFoundError:
                         continue
-        return [name for _, name in sorted(found)]
+        return [name for _, name in sorted(dated)]
 
 
 @dataclass

@@ -34,49 +34,49 @@ def verify_store(
     return verification.report()
 
 
-def _renew(found: Verification) -> None:
+def _renew(verification: Verification) -> None:
     """Renew under the lock that writers of either file hold, and only where those still say what
     was checked."""
-    if not found.moved or found.manifest is None:
+    if not verification.moved or verification.manifest is None:
         return
-    reason = not_renewable(found.folder)
+    reason = not_renewable(verification.folder)
     if reason is None:
         try:
-            with publisher_lock(found.folder, _LOCK_TIMEOUT_S):
-                _renew_manifest(found, found.manifest)
-                if found.pointer is not None:
-                    reason = _renew_pointer(found, found.pointer)
+            with publisher_lock(verification.folder, _LOCK_TIMEOUT_S):
+                _renew_manifest(verification, verification.manifest)
+                if verification.pointer is not None:
+                    reason = _renew_pointer(verification, verification.pointer)
         except JasperError as error:
             reason = str(error)
     if reason is not None:
-        left = [file for file in found.moved if file not in found.renewed]
-        found.notes.append(
+        left = [file for file in verification.moved if file not in verification.renewed]
+        verification.notes.append(
             f"sound, but of another time than was stamped: {few(left)}. The stamps could not be"
             f" renewed: {reason.removesuffix('.')}. So each opening reads the index ranges and"
             ' the negatives again; open with validate="full" to have everything checked.'
         )
 
 
-def _renew_manifest(found: Verification, checked: Manifest) -> None:
+def _renew_manifest(verification: Verification, checked: Manifest) -> None:
     renewed = {
-        name: replace(entry, mtime_ns=found.moved[entry.file])
+        name: replace(entry, mtime_ns=verification.moved[entry.file])
         for name, entry in checked.artifacts.items()
-        if entry.file in found.moved
+        if entry.file in verification.moved
     }
-    if not renewed or read_manifest(found.folder) != checked:
+    if not renewed or read_manifest(verification.folder) != checked:
         return
     manifest = replace(checked, artifacts={**checked.artifacts, **renewed})
-    atomic.write_json(found.folder / MANIFEST_FILE, manifest.to_dict())
-    found.renewed += [entry.file for entry in renewed.values()]
+    atomic.write_json(verification.folder / MANIFEST_FILE, manifest.to_dict())
+    verification.renewed += [entry.file for entry in renewed.values()]
 
 
-def _renew_pointer(found: Verification, checked: Pointer) -> str | None:
+def _renew_pointer(verification: Verification, checked: Pointer) -> str | None:
     """Renew the stamp of the generation in force; what keeps it from being renewed."""
-    file, path = f"{FOLDER}/{checked.file}", pointer_path(found.folder)
-    if file not in found.moved or read_pointer(found.folder) != checked:
+    file, path = f"{FOLDER}/{checked.file}", pointer_path(verification.folder)
+    if file not in verification.moved or read_pointer(verification.folder) != checked:
         return None
     if path.is_symlink():
         return f"{path} is a link"
-    write_pointer(found.folder, replace(checked, mtime_ns=found.moved[file]))
-    found.renewed.append(file)
+    write_pointer(verification.folder, replace(checked, mtime_ns=verification.moved[file]))
+    verification.renewed.append(file)
     return None

@@ -144,8 +144,8 @@ def with_source(pointer: Pointer, source: dict[str, Any]) -> Pointer:
     """The pointer after its `.pt` files got new stamps (were touched) without new content."""
     made = made_from_files(pointer)
     history = tuple({**e, "source": source} if e is made else e for e in pointer.history)
-    in_force = made is not None and made["generation"] == pointer.generation
-    return replace(pointer, history=history, source=source if in_force else pointer.source)
+    is_current = made is not None and made["generation"] == pointer.generation
+    return replace(pointer, history=history, source=source if is_current else pointer.source)
 
 
 def next_generation(store: Path, pointer: Pointer | None) -> int:

@@ -37,12 +37,12 @@ def integer(name: str, value: Any, low: int = 0, high: int = LARGEST) -> int:
 def number(name: str, value: Any, low: float, high: float) -> float:
     """`value` as a float from `low` to `high`, or `UsageError` naming the argument."""
     try:
-        found = math.nan if isinstance(value, bool | str) else float(value)
+        result = math.nan if isinstance(value, bool | str) else float(value)
     except (TypeError, ValueError, OverflowError):
-        found = math.nan
-    if not low <= found <= high:
+        result = math.nan
+    if not low <= result <= high:
         raise UsageError(f"{name} must be a number from {low:g} to {high:g}, not {value!r:.100}")
-    return found
+    return result
 
 
 def seconds(name: str, value: Any) -> float:
@@ -99,14 +99,14 @@ def position(index: Any) -> NDArray[np.int64]:
 def positions(indices: Sequence[int] | ArrayLike | torch.Tensor) -> NDArray[np.int64]:
     """Positions in a split [B], or `UsageError`; whether they lie in it is not checked."""
     try:
-        found = np.asarray(indices)
+        result = np.asarray(indices)
     except (TypeError, ValueError, RuntimeError):  # ragged, or a tensor of another device
-        found = np.empty((), dtype=object)
-    if found.size == 0 and found.ndim == 1:
+        result = np.empty((), dtype=object)
+    if result.size == 0 and result.ndim == 1:
         return np.empty(0, dtype=np.int64)
-    if found.ndim != 1 or found.dtype.kind not in "iu":
+    if result.ndim != 1 or result.dtype.kind not in "iu":
         raise UsageError(f"positions must be a list of integers, not {indices!r:.100}")
-    return found.astype(np.int64)
+    return result.astype(np.int64)
 
 
 def variant_name(variant: Any) -> Variant:

@@ -91,7 +91,7 @@ class _Check:
 
     def keys(
         self,
-        found: dict[str, Any],
+        section: dict[str, Any],
         required: tuple[str, ...],
         *,
         within: str = "",
@@ -100,9 +100,9 @@ class _Check:
     ) -> None:
         """Ask for the keys that are missing, by the name under which one may be there."""
         for key in required + optional:
-            if key in found:
+            if key in section:
                 continue
-            unknown = [k for k in found if k not in required and k not in optional][:_COMPARED]
+            unknown = [k for k in section if k not in required and k not in optional][:_COMPARED]
             was = f" (the earlier implementation took {defaults[key]})" if defaults else ""
             close = _misspelling(key, unknown)
             if close is not None:
@@ -110,8 +110,10 @@ class _Check:
             elif key in required:
                 self._refuse(f"the key {_named(key, within)} is missing{was}; add it.")
 
-    def integer(self, found: dict[str, Any], key: str, *, within: str = "", least: int = 1) -> int:
-        value = found.get(key, least)
+    def integer(
+        self, section: dict[str, Any], key: str, *, within: str = "", least: int = 1
+    ) -> int:
+        value = section.get(key, least)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             self._refuse(
                 f"{_named(key, within)} must be an integer >= {least}, found {value!r:.80}."
@@ -119,30 +121,30 @@ class _Check:
             return 0
         return value
 
-    def probability(self, found: dict[str, Any], key: str, within: str) -> float:
-        value = found.get(key, 0.0)
+    def probability(self, section: dict[str, Any], key: str, within: str) -> float:
+        value = section.get(key, 0.0)
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not 0 <= value <= 1:
             self._refuse(f"{_named(key, within)} must be between 0 and 1, found {value!r:.80}.")
             return 0.0
         return float(value)
 
-    def _object(self, found: dict[str, Any], key: str) -> dict[str, Any] | None:
+    def _object(self, section: dict[str, Any], key: str) -> dict[str, Any] | None:
         """The object under `key`; None, with the problem told, where there is something else."""
-        value = found.get(key)
+        value = section.get(key)
         if isinstance(value, dict):
             return value
-        if key in found:
+        if key in section:
             self._refuse(f"{key!r} must be an object, found {value!r:.80}.")
         return None
 
     def probabilities(self, raw: dict[str, Any]) -> dict[Variant, float]:
-        found = self._object(raw, "steering_probabilities")
-        if found is None:
+        section = self._object(raw, "steering_probabilities")
+        if section is None:
             return {}
         before, within = len(self.problems), "steering_probabilities"
-        self.keys(found, VARIANTS, within=within)
-        probabilities = {v: self.probability(found, v, within) for v in VARIANTS}
+        self.keys(section, VARIANTS, within=within)
+        probabilities = {v: self.probability(section, v, within) for v in VARIANTS}
         total = math.fsum(probabilities.values())
         if len(self.problems) == before and not math.isclose(total, 1.0, abs_tol=1e-6):
             self._refuse(f"the four 'steering_probabilities' must sum to 1, found {total:.8g}.")
@@ -152,23 +154,23 @@ class _Check:
         """The curriculum, if any, and whether it is the earlier implementation's."""
         if raw.get("curriculum") in (None, {}):
             return None, False
-        found = self._object(raw, "curriculum")
-        if found is None:
+        section = self._object(raw, "curriculum")
+        if section is None:
             return None, False
         within, known = "curriculum", tuple(_CURRICULUM)
-        by_default = not any(key in found for key in known)
+        by_default = not any(key in section for key in known)
         if by_default:  # one that is misspelt is missed all the same
-            self.keys(found, (), within=within, optional=known, defaults=_CURRICULUM)
-            found = dict(_CURRICULUM)
+            self.keys(section, (), within=within, optional=known, defaults=_CURRICULUM)
+            section = dict(_CURRICULUM)
         else:
-            self.keys(found, known, within=within, defaults=_CURRICULUM)
-        total = found.get("epochs_total")
+            self.keys(section, known, within=within, defaults=_CURRICULUM)
+        total = section.get("epochs_total")
         if isinstance(total, float) and total.is_integer():
-            found = {**found, "epochs_total": int(total)}
+            section = {**section, "epochs_total": int(total)}
         curriculum = Curriculum(
-            zero_prob_start=self.probability(found, "zero_prob_start", within),
-            zero_prob_end=self.probability(found, "zero_prob_end", within),
-            epochs_total=max(1, self.integer(found, "epochs_total", within=within, least=0)),
+            zero_prob_start=self.probability(section, "zero_prob_start", within),
+            zero_prob_end=self.probability(section, "zero_prob_end", within),
+            epochs_total=max(1, self.integer(section, "epochs_total", within=within, least=0)),
         )
         return curriculum, by_default
 
@@ -180,5 +182,5 @@ def _named(key: str, within: str) -> str:
 def _misspelling(key: str, unknown: list[str]) -> str | None:
     """The unknown key that stands for the absent `key`, if any: alike, or of the same words."""
     words = {k: sorted(k.lower().replace("-", "_").split("_")) for k in unknown}
-    same = [k for k, found in words.items() if found == sorted(key.split("_"))]
+    same = [k for k, parts in words.items() if parts == sorted(key.split("_"))]
     return next(iter(same or difflib.get_close_matches(key, unknown, n=1, cutoff=_LIKE)), None)

@@ -58,13 +58,13 @@ def check_form(
             f"{where}: {artifact.name} has {len(shape)} dimensions, {list(shape)}; it must be"
             f" [{letters}]. Save it again in that shape."
         )
-    for axis, (found, wanted) in enumerate(
+    for axis, (size, expected) in enumerate(
         zip(shape, concrete(artifact.shape, sizes), strict=True)
     ):
-        if wanted is not None and found != wanted:
+        if expected is not None and size != expected:
             raise ContentError(
-                f"{where}: {artifact.name} [{letters}] has {found} {('rows', 'columns')[axis]},"
-                f" but {_origin(artifact.shape[axis], wanted)}. Correct whichever is wrong."
+                f"{where}: {artifact.name} [{letters}] has {size} {('rows', 'columns')[axis]},"
+                f" but {_origin(artifact.shape[axis], expected)}. Correct whichever is wrong."
             )
     if artifact.split == "train" and shape[0] == 0:
         raise ContentError(
@@ -151,15 +151,15 @@ class TableCheck:
 
     def _feed_ints(self, values: NDArray[Any]) -> None:
         columns = values.T if len(self._limits) > 1 else [values]
-        found = [(int(c.min()), int(c.max())) for c in columns]
-        if not _within(found, self._limits):
+        spans = [(int(c.min()), int(c.max())) for c in columns]
+        if not _within(spans, self._limits):
             lows, highs = np.array(self._limits).T
             at = int(((values < lows) | (values > highs)).argmax())
             self._refuse(at, int(values.flat[at]))
-        self._see(found)
+        self._see(spans)
 
     def _feed_floats(self, rows: torch.Tensor) -> None:
-        found = rows
+        all_rows = rows
         low, high = (x.item() for x in torch.aminmax(rows))  # NaN propagates to both
         if not (math.isfinite(low) and math.isfinite(high)):
             finite = torch.isfinite(rows)
@@ -172,7 +172,7 @@ class TableCheck:
             return
         if not self._limits:
             if max(-low, high) >= _INFINITE:
-                self._see_beyond(found)
+                self._see_beyond(all_rows)
             return
         if not _within([(low, high)], self._limits):
             least, most = self._limits[0]
@@ -194,10 +194,10 @@ class TableCheck:
             " (allow_nonfinite=True) to keep such values."
         )
 
-    def _see(self, found: Sequence[Range]) -> None:
-        before = self._seen or found
+    def _see(self, spans: Sequence[Range]) -> None:
+        before = self._seen or spans
         self._seen = [
-            (min(a[0], b[0]), max(a[1], b[1])) for a, b in zip(before, found, strict=True)
+            (min(a[0], b[0]), max(a[1], b[1])) for a, b in zip(before, spans, strict=True)
         ]
 
     def _refuse(self, at: int, value: float) -> NoReturn:
@@ -239,10 +239,10 @@ def _limits(artifact: Artifact, sizes: Mapping[str, int]) -> list[Range]:
     return []
 
 
-def _within(found: Sequence[Range], limits: Sequence[Range]) -> bool:
+def _within(spans: Sequence[Range], limits: Sequence[Range]) -> bool:
     return all(
         low >= least and high <= most
-        for (low, high), (least, most) in zip(found, limits, strict=True)
+        for (low, high), (least, most) in zip(spans, limits, strict=True)
     )
 
 

@@ -91,8 +91,8 @@ def lint_negatives(
             )
         )
         for begin in range(0, n_pairs, step):
-            pairs, mine = _of_block(_whole(pair_index[begin : begin + step]), block, blocks)
-            rows = np.sort(_whole(hard_negatives[begin : begin + step])[mine], axis=1)
+            pairs, in_block = _of_block(_whole(pair_index[begin : begin + step]), block, blocks)
+            rows = np.sort(_whole(hard_negatives[begin : begin + step])[in_block], axis=1)
             is_own = rows == pairs[:, 1:]
             keys = pairs[:, :1] * n_sources + rows
             at = np.searchsorted(known, keys)
@@ -148,8 +148,8 @@ def _of_block(
     """The (question, source) rows whose question belongs to the block, and where they stand."""
     if blocks == 1:
         return pairs, slice(None)
-    mine = pairs[:, 0] % blocks == block
-    return pairs[mine], mine
+    in_block = pairs[:, 0] % blocks == block
+    return pairs[in_block], in_block
 
 
 def remarks(config: Config, manifest: Manifest) -> list[str]:

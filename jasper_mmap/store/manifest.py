@@ -148,8 +148,8 @@ class Manifest:
 
 def _since_0_2(value: dict[str, Any], path: Path) -> dict[str, Any]:
     """The fields that version 0.1.0 did not write, checked."""
-    found = {name: value.get(name) for name in _SINCE_0_2}
-    sha256, counts, dtype = found.values()
+    entries = {name: value.get(name) for name in _SINCE_0_2}
+    sha256, counts, dtype = entries.values()
     sound = (
         (sha256 is None or isinstance(sha256, str))
         and (counts is None or isinstance(counts, dict))
@@ -161,7 +161,7 @@ def _since_0_2(value: dict[str, Any], path: Path) -> dict[str, Any]:
             f"{path}: {_SINCE_0_2[0]} must be a string, {_SINCE_0_2[1]} an object of integers > 0,"
             f" and {_SINCE_0_2[2]} one of {', '.join(EMBEDDING_DTYPES)}. Convert again."
         )
-    return found
+    return entries
 
 
 def narrowed_to(entries: Iterable[Entry]) -> str | None:
@@ -239,14 +239,14 @@ def read_manifest(folder: Path) -> Manifest:
             f" is {version!r:.80}, this version reads up to {FORMAT_VERSION}; install a newer"
             " jasper-mmap."
         )
-    found = value.get("artifacts")
-    if not isinstance(found, dict) or not all(isinstance(e, dict) for e in found.values()):
+    entries = value.get("artifacts")
+    if not isinstance(entries, dict) or not all(isinstance(e, dict) for e in entries.values()):
         raise FormatError(
             f"{path}: 'artifacts' must be a JSON object with an object for each artifact, so the"
             " file was changed by hand or damaged. Convert again."
         )
     for artifact in STORED:
-        if artifact.name not in found:
+        if artifact.name not in entries:
             raise FormatError(
                 f"{path}: 'artifacts' has no entry for {artifact.name}. Convert again."
             )
@@ -254,7 +254,7 @@ def read_manifest(folder: Path) -> Manifest:
     if not isinstance(warnings, dict) or not all(type(n) is int for n in warnings.values()):
         raise FormatError(f"{path}: 'warnings' must be an object of integers. Convert again.")
     manifest = Manifest(
-        artifacts={a.name: Entry.from_dict(found[a.name], f"{path}: {a.name}") for a in STORED},
+        artifacts={a.name: Entry.from_dict(entries[a.name], f"{path}: {a.name}") for a in STORED},
         warnings=warnings,
         created=str(value.get("created", "")),
         converter=str(value.get("converter", "")),

@@ -151,7 +151,7 @@ def generations_on_disk(store: Path) -> dict[int, Path]:
 
     A file beyond `MAX_GENERATION` is nobody's generation: it is ignored, with one warning.
     """
-    found = {}
+    numbered = {}
     with atomic.storage_errors(store / FOLDER, "read"):
         paths = list((store / FOLDER).iterdir())
     for path in paths:
@@ -164,5 +164,5 @@ def generations_on_disk(store: Path) -> dict[int, Path]:
                     "%s: ignored, generations end at %d; remove the file.", path, MAX_GENERATION
                 )
         elif number and path.name == file_name(number):
-            found[number] = path
-    return dict(sorted(found.items()))
+            numbered[number] = path
+    return dict(sorted(numbered.items()))

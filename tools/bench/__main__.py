@@ -49,7 +49,7 @@ ONE_THREAD = "floor-1"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class Settings:
     """What is to be measured, and of what."""
 
     dir: Path | None
@@ -117,19 +117,19 @@ def disk_use(contenders: list[Contender], inputs: Inputs) -> dict[str, dict[str,
     return used
 
 
-def run(wanted: Wanted) -> tuple[list[Cell], dict[str, Any]]:
+def run(settings: Settings) -> tuple[list[Cell], dict[str, Any]]:
     """Measure it and print the figures; the cells, and the answer as plain values."""
     before = busy()
-    inputs = inputs_of(wanted.dir, wanted.cache, wanted.pairs)
-    ready = list(prepared(wanted.contenders, inputs, fresh=wanted.fresh))
+    inputs = inputs_of(settings.dir, settings.cache, settings.pairs)
+    ready = list(prepared(settings.contenders, inputs, fresh=settings.fresh))
     skipped = [one for one in ready if isinstance(one, Skipped)]
     contenders = [one for one in ready if isinstance(one, Contender)]
     for one in skipped:
         echo(f"skipped {one.contender}: {one.why}", err=True)
     cells = []
-    for batch_size in wanted.batch_sizes:
-        entered = entrants(contenders, inputs, wanted.workers, batch_size)
-        for cell in measure(inputs.store, batch_size, entered, wanted.windows):
+    for batch_size in settings.batch_sizes:
+        entered = entrants(contenders, inputs, settings.workers, batch_size)
+        for cell in measure(inputs.store, batch_size, entered, settings.windows):
             where = f"B={batch_size} {cell.contender}, {cell.workers} workers"
             if isinstance(cell, Skipped):
                 echo(f"skipped {where}: {cell.why}", err=True)
@@ -140,13 +140,13 @@ def run(wanted: Wanted) -> tuple[list[Cell], dict[str, Any]]:
     circumstances = conditions(before, busy(), cells)
     disk = disk_use(contenders, inputs)
     show(cells, skipped, disk)
-    for sentence in sentences_of(circumstances, wanted.windows):
+    for sentence in sentences_of(circumstances, settings.windows):
         echo(sentence)
     return cells, {
         **circumstances,
         "command": ["python", "-m", "tools.bench", *sys.argv[1:]],
         "data": {"store": str(inputs.store), "store_id": inputs.store_id},
-        "windows": vars(wanted.windows),
+        "windows": vars(settings.windows),
         "floor_threads": cores(),
         "cells": [cell.to_dict() for cell in cells],
         "disk": disk,
@@ -220,7 +220,7 @@ def command(
         check_plotting()
     # Said of what other libraries leave to Python's clean-up when their process ends.
     os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
-    wanted = Wanted(
+    settings = Settings(
         dir=folder,
         cache=cache,
         pairs=pairs or (QUICK_PAIRS if quick else PAIRS),
@@ -232,9 +232,9 @@ def command(
         ),
         fresh=not quick,
     )
-    cells, answer = run(wanted)
+    cells, answer = run(settings)
     if plot_file is not None:
-        names = {one.name: f"{one.name}: {one.what}" for one in wanted.contenders} | {
+        names = {one.name: f"{one.name}: {one.what}" for one in settings.contenders} | {
             ONE_THREAD: f"{ONE_THREAD}: the floor, one thread"
         }
         about = answer["machine"]

@@ -24,11 +24,11 @@ def markdown(answer: dict[str, Any]) -> str:
         f"|---:|---|{'---:|' * len(sizes)}",
     ]
     for workers, contender in sorted(rows, key=lambda row: row[0]):
-        told = []
+        figures = []
         for size in sizes:
             cell = rates.get((workers, contender, size))
-            told.append("" if cell is None else _figure(cell, cells))
-        lines.append(f"| {workers} | {contender} |{''.join(f' {figure} |' for figure in told)}")
+            figures.append("" if cell is None else _figure(cell, cells))
+        lines.append(f"| {workers} | {contender} |{''.join(f' {figure} |' for figure in figures)}")
     return "\n".join(lines)
 
 

@@ -148,10 +148,10 @@ class Unpickler:
 
     def storage(self) -> Storage:
         """The storage that the tuple on top of the stack describes, one for each key."""
-        found = storage(*self.pop(1))
-        if self.storages.setdefault(found.key, found) != found:
+        described = storage(*self.pop(1))
+        if self.storages.setdefault(described.key, described) != described:
             raise ValueError
-        return found
+        return described
 
     def remember(self, number: int) -> None:
         """Keep the value on top of the stack under `number`."""
