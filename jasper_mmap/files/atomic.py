@@ -21,13 +21,13 @@ from .jsonfile import MOST_BYTES, parsed, read_small
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[io.FileIO]:
-    """A new file that takes `path`'s place, whole and on disk, when the block ends well.
+    """Open a new file that replaces `path`, complete and on disk, when the block succeeds.
 
     Nothing is visible under `path` before that; when the block fails, the sibling is removed.
     """
     sibling = sibling_of(path)
     with storage_errors(path):
-        # Not tempfile: its files are 0600 whatever the umask says.
+        # Not tempfile, whose files have mode 0600 under any umask.
         with _named(path):
             fd = os.open(sibling, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
@@ -58,8 +58,7 @@ def _file(fd: int) -> io.FileIO:
 
 @contextlib.contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Let the system's errors name `path`: the sibling's name means nothing to anybody, and would
-    make each of them another message."""
+    """Make the system's errors name `path`: the random name of the sibling helps no user."""
     try:
         yield
     except OSError as error:
@@ -67,7 +66,7 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def write_all(file: io.FileIO, data: bytes | memoryview) -> None:
-    """Write all of `data`: one raw write may take less (2 GiB at most on Linux)."""
+    """Write all of `data`; a single raw write may stop early (on Linux after 2 GiB)."""
     view = memoryview(data).cast("B")
     while len(view):
         view = view[file.write(view) :]
@@ -78,8 +77,8 @@ def write_json(path: Path, value: Any) -> None:
     data = (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
     if len(data) > MOST_BYTES:
         raise StorageError(
-            f"{path}: not written, it would have {len(data)} bytes, and at most {MOST_BYTES} are"
-            " read. Shorten the notes in it."
+            f"{path}: not written, since its {len(data)} bytes exceed the limit of {MOST_BYTES}."
+            " Shorten the notes in it."
         )
     with replacing(path) as file:
         write_all(file, data)
@@ -116,10 +115,10 @@ def sync_folder(folder: Path) -> None:
 
 
 def own_folder(folder: Path, *, parents: bool = False) -> None:
-    """Make a folder that this package writes to, where it is missing.
+    """Create a folder that this package writes to, if it is missing.
 
-    Raises `AccessError` where it is a link: one that came with a dataset would lead what is written
-    and removed there to any other place.
+    Raises `AccessError` if it is a link: one that came with a dataset could redirect writes and
+    removals to any other folder.
     """
     with storage_errors(folder):
         refuse_link(folder)
@@ -127,16 +126,16 @@ def own_folder(folder: Path, *, parents: bool = False) -> None:
 
 
 def refuse_link(path: Path) -> None:
-    """Raise `AccessError` where `path`, one of the package's own files or folders, is a link."""
+    """Raise `AccessError` if `path`, one of the package's own files or folders, is a link."""
     if path.is_symlink():
         raise AccessError(
-            f"{path}: is a link to {str(path.readlink())!r}, and nothing is written through a link"
-            " here. Remove the link (a folder on another disk can be bind-mounted in its place)."
+            f"{path}: is a link to {str(path.readlink())!r}; this package does not write through"
+            " links. Remove it (to use a folder on another disk, bind-mount that instead)."
         )
 
 
 def sweep(folder: Path) -> None:
-    """Remove siblings that killed writers left. Call under the lock that excludes live ones."""
+    """Remove siblings that killed writers left. Call with the lock held that excludes live ones."""
     with storage_errors(folder):
         for leftover in folder.glob(f".*{TEMPORARY}"):
             if leftover.is_symlink() or not leftover.is_dir():
@@ -144,14 +143,14 @@ def sweep(folder: Path) -> None:
 
 
 def exists(path: Path) -> bool:
-    """Whether there is something of this name; an error of ours where the system cannot tell."""
+    """Return whether `path` exists; raise a `JasperError` where the system cannot say."""
     with storage_errors(path, "read"):
         return path.exists()
 
 
 @contextlib.contextmanager
 def storage_errors(path: Path, verb: str = "write") -> Iterator[None]:
-    """Turn the system's errors in the block into ours, naming `path`."""
+    """Translate the system's errors in the block into `JasperError`s that name `path`."""
     try:
         yield
     except JasperError:
@@ -165,10 +164,10 @@ def storage_errors(path: Path, verb: str = "write") -> Iterator[None]:
 
 
 def access_error(path: Path, verb: str, error: OSError) -> AccessError:
-    """What to say where the system does not permit something with `path`: which folder or file
-    stands in the way, whose it is, and its mode."""
+    """The error of a call that was not permitted; it names the folder or file that forbids it, its
+    owner and its mode."""
     tried = Path(error.filename) if isinstance(error.filename, str) else path
-    while tried.name.startswith("."):  # a name of ours in it that means nothing to anybody
+    while tried.name.startswith("."):  # an internal name, of no use to the user
         tried = tried.parent
     what = f"{tried}: no permission to {verb} it ({error.strerror})"
     if error.errno == errno.EROFS:
@@ -188,7 +187,7 @@ def access_error(path: Path, verb: str, error: OSError) -> AccessError:
 
 
 def _barrier(path: Path, verb: str) -> Path:
-    """The folder above `path`, or the file itself, that the user may not pass, read or write."""
+    """The folder above `path`, or the file itself, that denies access."""
     above = [folder for folder in path.parents if os.path.lexists(folder)]
     for folder in reversed(above):
         if not os.access(folder, os.X_OK):

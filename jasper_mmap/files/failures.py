@@ -1,7 +1,7 @@
-"""What a failed call of the operating system is called: whose file, why, and what to do.
+"""The error of a failed system call: which file, why, and the remedy.
 
-Files are prepared under names that mean nothing to a user (a hidden folder, a temporary sibling,
-a lock, a descriptor's number). An error names the file that was to be, or the folder it goes to.
+Files are prepared under internal names (a hidden folder, a temporary sibling, a lock, a descriptor
+number). An error names the final file instead, or the folder it belongs to.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Final
 from ..errors import MissingFileError, StorageError
 
 STAGING: Final = ".converting"
-"""Folder inside a store in which a conversion prepares its files."""
+"""The folder inside a store in which a conversion prepares its files."""
 TEMPORARY: Final = ".tmp"
-"""Ends the names of temporary files."""
+"""Suffix of temporary files."""
 
 _SIBLING: Final = re.compile(rf"\.(.+)\.[0-9a-f]{{12}}{re.escape(TEMPORARY)}", re.DOTALL)
 _DESCRIPTORS: Final = ("/dev/fd/", "/proc/self/fd/")
-# In the staging folder, under names that no file of a store has: what they will be, if anything.
+# Files of the staging folder that the store has under another name, or not at all.
 _STAGED: Final = {
     "negatives.safetensors": "negatives",
     "CURRENT.json": "negatives/CURRENT.json",
@@ -31,31 +31,31 @@ _STAGED: Final = {
     "exported.json": "",
 }
 
-_FULL: Final = "the disk is full or the quota reached; free some space and run it again."
+_FULL: Final = "the disk is full or the quota exceeded; free some space and run it again."
 _REASONS: Final = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,
     errno.EFBIG: "the file would be larger than the file system or a limit (ulimit -f) allows;"
     " raise the limit, or choose another disk.",
     errno.EMFILE: "this process has no file descriptor left (too many open files). Close datasets"
-    " that are no longer used, or raise the limit (ulimit -n), and run it again.",
+    " that you no longer use, or raise the limit (ulimit -n), and run it again.",
     errno.ENFILE: "the whole system has no file descriptor left. End other programs, or raise"
     " fs.file-max, and run it again.",
-    errno.EIO: "the disk or the network reported an I/O error. Check the disk and the system's"
+    errno.EIO: "the disk or the network reported an I/O error. Check the disk and the system"
     " log (dmesg), and run it again.",
-    errno.ESTALE: "the network file system no longer has it as it was opened (stale file handle)."
-    " Run it again; if that does not help, mount the file system anew.",
-    errno.ENOMEM: "the system has no memory for it. Free some, and run it again.",
+    errno.ESTALE: "the file was replaced on the network file system (stale file handle). Run it"
+    " again; if that does not help, remount the file system.",
+    errno.ENOMEM: "the system is out of memory. Free some memory, and run it again.",
     errno.ENOTDIR: "a part of its path is a file, not a folder. Correct the path, or remove that"
     " file.",
-    errno.EISDIR: "it is a folder where a file is needed. Correct the path.",
-    errno.ELOOP: "its path has links that lead in a circle. Correct them.",
+    errno.EISDIR: "it is a folder, but must be a file. Correct the path.",
+    errno.ELOOP: "its path has a circle of links. Correct them.",
     errno.ENAMETOOLONG: "its name is too long for the file system. Choose a shorter one.",
 }
 
 
 class Noted:
-    """A file that remembers why reading it failed, for a reader that calls it damaged then."""
+    """A file that remembers why reading it failed, for a parser that would call it damaged."""
 
     def __init__(self, file: BufferedReader) -> None:
         self._file = file
@@ -81,14 +81,14 @@ class Noted:
         try:
             yield
         except OSError as error:
-            if error.errno != errno.EINVAL:  # to before the beginning: a file can ask for that
+            if error.errno != errno.EINVAL:  # a seek to before the start: a damaged file causes it
                 self.failure = error
             raise
 
 
 def user_path(path: str | Path, otherwise: Path) -> Path:
-    """The file or folder that a user knows, where `path` is one that this package works with;
-    `otherwise` where that is only a descriptor's name."""
+    """The file or folder that the user knows, for an internal `path`; `otherwise` for the name of
+    a descriptor."""
     if str(path).startswith(_DESCRIPTORS):
         return otherwise
     path = Path(path)
@@ -105,17 +105,17 @@ def user_path(path: str | Path, otherwise: Path) -> Path:
 
 
 def missing(error: OSError, path: Path, verb: str) -> MissingFileError:
-    """The error where a file that a call needs is not there."""
+    """The error of a call that needs a missing file."""
     target = user_path(path, path)
     where = user_path(error.filename or path, target)
     if where == target:
-        return MissingFileError(f"{where}: not found. Correct the path, or put it there.")
+        return MissingFileError(f"{where}: not found. Correct the path, or add the file.")
     return MissingFileError(f"{where}: not found; cannot {verb} {target}.")
 
 
 def failure(error: OSError, path: Path, verb: str) -> StorageError:
-    """The error of a call that failed while `path` was being read or written (`verb`)."""
-    # A rename has two names: the second one is the file that is to be.
+    """The error of a call that failed while it read or wrote (`verb`) `path`."""
+    # A rename has two names; the second one is the final file.
     where = user_path(error.filename2 or error.filename or path, user_path(path, path))
     reason = _REASONS.get(error.errno or 0)
     if reason is None:

@@ -1,4 +1,4 @@
-"""JSON files from anywhere, read within bounds of size, depth and digits."""
+"""Untrusted JSON files, read within bounds of size, depth and digits."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from ..errors import FormatError
 from .regular_files import open_regular
 
 MOST_BYTES: Final = 16 << 20
-"""Of a JSON file. A manifest has some ten thousand, a pointer with all its history half a million.
+"""Limit of a JSON file. A manifest has about 10,000 bytes, a pointer with a full history 500,000.
 
-In memory one may take up to thirty times as much."""
+In memory a file may take up to thirty times its size."""
 MOST_DIGITS: Final = 300
-"""Of a whole number: a longer one cannot be compared with floats."""
+"""Limit of an integer: a longer one cannot be compared with floats."""
 
 
 def read_small(path: Path) -> bytes:
-    """The whole of a small regular file.
+    """Return the content of a small regular file.
 
-    Raises `FormatError` where it has more than `MOST_BYTES`, else as `open_regular`.
+    Raises `FormatError` if it has more than `MOST_BYTES`, else as `open_regular`.
     """
     with open_regular(path) as file:
         data = file.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
         raise FormatError(
-            f"{path}: has more than {MOST_BYTES} bytes, so it is not the small file that belongs"
-            " there. Put the proper file in its place."
+            f"{path}: has more than {MOST_BYTES} bytes, too many for this file. Replace it with the"
+            " correct file."
         )
     return data
 
@@ -39,15 +39,15 @@ def parsed(
     *,
     most_digits: int = MOST_DIGITS,
 ) -> Any:
-    """The value of a JSON text; `hook` as json's `object_pairs_hook`.
+    """Return the value of a JSON text; `hook` as json's `object_pairs_hook`.
 
-    Raises `ValueError` in words of its own also where Python's would give Python's advice.
+    Raises `ValueError`, also where Python would advise to raise one of its own limits.
     """
 
     def integer(number: str) -> int:
         digits = len(number.removeprefix("-"))
         if digits > most_digits:
-            raise ValueError(f"a whole number has {digits} digits, at most {most_digits} are read")
+            raise ValueError(f"an integer has {digits} digits, at most {most_digits} are allowed")
         return int(number)
 
     try:

@@ -1,4 +1,4 @@
-"""File locks that tell who holds them."""
+"""File locks that name their holder."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from . import atomic
 
 @contextmanager
 def exclusive(path: Path, timeout_s: float, remedy: str) -> Iterator[None]:
-    """Hold the lock of the file `path`, whose folder must exist.
+    """Hold the lock file `path`, whose folder must exist.
 
-    Raises `BusyError` naming the holder when `timeout_s` is over; `remedy` ends its message.
+    Raises `BusyError` naming the holder after `timeout_s`; `remedy` ends its message.
     """
     holder = path.with_name(f"{path.name}-holder.json")
-    # Made here and not kept: a lock object is void after a fork and cannot be pickled.
+    # Made here and not kept: a lock object is invalid after a fork and cannot be pickled.
     lock = FileLock(path, timeout=timeout_s)
     with atomic.storage_errors(path):
         _check_lock_file(path)
         try:
             lock.acquire()
-        except Timeout:  # inside, for it is an OSError too
+        except Timeout:  # inside, since it is an OSError too
             raise BusyError(
                 f"{path}: held by {_read_holder(holder)} for more than {timeout_s:g} s; {remedy}."
             ) from None
     try:
-        with suppress(OSError):  # only told to others, so not worth failing for
+        with suppress(OSError):  # only informs others, so not worth failing for
             _write_new(holder, f'{{"by": "{process_name()}", "since": "{now()}"}}\n')
         yield
     finally:
         with suppress(OSError):
             holder.unlink(missing_ok=True)
-        with suppress(OSError):  # what was done under it is done; it ends with this process
+        with suppress(OSError):  # the work is done; the lock ends with this process at the latest
             lock.release()
 
 
@@ -53,10 +53,10 @@ def _read_holder(path: Path) -> str:
 
 
 def _check_lock_file(path: Path) -> None:
-    """Raise `AccessError` unless the lock's file can be made, or is a file of its own.
+    """Raise `AccessError` unless the lock file is missing or a regular file.
 
-    filelock opens it with O_NOFOLLOW since version 3.20.1, so that a link put there after this
-    look is not followed either.
+    Since version 3.20.1 filelock opens it with O_NOFOLLOW, so a link put there after this check is
+    not followed either.
     """
     atomic.refuse_link(path)
     if path.exists() and not path.is_file():
@@ -64,7 +64,7 @@ def _check_lock_file(path: Path) -> None:
 
 
 def _write_new(path: Path, text: str) -> None:
-    """Write a file in the place of what is there, be it a link. Call with the lock held."""
+    """Replace `path`, even if it is a link, with a new file. Call with the lock held."""
     path.unlink(missing_ok=True)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     with os.fdopen(fd, "w") as file:
@@ -72,10 +72,10 @@ def _write_new(path: Path, text: str) -> None:
 
 
 def process_name() -> str:
-    """This process as others are told of it: pid@host."""
+    """The name of this process for others: pid@host."""
     return f"{os.getpid()}@{socket.gethostname()}"
 
 
 def now() -> str:
-    """The time as it stands in the files of a store: UTC, ISO 8601, milliseconds."""
+    """The current time in the form that a store's files use: UTC, ISO 8601, milliseconds."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,7 +1,7 @@
 """A file's bytes in memory, shared by every process that maps them.
 
-Through libc, since Python's own `mmap` (before 3.13) keeps a descriptor for each mapping. What is
-mapped stays so until the last user of a buffer over it is gone.
+Through libc, since Python's own `mmap` (before 3.13) keeps a descriptor for each mapping. A mapping
+lives as long as any buffer over it.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ Bytes = ctypes.Array[ctypes.c_char]
 class Region:
     """Mapped addresses [begin, begin + length); unmapped with the last buffer over them.
 
-    For tensors only, whose hold on a buffer the garbage collector does not see: what it sees, it
-    would unmap before the `__del__` of what it found together with it.
+    For tensors only, whose references to a buffer are invisible to the garbage collector: a visible
+    one could be unmapped before the `__del__` of other objects of the same cycle.
     """
 
     def __init__(self, begin: int, length: int) -> None:
@@ -55,7 +55,7 @@ def map_at(
     *,
     protection: int = mmap.PROT_READ | mmap.PROT_WRITE,
 ) -> int | None:
-    """Map `length` bytes of `fd`; their address, None where the system refuses."""
+    """Map `length` bytes of `fd`; return their address, or None if the system refuses."""
     mapped: int | None = LIBC.mmap(address, length, protection, flags, fd, offset)
     return None if mapped == _FAILED else mapped
 
@@ -64,10 +64,10 @@ def map_private(fd: int, size: int, *, huge: bool = False) -> Bytes:
     """Map `size` (> 0) bytes of the open file `fd`; pages are shared until written to.
 
     Writing copies a page for this process alone: neither the file nor another process sees it.
-    Where the system counts even such a mapping against memory (overcommit mode 2) and has not
-    enough, the mapping is read-only, and writing to it ends the process. With `huge` the kernel is
-    asked for 2 MB pages, and reads as much around a page that is not in memory yet. Raises
-    `OSError` where it cannot be mapped at all.
+    Where the system counts even such a mapping as used memory (overcommit mode 2) and has too
+    little, the mapping is read-only, and writing to it ends the process. `huge` asks the kernel for
+    2 MB pages; it then also reads 2 MB around a page that is not in memory. Raises `OSError` if it
+    cannot be mapped at all.
     """
     address = map_at(None, size, mmap.MAP_PRIVATE | MAP_NORESERVE, fd)
     if address is None:

@@ -1,4 +1,4 @@
-"""Cold stores: brought into the page cache once a node, or row by row ahead of the batches."""
+"""Cold stores: read into the page cache once a node, or row by row ahead of the batches."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MADV_POPULATE_READ = getattr(mmap, "MADV_POPULATE_READ", 22)  # Linux 5.14
 
 
 def fits(paths: Sequence[Path]) -> bool:
-    """Whether the files can all stay in the page cache of this machine now."""
+    """Return whether all the files fit into the page cache of this machine now."""
     need = sum(path.stat().st_size for path in paths)
     return need <= _SHARE_OF_MEMORY * free_bytes(torch.device("cpu"))
 
@@ -35,36 +35,35 @@ def free_bytes(device: torch.device) -> int:
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) << 10
-    return 1 << 62  # no way to tell on this system
+    return 1 << 62  # unknown on this system
 
 
 def worth_huge_pages(n_bytes: int) -> bool:
-    """Whether to read 2 MB around a row that is not in memory yet, of tables of `n_bytes` in all.
+    """Return whether to map tables of `n_bytes` in total with 2 MB pages.
 
     Rows are gathered faster from large pages, and a cold store is read at the speed of the disk
-    instead of page by page; but a store that memory cannot hold would be read over and over.
+    instead of page by page; but a store larger than memory would be read over and over.
     """
     return n_bytes <= memory_bytes() // 2
 
 
 def memory_bytes() -> int:
-    """Bytes of memory that this machine has."""
+    """Bytes of this machine's memory."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def read_through(paths: Sequence[Path], progress: Show | None = None) -> None:
-    """Bring the files into the page cache; `progress` is told of each piece of them.
+    """Read the files into the page cache; `progress` is called after each piece.
 
-    Processes of a node that call it with the same first file take turns, so the disk is read once:
-    for the later ones everything is there already.
+    Processes of a node that call it with the same first file take turns, so the disk is read once.
     """
     counted = Progress(progress)
     counted.total = sum(path.stat().st_size for path in paths)
     with storage_errors(paths[0], "read"):
         turn = paths[0].open("rb")
     with turn, errors_of_show_passed_on():
-        # The file itself is locked, for the store may be on a mount where none can be made. A
-        # network file system that locks only what is open for writing lets all go at once.
+        # Locks the file itself, since a store may be read-only. On a network file system that locks
+        # only files open for writing, all processes read at once.
         with contextlib.suppress(OSError):
             fcntl.flock(turn, fcntl.LOCK_EX)
         for path in paths:
@@ -73,10 +72,10 @@ def read_through(paths: Sequence[Path], progress: Show | None = None) -> None:
 
 
 def _pieces_read(path: Path) -> Iterator[int]:
-    """Read `path` in pieces into 2 MB blocks of the page cache, where the kernel has them.
+    """Read `path` in pieces into 2 MB blocks of the page cache, if the kernel supports them.
 
-    Rows are gathered faster from such blocks than from single pages. Of a file read sequentially
-    with read(2) about half ends up in them, of one populated through such a mapping all.
+    Rows are gathered faster from such blocks than from single pages. read(2) puts about half of a
+    file into them, populating a mapping all of it.
     """
     with storage_errors(path, "read"), path.open("rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
@@ -96,7 +95,7 @@ def _pieces_read(path: Path) -> Iterator[int]:
 
 
 def read_ahead(table: torch.Tensor, rows: NDArray[np.int64]) -> None:
-    """Have the kernel fetch these rows of a mapped table; returns before they are there."""
+    """Ask the kernel to fetch these rows of a mapped table; return without waiting for them."""
     row_bytes = table[:1].nbytes
     begin = table.data_ptr() + rows * row_bytes
     first = begin // mmap.PAGESIZE * mmap.PAGESIZE

@@ -1,8 +1,8 @@
 """Opening files for reading: regular ones only.
 
-A folder that comes from anywhere may hold a FIFO, which hangs whoever opens it, or a link to a
-device that never ends. Links are followed, since the caches of model hubs are made of them, but
-each must end at a regular file; anything else is refused without being opened.
+An untrusted folder may contain a FIFO, on which `open` blocks, or a link to an endless device.
+Links are followed, since the caches of model hubs consist of them, but each must end at a regular
+file; anything else is refused without being opened.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0)
 
 
 def open_regular(path: Path, *, at: Path | None = None) -> BufferedReader:
-    """The regular file `path`, opened for reading.
+    """Open the regular file `path` for reading.
 
-    Where `at` is given (the name of a descriptor), the file is opened there, `path` only says what
-    errors are to call it. Raises `UnsafeFileError` for a FIFO, device or socket, `FormatError` for
-    a folder, and `OSError` where the system refuses.
+    With `at` (the name of a descriptor) that is opened, and errors name `path`. Raises
+    `UnsafeFileError` for a FIFO, device or socket, `FormatError` for a folder, and `OSError` if the
+    system refuses.
     """
     fd = regular_descriptor(path, at=at)
     try:
@@ -40,10 +40,10 @@ def open_regular(path: Path, *, at: Path | None = None) -> BufferedReader:
 
 
 def regular_descriptor(path: Path, *, at: Path | None = None) -> int:
-    """The same as a bare file descriptor."""
+    """Open it as `open_regular` does; return the bare descriptor."""
     where = at or path
     _check(path, where.stat().st_mode)
-    # Another file may have taken its place by now: the open must not wait for the writer of a FIFO.
+    # It may be a FIFO by now; O_NONBLOCK keeps the open from waiting for a writer.
     fd = os.open(where, _FLAGS)
     try:
         _check(path, os.fstat(fd).st_mode)
@@ -57,9 +57,9 @@ def _check(path: Path, mode: int) -> None:
     if stat.S_ISREG(mode):
         return
     if stat.S_ISDIR(mode):
-        raise FormatError(f"{path}: is a folder, but must be a file; name the file in it.")
+        raise FormatError(f"{path}: is a folder, but must be a file; name the file inside.")
     kind = _KINDS.get(stat.S_IFMT(mode), "not a file")
     raise UnsafeFileError(
-        f"{path}: is {kind} (or a link to one), not a regular file; it was not opened. Put the"
-        " proper file in its place."
+        f"{path}: is {kind} (or a link to one), not a regular file; it was not opened. Replace it"
+        " with a regular file."
     )

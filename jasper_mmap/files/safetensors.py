@@ -24,7 +24,7 @@ from .regular_files import open_regular
 from .threads import second_core
 
 ALIGNMENT = 4096
-"""The data section of every file written here begins at a multiple of it, in bytes."""
+"""The data section of every written file begins at a multiple of it, in bytes."""
 
 DTYPE_NAMES: Final[dict[torch.dtype, str]] = {
     torch.float64: "F64",
@@ -48,14 +48,14 @@ CHUNK_BYTES = 8 << 20
 """Tables are read, checked and written in pieces of about this size."""
 
 _NAMED: Final = 4
-"""Files or tensors that a message names before it only counts."""
+"""Files or tensors that a message names before it counts the rest."""
 
 Specs = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
 class Written:
-    """What a file that was just written looks like from outside."""
+    """Size, checksum and time of a file that was just written."""
 
     bytes: int
     sha256: str
@@ -72,7 +72,7 @@ class MappedFile:
 
 
 class TensorWriter:
-    """Takes the tensors of a file in order, in pieces; hashes them while they are written."""
+    """Writes the tensors of a file in order, in pieces, and hashes them meanwhile."""
 
     def __init__(self, file: FileIO, pool: Executor) -> None:
         self._file = file
@@ -88,7 +88,7 @@ class TensorWriter:
 
     def _append(self, data: bytes | memoryview) -> None:
         self._settle()
-        # Both release the GIL, so the hash costs a second core instead of time.
+        # Both release the GIL, so hashing takes a second core instead of time.
         self._hashing = self._pool.submit(self._sha256.update, data)
         write_all(self._file, data)
         self.bytes += len(data)
@@ -103,7 +103,7 @@ class TensorWriter:
 
 
 class _Result:
-    """Filled when the block of `writing` has ended well."""
+    """Filled when the block of `writing` has succeeded."""
 
     written: Written
 
@@ -112,9 +112,8 @@ class _Result:
 def writing(path: Path, specs: Specs) -> Iterator[tuple[TensorWriter, _Result]]:
     """Write the tensors named in `specs` (dtype, shape) to `path`, which appears when complete.
 
-    Give every tensor's elements to the writer in the order of `specs`; put wider dtypes first, for
-    the format has no room for padding between tensors. After the block the second value has
-    `written`.
+    Pass the elements of every tensor to the writer in the order of `specs`, wider dtypes first:
+    the format allows no padding between tensors. After the block the second value has `written`.
     """
     header, data_bytes = _header(specs)
     result = _Result()
@@ -125,8 +124,8 @@ def writing(path: Path, specs: Specs) -> Iterator[tuple[TensorWriter, _Result]]:
             yield writer, result
             if writer.bytes != len(header) + data_bytes:
                 raise FormatError(
-                    f"{path}: {writer.bytes - len(header)} bytes of data were written where"
-                    f" {data_bytes} were announced."
+                    f"{path}: {writer.bytes - len(header)} bytes of data were written, but the"
+                    f" header announces {data_bytes}."
                 )
         with storage_errors(path):
             mtime_ns = path.stat().st_mtime_ns
@@ -151,28 +150,27 @@ def _header(specs: Specs) -> tuple[bytes, int]:
 def map_tensors(path: Path, *, at: Path | None = None, huge: bool = False) -> MappedFile:
     """Map every tensor of `path`; only the header is read.
 
-    Where `at` is given (the name of a descriptor), the file is opened there, `path` only says what
-    errors are to call it. `huge` asks for 2 MB pages (see `mapping`). Raises `MissingFileError`,
-    `AccessError`, or `FormatError` for a file that the safetensors library refuses (damaged,
-    truncated, another format).
+    With `at` (the name of a descriptor) that is opened, and errors name `path`. `huge` asks for
+    2 MB pages (see `mapping`). Raises `MissingFileError`, `AccessError`, or `FormatError` for a
+    file that the safetensors library refuses (damaged, truncated, another format).
     """
     with storage_errors(path, "read"), open_regular(path, at=at) as file:
         fd = file.fileno()
-        # The library opens by name; the name of our descriptor is sure to be the same file even
-        # when the path is being replaced.
+        # The library opens by name; the descriptor's name is the same file even if the path is
+        # being replaced.
         name = f"/dev/fd/{fd}"
         name = name if os.path.exists(name) else str(path)  # noqa: PTH110
         _check_header(fd, path)
         try:
-            # "numpy" because "pt" would map the data as well, within the limits of memory.
+            # "numpy", since "pt" would map the data too, which fails beyond the size of memory.
             with safe_open(name, framework="numpy"):
                 pass
         except (SafetensorError, OSError) as error:
-            # The library says neither of too many open files nor of a failing disk that it is so.
+            # The library hides too many open files and disk errors; opening it again raises them.
             open_regular(path, at=Path(name)).close()
             raise FormatError(
                 f"{path}: damaged, truncated or not a safetensors file ({error!s:.160}); convert"
-                " again or copy it anew."
+                " again, or copy it again."
             ) from None
         status = os.fstat(fd)
         (length,) = struct.unpack("<Q", os.pread(fd, 8, 0))
@@ -193,31 +191,31 @@ def map_tensors(path: Path, *, at: Path | None = None, huge: bool = False) -> Ma
 
 
 def _check_header(fd: int, path: Path) -> None:
-    """Raise `FormatError` where the header is one that the library would read, at any cost."""
+    """Raise `FormatError` for a header so long that parsing it would cost too much."""
     length = int.from_bytes(os.pread(fd, 8, 0), "little")
     if _MOST_HEADER < length <= os.fstat(fd).st_size and os.pread(fd, 1, 8) == b"{":
         raise FormatError(
-            f"{path}: its header has {length} bytes, at most {_MOST_HEADER} are read; convert"
+            f"{path}: its header has {length} bytes, at most {_MOST_HEADER} are allowed; convert"
             " again, or save the tensor alone."
         )
 
 
 def few(names: Iterable[str]) -> str:
-    """The first names, cut, and how many more there are."""
+    """The first names, each shortened, and the number of the others."""
     listed = [f"{name:.80}" for name in names]
     more = len(listed) - _NAMED
     return ", ".join(listed[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def flat_bytes(table: torch.Tensor) -> torch.Tensor:
-    """Its elements in row-major order as bytes; copied only where they do not lie so."""
+    """The elements in row-major order as bytes; copied only if they are stored otherwise."""
     table = table.resolve_neg().contiguous()
-    # A dimension of one element may have any stride, and yet count as contiguous.
+    # A contiguous tensor may have any stride in a dimension of one element.
     return table.as_strided((table.numel(),), (1,)).view(torch.uint8)
 
 
 def chunks(table: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The rows of a table in order, in contiguous pieces; copied only where they are not so, or
+    """The rows of a table in order, in contiguous pieces; copied only if they are not contiguous or
     have torch's lazy negative bit."""
     if table.numel() == 0:
         return

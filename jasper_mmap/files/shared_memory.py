@@ -1,4 +1,4 @@
-"""Memory and descriptors that a process shares with the ones it starts, and nothing else sees."""
+"""Memory and descriptors that a process shares only with the processes it starts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Descriptor:
         """Close it, if it is open."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
-            with suppress(OSError):  # it is closed all the same, and was only read from
+            with suppress(OSError):  # it is closed in any case, and nothing was written
                 os.close(fd)
 
     def __del__(self) -> None:
@@ -54,12 +54,12 @@ os.register_at_fork(after_in_child=_begin)
 
 
 def this_process() -> int:
-    """The number of this process, without the system call that a batch would pay for."""
+    """The id of this process, without a system call in every batch."""
     return _this_process
 
 
 def process_descriptor(pid: int) -> Descriptor | None:
-    """A descriptor that can be read from once the process has ended; None where there are none."""
+    """A descriptor that is readable once the process has ended; None if the system has none."""
     try:
         return Descriptor(os.pidfd_open(pid))
     except (AttributeError, OSError):
@@ -67,16 +67,15 @@ def process_descriptor(pid: int) -> Descriptor | None:
 
 
 def being_spawned() -> bool:
-    """Whether what is being pickled goes to a process that spawn or forkserver starts now."""
+    """Return whether the current pickling is for a process that spawn or forkserver starts."""
     return context.get_spawning_popen() is not None
 
 
 def anonymous_memory(name: str, size: int) -> Descriptor:
-    """`size` bytes of zeros that no path names; `name` is seen in /proc only.
+    """Allocate `size` zero bytes without a path; `name` shows in /proc only.
 
-    Not /dev/shm, whose size (64 MB in a default container) is no limit here. Where there is no
-    memfd_create, or a sandbox forbids it, it is a deleted temporary file. Raises `StorageError`
-    where neither can be made.
+    Not in /dev/shm, so its size (64 MB in a default container) is no limit. Without memfd_create,
+    or where a sandbox forbids it, a deleted temporary file. Raises `StorageError` if both fail.
     """
     try:
         memory = Descriptor(os.memfd_create(name, os.MFD_CLOEXEC))
@@ -86,9 +85,9 @@ def anonymous_memory(name: str, size: int) -> Descriptor:
                 memory = Descriptor(os.dup(file.fileno()))
         except OSError as error:
             raise StorageError(
-                "memory to share with workers cannot be made: memfd_create is refused"
-                f" ({refused}), and so is a temporary file ({error}). Set TMPDIR to a folder that"
-                " can be written, or allow memfd_create."
+                "cannot allocate memory to share with workers: memfd_create failed"
+                f" ({refused}), and so did a temporary file ({error}). Set TMPDIR to a writable"
+                " folder, or allow memfd_create."
             ) from None
     os.truncate(memory.fd, size)
     return memory

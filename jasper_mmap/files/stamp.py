@@ -1,4 +1,4 @@
-"""The stamp of a file: what tells one state of it from another without reading it."""
+"""The stamp of a file: it distinguishes states of the file without reading it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .atomic import storage_errors
 
 @dataclass(frozen=True)
 class Stamp:
-    """Name, size and time of change of one state of a file."""
+    """Name, size and modification time of one state of a file."""
 
     name: str
     bytes: int
@@ -19,7 +19,7 @@ class Stamp:
 
     @classmethod
     def of(cls, path: Path, *, of_link: bool = False) -> Stamp:
-        """The stamp of the file at `path`, or where `of_link` of a link itself.
+        """The stamp of the file at `path`; with `of_link`, of a link itself.
 
         Raises `MissingFileError` or another `StorageError`.
         """
@@ -28,5 +28,5 @@ class Stamp:
         return cls(path.name, status.st_size, status.st_mtime_ns)
 
     def to_dict(self) -> dict[str, Any]:
-        """As manifests and pointers hold it."""
+        """The form in manifests and pointers."""
         return asdict(self)

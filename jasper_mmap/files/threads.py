@@ -1,4 +1,4 @@
-"""A lock for threads that no forked process inherits locked, and work for a second core."""
+"""A lock for threads that a forked process inherits unlocked, and work for a second core."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 
 
 class ProcessLock:
-    """A re-entrant lock; a process forked while another thread holds it begins with a free one.
+    """A re-entrant lock; a process forked while another thread holds it starts with a free one.
 
-    Make one when a module is imported, and never keep it in what may be pickled.
+    Create it when a module is imported, and never store it in an object that may be pickled.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class ProcessLock:
 
 
 def second_core(name: str) -> Executor:
-    """An executor with one thread; where the system starts no more threads, the caller's own."""
+    """An executor with one thread; if no thread can be started, it runs in the caller's."""
     pool = ThreadPoolExecutor(1, name)
     try:
         pool.submit(int).result()  # starts the thread now
@@ -47,7 +47,7 @@ def second_core(name: str) -> Executor:
 
 
 class _Here(Executor):
-    """Does what it is given at once."""
+    """Runs the work at once, in the calling thread."""
 
     def submit(self, work: Callable[..., Any], /, *given: Any, **options: Any) -> Future[Any]:
         done: Future[Any] = Future()

@@ -1,4 +1,4 @@
-"""Tensors that do not depend on torch's global modes, whoever asks for them and when."""
+"""Tensors that do not depend on torch's global modes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _T = TypeVar("_T")
 
 
 def plain_tensors(function: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Decorate what makes tensors: under `torch.inference_mode` too they are ordinary ones, so
-    that they can be written to and used for training later, and so can memory that is kept."""
+    """Decorate a function that creates tensors: under `torch.inference_mode` too they are ordinary
+    ones, so they (and buffers that are kept) can be used for training later."""
 
     @functools.wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:

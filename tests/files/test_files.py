@@ -90,7 +90,7 @@ def test_unfinished_write_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     before = path.read_bytes()
     for wrong in (sample(torch.float32, 3), sample(torch.float32, 9)):
         with (
-            pytest.raises(FormatError, match="announced"),
+            pytest.raises(FormatError, match="announces"),
             writing(path, {"t": (torch.float32, (4,))}) as (writer, _),
         ):
             writer.write(wrong)

@@ -33,7 +33,7 @@ def test_stamp_is_that_of_the_file_a_link_ends_at(tmp_path: Path) -> None:
         ("data/train.pt", "; did you mean {0}/data/train_idx.pt?"),
         ("dat/build", "; did you mean {0}/data?"),
         ("data/zzz", ". Correct the path."),
-        ("other/zzz", " (there is no {0}/other either). Correct the path."),
+        ("other/zzz", " ({0}/other does not exist either). Correct the path."),
     ],
 )
 def test_a_missing_path_is_told_where_it_may_be(tmp_path: Path, missing: str, says: str) -> None:

@@ -177,7 +177,7 @@ def test_legacy_storage_of_another_size_than_the_pickle_says_is_refused(
     good = path.read_bytes()
     assert good.count(b"K\x03N") == 1
     path.write_bytes(good.replace(b"K\x03N", bytes([75, claim]) + b"N"))
-    with pytest.raises(FormatError, match=r"not as long as its pickle says|reaches past"):
+    with pytest.raises(FormatError, match=r"another length than its pickle states|extends beyond"):
         read_pt(path)
     keys = good.index(b"]q\x00X")
     path.write_bytes(good[:keys] + b"].")
@@ -348,12 +348,12 @@ def test_tensor_without_saved_bytes_is_refused(name: str, zipped: bool, tmp_path
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_unfilled_tensor_is_called_unsafe(zipped: bool, tmp_path: Path) -> None:
-    """The name that the pickle asks for is told."""
+    """The error names what the pickle needs."""
     path = tmp_path / "t.pt"
     torch.save([[1], [2]], path)
     evil = pickle.dumps(UNFILLED["FloatTensor"], 2)
     repacked(path, lambda records: records.update({"data.pkl": evil}))
-    with pytest.raises(UnsafeFileError, match=r"asks for 'torch\.FloatTensor'"):
+    with pytest.raises(UnsafeFileError, match=r"needs 'torch\.FloatTensor'"):
         read_pt(path)
 
 

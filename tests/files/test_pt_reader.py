@@ -72,7 +72,7 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path: Path, kind: str, nest
     with pytest.raises(FormatError if kind == "pickle" else UnsafeFileError) as caught:
         read_pt(path)
     assert str(path) in str(caught.value)
-    assert kind == "pickle" or "asks for 'posix.mkdir'" in str(caught.value)
+    assert kind == "pickle" or "needs 'posix.mkdir'" in str(caught.value)
     assert not (tmp_path / "trace").exists()
 
 

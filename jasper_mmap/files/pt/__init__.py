@@ -1,4 +1,4 @@
-"""Reads what torch saved, and runs nothing of it.
+"""Reads files that torch saved, without running anything in them.
 
 May import: the ground, files.
 """

@@ -1,4 +1,4 @@
-"""The zip archive that a `.pt` file is: its records, each read within a bound."""
+"""The zip archive in a `.pt` file: its records, each read within a limit."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from ..failures import Noted
 
 ZIP_MAGIC: Final = b"PK\x03\x04"
 _LOCAL_HEADER: Final = struct.Struct("<4s22xHH")
-"""Its magic, and the lengths of the two fields between it and the record's data."""
+"""Its magic number, and the lengths of the two fields before the record's data."""
 _BAD_ARCHIVE: Final = (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error)
-"""What the zipfile module raises over one, by seeking to before its beginning among others."""
+"""What the zipfile module raises for one; OSError for a seek to before its beginning."""
 _BYTE_ORDERS: Final = {b"little": "little", b"big": "big"}
 MOST_PICKLED: Final = 1 << 20
-"""Bytes of a tensor's pickle, of its other small records, and of an archive's list of records."""
+"""Limit in bytes of a tensor's pickle, its other small records, and the list of records."""
 
 
 def damaged(where: str, reason: str) -> str:
-    """The message of an error about a file that is not as torch writes it."""
+    """The message of an error about a damaged file or one of another format."""
     return f"{where}: damaged, truncated or not a torch file ({reason}); copy or save it again."
 
 
 class _TooLongError(zipfile.BadZipFile):
-    """Of a list of records."""
+    """The list of records is too long."""
 
 
 class _Listed(Noted):
-    """A file as the zipfile module reads it for the list of records, whatever size that claims."""
+    """A file from which the zipfile module reads the list of records, within a limit."""
 
     def read(self, n_bytes: int = -1) -> bytes:
         if n_bytes > MOST_PICKLED:
-            raise _TooLongError(f"its list of records has more than {MOST_PICKLED} bytes")
+            raise _TooLongError(f"its zip directory has more than {MOST_PICKLED} bytes")
         return super().read(n_bytes)
 
 
@@ -53,17 +53,17 @@ class Archive:
         except _BAD_ARCHIVE as error:
             if listed.failure is not None:
                 raise listed.failure from None
-            reason = "the list of records at its end is missing or damaged"
+            reason = "the zip directory at its end is missing or damaged"
             if isinstance(error, _TooLongError):
                 reason = str(error)
             raise FormatError(damaged(where, reason)) from None
         self._records = {record.filename: record for record in records}
         if not records or len(records) > len(self._records):
-            raise FormatError(damaged(where, "its list of records is empty or names one twice"))
+            raise FormatError(damaged(where, "its zip directory is empty or has duplicate names"))
         self._folder = records[0].filename.partition("/")[0]
 
     def extent(self, name: str) -> tuple[int, int, int]:
-        """Where the data of a record begins and ends, and its CRC-32 (0 where there is none)."""
+        """Return where the data of a record begins and ends, and its CRC-32 (0 if not recorded)."""
         record = self._records.get(f"{self._folder}/{name}")
         if record is None:
             raise FormatError(damaged(self._where, f"it has no record {name!r:.80}"))
@@ -82,12 +82,12 @@ class Archive:
         return begin, end, record.CRC
 
     def read(self, name: str, most: int) -> bytes:
-        """A record of `most` bytes at most, by its checksum the one that was saved."""
+        """Return a record of at most `most` bytes, after its checksum was verified."""
         begin, end, crc = self.extent(name)
         if end - begin > most:
             raise FormatError(
                 f"{self._where}: refused, since its record {name!r:.80} has {end - begin} bytes; at"
-                f" most {most} are read. Save one tensor, or a plain list of lists of ints."
+                f" most {most} are allowed. Save one tensor, or a plain list of lists of ints."
             )
         self._file.seek(begin)
         data = self._file.read(end - begin)
@@ -99,10 +99,10 @@ class Archive:
 
     @property
     def byte_order(self) -> str:
-        """In which the numbers were saved."""
+        """The byte order of the saved numbers, "little" or "big"."""
         if f"{self._folder}/byteorder" not in self._records:
             return "little"
         order = self.read("byteorder", MOST_PICKLED)
         if order not in _BYTE_ORDERS:
-            raise FormatError(damaged(self._where, f"its byte order is {order[:20]!r}"))
+            raise FormatError(damaged(self._where, f"unknown byte order {order[:20]!r}"))
         return _BYTE_ORDERS[order]

@@ -1,4 +1,4 @@
-"""Safe reading of torch's `.pt` files: nothing in them runs, and large ones are mapped."""
+"""Safe reading of torch's `.pt` files: no code in them runs, and large ones are mapped."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from .unpickler import Unpickler
 
 _LEGACY_MAGIC: Final = 0x1950A86A20F9469CFC6C
 _HEAD_BYTES: Final = 64
-"""Enough for the first pickle of that format: no other file is read whole to be refused."""
+"""Enough for the first pickle of that format, so that other files are refused early."""
 _LEGACY_COUNT: Final = struct.Struct("<q")
 _OTHERS: Final = {
-    b"version https://git-lfs": "a Git LFS pointer, whose file was not fetched (git lfs pull)",
+    b"version https://git-lfs": "a Git LFS pointer to a file that was not fetched (git lfs pull)",
     b"<!doctype html": "a web page",
     b"<html": "a web page",
     b"\x93numpy": "a NumPy file (torch.save(torch.from_numpy(numpy.load(...)), ...) makes a .pt)",
     b"\x89hdf": "an HDF5 file",
     b"\x1f\x8b": "a gzip archive",
 }
-"""First bytes, in small letters, of what is taken for a `.pt` file now and then."""
+"""First bytes, in lower case, of files that are mistaken for `.pt` files."""
 
 
 @dataclass(frozen=True)
 class Seal:
-    """The CRC-32 with which a file vouches for the bytes that a tensor is a view of."""
+    """The recorded CRC-32 of the bytes that a tensor is a view of."""
 
     where: str
     data: Bytes
@@ -50,12 +50,12 @@ class Seal:
     end: int
     crc32: int
     first: int | None
-    """Where the first row begins, if the rows follow one another from there on."""
+    """Where the first row begins, if the rows are stored in order from there on."""
 
     def checked(self, rows: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """The tensor's rows, in pieces, as they come; the file is read along with them, once.
+        """Yield the pieces of the tensor's rows; compute the checksum along with them, in one read.
 
-        Raises `FormatError` after the last one where the bytes are not those that were saved.
+        Raises `FormatError` after the last one if the checksum differs.
         """
         at, crc, reached = self.begin, 0, self.first
         with memoryview(self.data) as data, second_core("jasper-crc32") as pool:
@@ -63,7 +63,7 @@ class Seal:
             for piece in rows:
                 if reached is not None:
                     reached += piece.nbytes
-                    # On a second core, as it releases the GIL, while the piece is worked on.
+                    # zlib releases the GIL, so this runs on a second core while the piece is used.
                     crc = reading.result() if reading else 0
                     reading = pool.submit(_crc32, data, at, reached, crc)
                     at = reached
@@ -71,26 +71,25 @@ class Seal:
             crc = reading.result() if reading else 0
             crc = _crc32(data, at, self.end, crc)
         if crc != self.crc32:
-            raise FormatError(damaged(self.where, "its CRC-32 is not the one that was saved"))
+            raise FormatError(damaged(self.where, "the CRC-32 of its data differs"))
 
     def check(self) -> None:
-        """Read all of it now; raises `FormatError`."""
+        """Read all of it now; raise `FormatError` if the checksum differs."""
         for _ in self.checked(()):
             pass
 
 
 def read_pt(path: Path, *, at: Path | None = None, most_pickled: int = MOST_PICKLED) -> Any:
-    """The object that `path` holds: a strided CPU tensor, or lists, tuples, dicts and numbers.
+    """Return the object in `path`: a strided CPU tensor, or lists, tuples, dicts and numbers.
 
-    Where `at` is given (the name of a descriptor), the file is opened there, `path` only says what
-    errors are to call it.
-    Tensors are views of a private mapping of the file, so that a file larger than memory can be
-    read by rows. A lazy negative bit of a float tensor stays on: pieces of it have to be resolved
-    (`tensorfile.chunks` does). A pickle takes up to 64 bytes of memory for one of its own, so it
-    may have `most_pickled` bytes at most.
-    Raises `UnsafeFileError` where the pickle wants anything beyond plain tensors and containers
-    (it is not run), `FormatError` where the file is of neither format, is damaged or truncated, or
-    of a size that its pickle does not say.
+    With `at` (the name of a descriptor) that is opened, and errors name `path`.
+    Tensors are views of a private mapping of the file, so a file larger than memory can be read by
+    rows. A lazy negative bit of a float tensor stays set: resolve it piece by piece, as
+    `safetensors.chunks` does. A pickle may have at most `most_pickled` bytes, since each may take
+    64 bytes of memory.
+    Raises `UnsafeFileError` if the pickle needs anything beyond plain tensors and containers (it is
+    not run), `FormatError` if the file is of neither format, damaged, truncated, or of another size
+    than its pickle states.
     """
     value, seal = open_pt(path, at=at, most_pickled=most_pickled)
     if seal is not None:
@@ -101,7 +100,7 @@ def read_pt(path: Path, *, at: Path | None = None, most_pickled: int = MOST_PICK
 def open_pt(
     path: Path, *, at: Path | None = None, most_pickled: int = MOST_PICKLED
 ) -> tuple[Any, Seal | None]:
-    """As `read_pt`, but the bytes of a mapped tensor are not checked yet: the seal does that."""
+    """Open a file as `read_pt` does, but leave the checksum of a mapped tensor to the seal."""
     with storage_errors(path, "read"), open_regular(path, at=at) as file:
         if file.read(len(ZIP_MAGIC)) == ZIP_MAGIC:
             return _read_archive(file, str(path), most_pickled)
@@ -135,18 +134,19 @@ def _read_archive(file: BufferedReader, where: str, most_pickled: int) -> tuple[
 
 
 def _must_be_legacy(head: bytes, where: str) -> None:
-    """Say what a file is instead that begins with `head`, if that shows."""
+    """Raise `FormatError`, naming the real format if it is known, unless `head` begins a file in
+    the format before torch 1.6."""
     for magic, kind in _OTHERS.items():
         if head[: len(magic)].lower() == magic:
-            raise FormatError(f"{where}: is {kind}; put the .pt file there.")
+            raise FormatError(f"{where}: is {kind}; replace it with the .pt file.")
     if head[8:9] == b"{":
         raise FormatError(f"{where}: is a safetensors file; save its tensor with torch.save.")
     if not head or Unpickler(head, where).load() != _LEGACY_MAGIC:
-        raise FormatError(damaged(where, "it does not begin like one" if head else "it is empty"))
+        raise FormatError(damaged(where, "its first bytes are wrong" if head else "it is empty"))
 
 
 def _read_legacy(file: BufferedReader, where: str, most_pickled: int) -> Any:
-    """What a file in the format before torch 1.6 holds: five pickles, then the storages."""
+    """Return the object in a file of the format before torch 1.6: five pickles, then storages."""
     unpickler = Unpickler(file.read(most_pickled), where)
     size = os.fstat(file.fileno()).st_size
     try:
@@ -156,7 +156,7 @@ def _read_legacy(file: BufferedReader, where: str, most_pickled: int) -> Any:
     except FormatError as error:
         if size <= most_pickled:
             raise
-        raise FormatError(f"{error} At most {most_pickled} bytes of pickles are read.") from None
+        raise FormatError(f"{error} At most {most_pickled} bytes of pickles are allowed.") from None
     data = map_private(file.fileno(), size)
     extents: dict[str, tuple[int, int]] = {}
     at = unpickler.at
@@ -164,11 +164,11 @@ def _read_legacy(file: BufferedReader, where: str, most_pickled: int) -> Any:
         storage = unpickler.storages.get(key) if isinstance(key, str) else None
         begin = at + _LEGACY_COUNT.size
         if storage is None or begin > len(data):
-            raise FormatError(damaged(where, "its storages are not those of its pickle"))
+            raise FormatError(damaged(where, "its storages differ from those in its pickle"))
         (count,) = _LEGACY_COUNT.unpack_from(data, at)
         at = begin + storage.bytes
         if count * storage.dtype.itemsize != storage.bytes or at > len(data):
-            raise FormatError(damaged(where, "a storage is not as long as its pickle says"))
+            raise FormatError(damaged(where, "a storage has another length than its pickle states"))
         extents[key] = begin, at
     if not isinstance(saved, SavedTensor):
         return saved
@@ -177,21 +177,21 @@ def _read_legacy(file: BufferedReader, where: str, most_pickled: int) -> Any:
     flat = torch.empty(0, dtype=saved.dtype, device="cpu")
     if count := (end - begin) // saved.dtype.itemsize:
         flat = tensor_at(data, saved.dtype, (count,), begin)
-    # The format is little-endian wherever it was written.
+    # The format is little-endian on every machine.
     return _view(flat if sys.byteorder == "little" else _swapped(flat), saved, where)
 
 
 def _check_size(saved: SavedTensor, n_bytes: int, where: str) -> None:
-    """Raise unless the storage has exactly the size that the pickle says, as torch wants it."""
+    """Raise unless the storage has exactly the size that the pickle states, as torch requires."""
     if n_bytes != saved.storage.bytes:
         reason = f"its pickle claims {saved.storage.bytes} bytes of data, the file has {n_bytes}"
         raise FormatError(damaged(where, reason))
     if saved.end > n_bytes:
-        raise FormatError(damaged(where, "the tensor reaches past its storage"))
+        raise FormatError(damaged(where, "the tensor extends beyond its storage"))
 
 
 def _view(flat: torch.Tensor, saved: SavedTensor, where: str) -> torch.Tensor:
-    """The tensor over its storage; without strides of its own where they say nothing."""
+    """The tensor over its storage; a plain view where the strides are the default ones."""
     try:
         if 0 in saved.shape:
             return torch.empty(saved.shape, dtype=saved.dtype, device="cpu")
@@ -216,7 +216,7 @@ def _view(flat: torch.Tensor, saved: SavedTensor, where: str) -> torch.Tensor:
 
 
 def _swapped(flat: torch.Tensor) -> torch.Tensor:
-    """A copy with the bytes of each number the other way round."""
+    """A copy with the bytes of each number reversed."""
     parts = 2 if flat.is_complex() else 1
     size = flat.dtype.itemsize // parts
     swapped = flat.view(torch.uint8).numpy().view(f"u{size}").byteswap()

@@ -1,4 +1,4 @@
-"""What the names in a `.pt` file's pickle stand for: tensors as claims about the file's bytes."""
+"""The names in a `.pt` file's pickle and the tensors they describe, as claims about its bytes."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ _PARAMETER: Final = (
 _WITH_ATTRIBUTES: Final = "torch._tensor._rebuild_from_type_v2"
 _DICT: Final = "collections.OrderedDict"
 MOST_DIMENSIONS: Final = 64
-"""What torch's own operations take; a pickle may name one long shape any number of times."""
-# Only named beside `_WITH_ATTRIBUTES`; called, they would make a tensor of no saved bytes.
+"""The limit of torch's own operations; a pickle could repeat one long shape any number of times."""
+# Allowed only as arguments of `_WITH_ATTRIBUTES`: a call would make a tensor without saved bytes.
 _TYPES: Final = ("torch.Tensor", "torch.nn.parameter.Parameter")
 _KNOWN: Final = {
     *STORAGES,
@@ -47,27 +47,27 @@ NOT_DENSE: Final = {
     "torch._utils._rebuild_sparse_tensor": "a sparse tensor",
     "torch._utils._rebuild_qtensor": "a quantized tensor",
     "torch._utils._rebuild_nested_tensor": "a nested tensor",
-    "torch._utils._rebuild_meta_tensor_no_storage": "a tensor of the meta device, without data",
+    "torch._utils._rebuild_meta_tensor_no_storage": "a tensor on the meta device, without data",
     "numpy.core.multiarray._reconstruct": "a NumPy array",
     "numpy._core.multiarray._reconstruct": "a NumPy array",
 }
-"""Names that stand for something else than a plain tensor -> how to say it."""
+"""Name of another kind of tensor -> its description in a message."""
 
 
 class LimitError(ValueError):
-    """A pickle asks for more than is read; the text says what, and the limit."""
+    """A pickle exceeds a limit; the text names it."""
 
 
 @dataclass(frozen=True)
 class Name:
-    """A global that a pickle names: text, never the thing itself."""
+    """A global that a pickle names: its text, never the object itself."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Storage:
-    """What a pickle says of a storage."""
+    """A storage as a pickle describes it."""
 
     key: str
     dtype: torch.dtype
@@ -76,12 +76,12 @@ class Storage:
 
 @dataclass(frozen=True, kw_only=True)
 class SavedTensor:
-    """What a pickle says of a tensor."""
+    """A tensor as a pickle describes it."""
 
     storage: Storage
     dtype: torch.dtype
     offset: int
-    """Of its first element in the storage; in elements, like the strides."""
+    """Place of its first element in the storage; in elements, like the strides."""
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     negated: bool
@@ -89,7 +89,7 @@ class SavedTensor:
 
     @property
     def ordered(self) -> bool:
-        """Whether its elements lie in the storage one after the other, in row-major order."""
+        """Whether its elements are stored contiguously, in row-major order."""
         step = 1
         for size, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
             if size != 1 and stride != step:
@@ -99,7 +99,7 @@ class SavedTensor:
 
     @property
     def end(self) -> int:
-        """First byte of its storage that it does not reach."""
+        """The end of its last element in the storage, in bytes."""
         if 0 in self.shape:
             return 0
         last = sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
@@ -107,14 +107,15 @@ class SavedTensor:
 
 
 def is_known(name: str) -> bool:
-    """Whether torch saves dense tensors and containers with this name."""
+    """Return whether torch uses this name to save dense tensors and containers."""
     return name in _KNOWN or _dtype(name) is not None
 
 
 def storage(description: Any) -> Storage:
-    """The storage that a persistent id of torch describes; raises `ValueError`, `TypeError`.
+    """Return the storage that a persistent id of torch describes.
 
-    That of the pre-zip format ends in a view, which torch has not written since its version 0.4.
+    In the format before zip it ends in a view, which torch has not written since version 0.4.
+    Raises `ValueError` or `TypeError`.
     """
     kind, name, key, _, count, *views = description
     if kind != "storage" or type(key) is not str or views not in ([], [None]):
@@ -124,7 +125,10 @@ def storage(description: Any) -> Storage:
 
 
 def rebuilt(name: Any, arguments: Any) -> Any:
-    """What calling a named function stands for; raises `LookupError`, `TypeError`, `ValueError`."""
+    """Return what a call of a named function describes.
+
+    Raises `LookupError`, `TypeError` or `ValueError`.
+    """
     function = _text(name)
     if type(arguments) is not tuple:
         raise TypeError

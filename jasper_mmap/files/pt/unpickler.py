@@ -1,9 +1,9 @@
-"""The pickles inside `.pt` files, read by a machine that has nothing to run.
+"""The pickles inside `.pt` files, read by a machine that calls nothing.
 
 It knows numbers, text, containers, and the few names with which torch saves a tensor. A name stays
-text, so a pickle can call nothing: torch's own `weights_only` lets it call, among others,
-`torch.FloatTensor(5, 8)`, which is uninitialised memory. A tensor is a claim about bytes that the
-file has to hold.
+text, so a pickle can call nothing: torch's own `weights_only` allows, among others,
+`torch.FloatTensor(5, 8)`, which is uninitialised memory. A tensor is a claim about bytes of the
+file, which the reader checks.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from ...errors import ContentTypeError, FormatError, JasperError, UnsafeFileErro
 from .tensors import NOT_DENSE, LimitError, Name, Storage, is_known, rebuilt, storage
 
 MOST_KEYS: Final = 1000
-"""Of a dict: numbers as keys can be chosen so that each new one is compared with all the others."""
+"""Limit of a dict: integer keys can be chosen so that each one collides with all the others."""
 
 
 class Unpickler:
-    """Reads the pickles that follow one another in `data`; `where` names the file in errors."""
+    """Reads consecutive pickles in `data`; `where` names the file in errors."""
 
     def __init__(self, data: bytes | bytearray, where: str) -> None:
         self.at = 0
         """Where in `data` the next pickle begins."""
         self.storages: dict[str, Storage] = {}
-        """Those that were named so far, by their keys."""
+        """The storages described so far, by their keys."""
         self._data = data
         self._where = where
         self._stack: list[Any] = []
@@ -35,10 +35,10 @@ class Unpickler:
         self._memo: dict[int, Any] = {}
 
     def load(self) -> Any:
-        """The value of the next pickle: numbers, text, lists, tuples, dicts, `SavedTensor`.
+        """Return the value of the next pickle: numbers, text, lists, tuples, dicts, `SavedTensor`.
 
-        Raises `UnsafeFileError` where it names anything else, `ContentTypeError` for a tensor that
-        is not dense, `FormatError` where it is damaged.
+        Raises `UnsafeFileError` if it names anything else, `ContentTypeError` for a tensor that is
+        not dense, `FormatError` if it is damaged.
         """
         self._stack, self._below, self._memo = [], [], {}
         try:
@@ -83,7 +83,7 @@ class Unpickler:
         return self._data[self.at - 1]
 
     def number(self, layout: struct.Struct) -> Any:
-        """The next number, laid out as `layout` says."""
+        """The next number, in the format `layout`."""
         return layout.unpack(self.take(layout.size))[0]
 
     def text(self, size: int) -> str:
@@ -91,7 +91,7 @@ class Unpickler:
         return self.take(size).decode("utf-8", "surrogatepass")
 
     def name(self) -> Name:
-        """What a pickle would import; one that is not known ends the reading."""
+        """The next name that the pickle would import; an unknown one is an error."""
         lines = []
         for _ in range(2):
             lines.append(self.text(self._data.index(b"\n", self.at) - self.at))
@@ -103,14 +103,14 @@ class Unpickler:
             )
         if not is_known(name):
             raise UnsafeFileError(
-                f"{self._where}: refused, since its pickle asks for {name!r:.100}, which is more"
-                " than plain tensors and lists (nothing was run). Save the bare tensor or list"
-                " with torch.save."
+                f"{self._where}: refused, since its pickle needs {name!r:.100}; only plain tensors"
+                " and lists are allowed (nothing was run). Save the bare tensor or list with"
+                " torch.save."
             )
         return Name(name)
 
     def mark(self) -> None:
-        """Begin a group of values, which `pop` without a size takes."""
+        """Begin a group of values, which `pop` without a size returns."""
         self._below.append(self._stack)
         self._stack = []
 
@@ -133,7 +133,7 @@ class Unpickler:
 
     def update(self, items: list[Any]) -> None:
         """Add keys and values, in turn, to the dict on top of the stack."""
-        # Nothing nested as a key: Python hashes that recursively, to any depth.
+        # No nested keys: Python hashes them recursively, to any depth.
         if type(self._stack[-1]) is not dict or not {*map(type, items[::2])} <= {str, int}:
             raise TypeError
         if len(self._stack[-1]) + len(items) // 2 > MOST_KEYS:
@@ -141,13 +141,13 @@ class Unpickler:
         self._stack[-1].update(zip(items[::2], items[1::2], strict=True))
 
     def build(self) -> None:
-        """Attributes of a container, which nobody reads."""
+        """Drop the attributes of a container, which are not used."""
         self.pop(1)
         if type(self._stack[-1]) is not dict:
             raise TypeError
 
     def storage(self) -> Storage:
-        """The storage that the tuple on top of the stack describes, one for each key."""
+        """The storage that the tuple on top of the stack describes; one key has one storage."""
         described = storage(*self.pop(1))
         if self.storages.setdefault(described.key, described) != described:
             raise ValueError
@@ -165,7 +165,7 @@ class Unpickler:
 _U16, _U32, _I32, _F64 = map(struct.Struct, ("<H", "<I", "<i", ">d"))
 _STOP: Final = ord(".")
 _NOTHING: Final = Name("")
-# What torch's own restricted unpickler reads, but for the making of objects.
+# The opcodes of torch's own restricted unpickler, except those that create objects.
 _BY_CODE: Final[dict[bytes, Callable[[Unpickler], object]]] = {
     b"\x80": Unpickler.byte,  # the protocol's number
     b"N": lambda m: m.push(None),
