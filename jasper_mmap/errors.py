@@ -1,7 +1,7 @@
 """Every error of the package.
 
-Each is a `JasperError` (a `ValueError`) and also the builtin a caller would catch. All take one
-string: torch rebuilds a worker's exception as ``type(message)``, a second argument would be lost.
+Each is a `JasperError` (a `ValueError`) and also the builtin that a caller would catch. All take
+one string: torch rebuilds a worker's exception as ``type(message)``.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ from typing import Final
 from .printable import printable
 
 FURTHER: Final = "\n  "
-"""Begins each further line of an error that tells of several problems."""
+"""Begins each further line of an error with several problems."""
 _MOST_LINES: Final = 20
 
 
 class JasperError(ValueError):
-    """Base of all errors of this package; the message says what, where and the remedy."""
+    """Base of all errors of this package; the message names what, where and the remedy."""
 
     def __init__(self, message: str) -> None:
-        # It may hold text of files; a worker's error is made of its message a second time.
+        # Escaped, since it may contain text from files; escaping it twice changes nothing.
         super().__init__(FURTHER.join(map(printable, message.split(FURTHER))))
 
     def __str__(self) -> str:
-        # KeyError and OSError, which some leaves also are, would format their argument otherwise.
+        # KeyError and OSError, bases of some leaves, would format the argument differently.
         return str(self.args[0])
 
 
 class MissingFileError(JasperError, FileNotFoundError):
-    """A folder or file that must be there is not."""
+    """A required folder or file does not exist."""
 
 
 class ExistsError(JasperError, FileExistsError):
-    """A file that would be overwritten is there already."""
+    """A file that would be overwritten already exists."""
 
 
 class AccessError(JasperError, PermissionError):
@@ -41,11 +41,11 @@ class AccessError(JasperError, PermissionError):
 
 
 class StorageError(JasperError, OSError):
-    """Disk full, quota, I/O error, no descriptor left. What was there before is still in force."""
+    """Disk full, quota, I/O error, no descriptor left. The previous state is kept."""
 
 
 class ConfigError(JasperError, KeyError):
-    """`config.json` lacks a key, misspells one, repeats one, or holds a value that cannot be."""
+    """`config.json` lacks, misspells or repeats a key, or holds an invalid value."""
 
 
 class FormatError(JasperError):
@@ -57,26 +57,26 @@ class NewerFormatError(FormatError):
 
 
 class UnsafeFileError(FormatError):
-    """A file tries to run code or to lead outside its folder, or is a FIFO, device or socket.
+    """A file tries to run code or names a path outside its folder, or is a FIFO, device or socket.
 
-    It was refused, nothing was run.
+    It was refused; nothing was run.
     """
 
 
 class ContentError(JasperError):
-    """A tensor has the wrong shape or holds a value that its table does not allow."""
+    """A tensor has the wrong shape or an invalid value."""
 
 
 class ContentTypeError(ContentError, TypeError):
-    """A tensor has a dtype that its table does not allow, or is no tensor at all."""
+    """A tensor has the wrong dtype, or the value is not a tensor."""
 
 
 class IndexRangeError(JasperError, IndexError):
-    """An index lies outside its table; negative numbers do not wrap around."""
+    """An index is outside its table; negative numbers do not wrap around."""
 
 
 class StoreChangedError(JasperError, RuntimeError):
-    """The store was converted again since it was opened, or is being converted now."""
+    """The store was converted again after it was opened, or is being converted now."""
 
 
 class ClosedError(JasperError, AttributeError, RuntimeError):
@@ -88,15 +88,15 @@ class UnknownAttributeError(JasperError, AttributeError):
 
 
 class WorkerError(JasperError, RuntimeError):
-    """A worker process died or gave no batch in time, or no thread can be started."""
+    """A worker process died or made no batch in time, or no thread can be started."""
 
 
 class BusyError(JasperError, TimeoutError):
-    """Another process holds the lock; the message says which."""
+    """Another process holds the lock; the message names it."""
 
 
 class DeviceError(JasperError, RuntimeError):
-    """The device is not there, or cannot be used in this way."""
+    """The device does not exist, or cannot be used in this way."""
 
 
 class DeviceMemoryError(DeviceError, MemoryError):
@@ -104,7 +104,7 @@ class DeviceMemoryError(DeviceError, MemoryError):
 
 
 class UsageError(JasperError, TypeError):
-    """An argument is of the wrong kind or two of them do not go together."""
+    """An argument is invalid, or two of them contradict each other."""
 
 
 class UnknownSplitError(UsageError, FileNotFoundError):
@@ -112,7 +112,7 @@ class UnknownSplitError(UsageError, FileNotFoundError):
 
 
 class BatchError(ContentError, AssertionError):
-    """A batch is not what it must be: `validate_first_batch` says key, row and value."""
+    """A batch is invalid: `validate_first_batch` names key, row and value."""
 
 
 class BatchTypeError(BatchError, ContentTypeError):
@@ -120,9 +120,9 @@ class BatchTypeError(BatchError, ContentTypeError):
 
 
 def together(problems: Sequence[JasperError]) -> JasperError:
-    """One error for all of `problems` (at least one): of the first one's type, a line a problem.
+    """Return one error for all `problems` (at least one): of the first's type, a line a problem.
 
-    At most 20 further lines, then their count; errors made here may be put together again.
+    At most 20 further lines, then the number of the rest; the result may be combined again.
     """
     first = problems[0]
     lines = list(dict.fromkeys(line for p in problems for line in str(p).split(FURTHER)))

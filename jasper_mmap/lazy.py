@@ -1,4 +1,4 @@
-"""Packages whose names are imported when they are first used: torch takes more than a second."""
+"""Lazy packages: a name is imported when it is first used, since torch takes over a second."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 def lazy(
     package: str, modules: Mapping[str, str]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """`__getattr__` and `__dir__` of `package`: each public name is found in its module there.
+    """Return `__getattr__` and `__dir__` of `package`; `modules` maps a public name to its module.
 
-    A name may be that of its module: then it is the module. No other name may be one, or it would
-    be the module too as soon as that was imported.
+    A name equal to its module stands for the module itself. No other name may equal that of a
+    module: importing the module would replace it.
     """
 
     def load(name: str) -> Any:

@@ -1,7 +1,7 @@
-"""Text from files and file names, and sizes, fit for a terminal and for one line of a log.
+"""Escaping of untrusted text for terminals and logs, and readable sizes.
 
-Every error of the package is made fit when it is made (`errors`), every record of its log when it
-is logged (here), and every other line where it is printed.
+Errors of the package are escaped when they are created (`errors`), log records when they are logged
+(here), and other lines when they are printed.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import logging
 from typing import Final
 
 IN_ANSWER: Final = {"in_answer": True}
-"""For `extra` of a log record: commands say it in their answer."""
+"""For `extra` of a log record whose message a command prints in its answer."""
 
 
 def printable(text: str) -> str:
-    r"""`text` with each character that is not printed as itself written as an escape, as `\n`.
+    r"""Return `text` with each unprintable character written as an escape, like `\n`.
 
-    Such are control characters, line breaks, marks that turn the direction of writing, and the
-    bytes of a file name that is not UTF-8.
+    These are control characters, line breaks, marks of writing direction, and bytes of a file name
+    that is not UTF-8.
     """
     if text.isprintable():
         return text
@@ -25,7 +25,7 @@ def printable(text: str) -> str:
 
 
 def size(n_bytes: float) -> str:
-    """A number of bytes as people read it."""
+    """A number of bytes in readable units."""
     for unit in ("B", "KiB", "MiB"):
         if n_bytes < 1024:
             return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"

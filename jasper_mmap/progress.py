@@ -1,4 +1,4 @@
-"""How far a long call is, told to a function of its caller."""
+"""The progress of a long call, reported to a function of the caller."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from .errors import UsageError
 
 Show = Callable[[str, int, int], None]
-"""Called with the artifact or file at hand and the bytes done and to be done in the whole call."""
+"""Called with the current artifact or file, the bytes done so far, and the total bytes."""
 
 
 class Progress:
@@ -23,7 +23,7 @@ class Progress:
         self.total = 0
 
     def advance(self, name: str, n_bytes: int) -> None:
-        """Count bytes of `name`, and tell of them."""
+        """Count bytes of `name` and report them."""
         self._done += n_bytes
         if self._show is None:
             return
@@ -34,14 +34,14 @@ class Progress:
 
     @contextmanager
     def through(self, name: str, n_bytes: int) -> Iterator[None]:
-        """Tell that `name` is at hand, and count its bytes at the end of the block."""
+        """Report `name` as the current one, and count its bytes at the end of the block."""
         self.advance(name, 0)
         yield
         self.advance(name, n_bytes)
 
 
 class _Raised(Exception):  # noqa: N818 - never seen outside
-    """Carries an `OSError` of the caller's function past all that would take it for a file's."""
+    """Carries an `OSError` of the caller's function past handlers for errors of our files."""
 
     def __init__(self, error: OSError) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class _Raised(Exception):  # noqa: N818 - never seen outside
 
 @contextmanager
 def errors_of_show_passed_on() -> Iterator[None]:
-    """Raise what the caller's function raised as it was."""
+    """Re-raise an error of the caller's function unchanged."""
     try:
         yield
     except _Raised as raised:

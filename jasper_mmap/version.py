@@ -1,4 +1,4 @@
-"""The version of this package, for those who ask and for what it writes."""
+"""The version of this package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What callers pass, checked: each function returns the value in its plain form or raises."""
+"""Checks of arguments: each function returns the value in its plain form or raises."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..errors import UnknownSplitError, UsageError
 from .names import SPLITS, VARIANTS, Split, Variant
 
 LARGEST: Final = 2**63 - 1
-"""Of an integer argument: they are kept in 64 bits."""
+"""Limit of an integer argument: they are stored in 64 bits."""
 
 
 def integer(name: str, value: Any, low: int = 0, high: int = LARGEST) -> int:
@@ -46,19 +46,19 @@ def number(name: str, value: Any, low: float, high: float) -> float:
 
 
 def seconds(name: str, value: Any) -> float:
-    """A time that can be waited for, or `UsageError` naming the argument."""
+    """`value` as a valid timeout, or `UsageError` naming the argument."""
     return number(name, value, 0.0, threading.TIMEOUT_MAX)
 
 
 def text(name: str, value: Any) -> str:
-    """`value` itself where it is a string, or `UsageError` naming the argument."""
+    """`value` itself if it is a string, or `UsageError` naming the argument."""
     if isinstance(value, str):
         return value
     raise UsageError(f"{name} must be a string, not {value!r:.100}")
 
 
 def seed(value: Any) -> int:
-    """A seed as wide as torch's generators take it, or `UsageError`."""
+    """A seed in the range of torch's generators, or `UsageError`."""
     return integer("seed", value, low=-(2**63), high=2**64 - 1)
 
 
@@ -70,7 +70,7 @@ def folder(name: str, path: Any) -> Path:
 
 
 def split_name(split: Any) -> Split:
-    """The name of a split, or `UnknownSplitError` with the nearest one."""
+    """The name of a split, or `UnknownSplitError` that suggests the nearest one."""
     if isinstance(split, str) and split in SPLITS:
         return split
     hint = nearest(split, SPLITS, cutoff=0.0) if isinstance(split, str) else "."
@@ -81,7 +81,7 @@ def split_name(split: Any) -> Split:
 
 
 def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
-    """The end of a message about an unknown name."""
+    """The end of a message about an unknown name: the most similar known one, if any."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
     return f"; did you mean {close[0]!r}?" if close else "."
 
@@ -90,14 +90,15 @@ def position(index: Any) -> NDArray[np.int64]:
     """One position in a split as an array [1], or `UsageError`."""
     if isinstance(index, slice):
         raise UsageError(
-            "a position must be an integer, not a slice. dataset.__getitems__(range(...)) reads"
-            " several, torch.utils.data.Subset(dataset, range(...)) is a part of the dataset."
+            "a position must be an integer, not a slice. Use dataset.__getitems__(range(...)) to"
+            " read several, or torch.utils.data.Subset(dataset, range(...)) for a part of the"
+            " dataset."
         )
     return np.array([integer("a position", index, low=-(2**63))], dtype=np.int64)
 
 
 def positions(indices: Sequence[int] | ArrayLike | torch.Tensor) -> NDArray[np.int64]:
-    """Positions in a split [B], or `UsageError`; whether they lie in it is not checked."""
+    """Positions in a split [B], or `UsageError`; their range is not checked."""
     try:
         result = np.asarray(indices)
     except (TypeError, ValueError, RuntimeError):  # ragged, or a tensor of another device
@@ -110,7 +111,7 @@ def positions(indices: Sequence[int] | ArrayLike | torch.Tensor) -> NDArray[np.i
 
 
 def variant_name(variant: Any) -> Variant:
-    """The name of a steering variant, or `UsageError` with the nearest one."""
+    """The name of a steering variant, or `UsageError` that suggests the nearest one."""
     if isinstance(variant, str) and variant in VARIANTS:
         return variant
     raise UsageError(

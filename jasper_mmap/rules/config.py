@@ -1,4 +1,4 @@
-"""What a `config.json` must hold, checked key by key; unknown keys are kept."""
+"""The content of `config.json`, checked key by key; unknown keys are kept."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ..errors import ConfigError, together
 from .names import VARIANTS, Variant
 
 CONFIG_FILE = "config.json"
-# What the earlier implementation takes for a key of `curriculum` that is not there.
+# The earlier implementation's defaults for missing keys of `curriculum`.
 _CURRICULUM: Final = {"zero_prob_start": 0.5, "zero_prob_end": 0.1, "epochs_total": 100}
 _COMPARED: Final = 1000
-"""Keys that are looked at to name a problem: comparing takes long."""
+"""Limit of the keys that are searched for a misspelling: comparing takes long."""
 _LIKE: Final = 0.8
-"""How much a key must resemble an absent one to count as its misspelling."""
+"""How similar a key must be to a missing one to count as its misspelling."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +39,9 @@ class Config:
     """Probability of each variant, in the order of `names.VARIANTS`; sums to 1."""
     curriculum: Curriculum | None
     curriculum_by_default: bool = False
-    """`curriculum` has none of the keys that are read: those of the earlier implementation hold."""
+    """`curriculum` has none of the known keys: the earlier implementation's defaults apply."""
     sha256: str = ""
-    """Of the file."""
+    """The checksum of the file."""
     raw: dict[str, Any] = field(repr=False)
 
 
@@ -69,18 +69,18 @@ def check_config(raw: dict[str, Any], path: Path, *, sha256: str = "") -> Config
 
 
 def default_curriculum(config: Config) -> str | None:
-    """What there is to say where the earlier implementation's curriculum applies; else None."""
+    """A note if the earlier implementation's curriculum applies, else None."""
     if not config.curriculum_by_default:
         return None
     values = ", ".join(f"{key} {value}" for key, value in _CURRICULUM.items())
     return (
         f"{CONFIG_FILE}: 'curriculum' has none of the keys {', '.join(_CURRICULUM)}, so the"
-        f" defaults of the earlier implementation apply: {values}. Write them down, or others."
+        f" defaults of the earlier implementation apply: {values}. Set them explicitly."
     )
 
 
 class _Check:
-    """The problems of one configuration, collected. What is wrong comes out as 0."""
+    """Collects the problems of one configuration. An invalid value is replaced by 0."""
 
     def __init__(self, path: Path) -> None:
         self.problems: list[ConfigError] = []
@@ -98,12 +98,12 @@ class _Check:
         optional: tuple[str, ...] = (),
         defaults: dict[str, float] | None = None,
     ) -> None:
-        """Ask for the keys that are missing, by the name under which one may be there."""
+        """Report missing keys, and the misspelt name under which one may be present."""
         for key in required + optional:
             if key in section:
                 continue
             unknown = [k for k in section if k not in required and k not in optional][:_COMPARED]
-            was = f" (the earlier implementation took {defaults[key]})" if defaults else ""
+            was = f" (the earlier implementation used {defaults[key]})" if defaults else ""
             close = _misspelling(key, unknown)
             if close is not None:
                 self._refuse(f"{_named(close, within)} looks misspelt: rename it to {key!r}{was}.")
@@ -130,7 +130,7 @@ class _Check:
         return float(value)
 
     def _object(self, section: dict[str, Any], key: str) -> dict[str, Any] | None:
-        """The object under `key`; None, with the problem told, where there is something else."""
+        """The object under `key`; None if it is missing or, with an error reported, no object."""
         value = section.get(key)
         if isinstance(value, dict):
             return value
@@ -151,7 +151,7 @@ class _Check:
         return probabilities
 
     def curriculum(self, raw: dict[str, Any]) -> tuple[Curriculum | None, bool]:
-        """The curriculum, if any, and whether it is the earlier implementation's."""
+        """The curriculum, if any, and whether it has the earlier implementation's defaults."""
         if raw.get("curriculum") in (None, {}):
             return None, False
         section = self._object(raw, "curriculum")
@@ -159,7 +159,7 @@ class _Check:
             return None, False
         within, known = "curriculum", tuple(_CURRICULUM)
         by_default = not any(key in section for key in known)
-        if by_default:  # one that is misspelt is missed all the same
+        if by_default:  # a misspelt key is reported all the same
             self.keys(section, (), within=within, optional=known, defaults=_CURRICULUM)
             section = dict(_CURRICULUM)
         else:
@@ -180,7 +180,7 @@ def _named(key: str, within: str) -> str:
 
 
 def _misspelling(key: str, unknown: list[str]) -> str | None:
-    """The unknown key that stands for the absent `key`, if any: alike, or of the same words."""
+    """The unknown key that is probably `key`, if any: a similar one, or the same words."""
     words = {k: sorted(k.lower().replace("-", "_").split("_")) for k in unknown}
     same = [k for k, parts in words.items() if parts == sorted(key.split("_"))]
     return next(iter(same or difflib.get_close_matches(key, unknown, n=1, cutoff=_LIKE)), None)

@@ -7,12 +7,12 @@ from .names import VARIANTS, Variant
 
 
 def steering_probabilities(config: Config, epoch: int) -> dict[Variant, float]:
-    """Probability of each variant in `epoch` (>= 0), in the order of `names.VARIANTS`.
+    """Return the probability of each variant in `epoch` (>= 0), in the order of `names.VARIANTS`.
 
-    Zero's probability goes linearly from `zero_prob_start` (epoch 0) to `zero_prob_end` (first
-    reached in epoch `epochs_total`) and stays there. The rest is shared among the other three in
-    proportion to `steering_probabilities`; where those sum to 0, centroid takes it. Without a
-    curriculum the configured probabilities hold in every epoch.
+    Zero's probability changes linearly from `zero_prob_start` (epoch 0) to `zero_prob_end` (epoch
+    `epochs_total`) and stays there. The rest is divided among the other three in proportion to
+    `steering_probabilities`; if those sum to 0, centroid gets it. Without a curriculum the
+    configured probabilities apply in every epoch.
     """
     base = config.steering_probabilities
     plan = config.curriculum

@@ -1,5 +1,5 @@
-"""Integers of any width as int64. torch has hardly any operator for the unsigned ones beyond uint8,
-so they are read as the signed ones of their width."""
+"""Integers of any width as int64. torch lacks most operators for unsigned types beyond uint8, so
+those are read as signed integers of the same width."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ SIGNED: Final = {
 
 
 def as_int64(numbers: torch.Tensor) -> torch.Tensor:
-    """`numbers` (those of uint64 below 2**63) as int64 where they lie; no copy if they are wide
-    enough already."""
+    """Return `numbers` (uint64 ones below 2**63) as int64 on their device; 64-bit ones are not
+    copied."""
     signed = SIGNED.get(numbers.dtype, numbers.dtype)
     wide = numbers.view(signed).to(torch.int64)
     if numbers.dtype in (torch.uint16, torch.uint32):

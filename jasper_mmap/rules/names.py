@@ -1,6 +1,6 @@
-"""Names and defaults that calls and options take, as types and as values.
+"""Names and defaults of arguments and options, as types and as values.
 
-It imports no torch, so commands answer quickly.
+This module does not import torch, so commands start quickly.
 """
 
 from __future__ import annotations
@@ -9,21 +9,21 @@ from typing import Final, Literal, get_args
 
 Split = Literal["train", "val", "test"]
 Variant = Literal["zero", "centroid", "keyword", "residual"]
-"""Of steering; its number is its place here."""
+"""A kind of steering; its number is its place in this list."""
 Adopt = Literal["now", "epoch"]
-"""When a watch serves a new generation: with the next batch, or from the next epoch on."""
+"""When a watch serves a new generation: from the next batch, or from the next epoch on."""
 Validation = Literal["auto", "full"]
-"""What is checked at open: what changed since the conversion, or everything."""
+"""What is checked at open: files that changed since the conversion, or everything."""
 
 SPLITS: Final[tuple[Split, ...]] = get_args(Split)
 VARIANTS: Final[tuple[Variant, ...]] = get_args(Variant)
 
 NARROW_DTYPES: Final = ("float16", "bfloat16")
-"""What embeddings and steering may be stored in."""
+"""The narrower dtypes in which embeddings and steering may be stored."""
 SOURCE: Final = "source"
-"""The `embeddings_dtype` that asks for the dtypes of the builder's files again."""
+"""The `embeddings_dtype` that restores the dtypes of the builder's files."""
 
 KEEP: Final = 3
-"""Generations that stay on disk."""
+"""Number of generations that are kept on disk."""
 LOCK_TIMEOUT_S: Final = 60.0
 """How long a publisher waits for another one."""

@@ -1,4 +1,4 @@
-"""A keyed, stateless bijection of [0, n): any part of a shuffle without the rest of it.
+"""A keyed, stateless bijection of [0, n): any part of a shuffle can be computed alone.
 
 A generalised Feistel network on Z_a x Z_b with a * b >= n and cycle walking (Black and Rogaway,
 "Ciphers with Arbitrary Finite Domains", CT-RSA 2002). With a = ceil(sqrt(n)) the domain exceeds n
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# More rounds where halves are so short that six would not mix them evenly (tests count orders).
+# More rounds for small n: six do not mix such short halves evenly (tests count orders).
 _ROUNDS, _ROUNDS_SMALL, _SMALL_N = 6, 16, 4096
 _MAX_N = 1 << 62
 # Odd multipliers of good avalanche: murmur3's and splitmix64's finalisers.
@@ -36,7 +36,7 @@ def _round_keys(key: tuple[int | str, ...], word: type, rounds: int) -> tuple[An
 
 
 def permute(indices: NDArray[np.int64], n: int, *key: int | str) -> NDArray[np.int64]:
-    """Where the bijection of [0, n) named by `key` sends each of `indices` (each in [0, n))."""
+    """Map each of `indices` (each in [0, n)) by the bijection of [0, n) that `key` selects."""
     if not 0 < n <= _MAX_N:
         raise ValueError(f"a permutation needs 1 <= n <= {_MAX_N}, got {n}")
     a = math.isqrt(n - 1) + 1
@@ -76,6 +76,6 @@ def _add_scrambled(x: _Words, y: _Words, key: Any, size: Any) -> _Words:
     h *= size
     h >>= half  # now below size
     x += h
-    # The difference wraps to a huge number where x is below size already.
+    # Where x is already below size, the difference wraps around to a huge number.
     np.minimum(x, x - size, out=x)
     return x

@@ -1,4 +1,4 @@
-"""The two tables everything else reads: the artifacts on disk and the columns of a batch.
+"""The two central tables: the artifacts on disk and the columns of a batch.
 
 Shape letters: B batch, D embedding_dim, N n_neg, N_q questions, N_s sources, N_k keywords,
 N_c clusters, N_p pairs; n is the free length of a split.
@@ -18,7 +18,7 @@ Kind = Literal["float", "int", "ragged"]
 TIERS: Final = (1, 2, 3, 4)
 EMBEDDING_DTYPES: Final[dict[str, torch.dtype]] = {n: getattr(torch, n) for n in NARROW_DTYPES}
 FLOAT_DTYPES: Final = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-# The unsigned ones beyond uint8 have hardly any operator in torch: see `integers`.
+# torch lacks most operators for unsigned types beyond uint8: see `integers`.
 INT_DTYPES: Final = (
     torch.int64,
     torch.int32,
@@ -40,18 +40,18 @@ class Artifact:
     shape: tuple[str | int, ...]
     """Letters, or the number itself; the first dimension of a ragged list is its row count."""
     refers: tuple[str, ...] = ()
-    """Tables whose rows the values number: one for all columns, or one a column."""
+    """Tables whose row numbers the values are: one for all columns, or one for each column."""
     low: float | None = None
     high: float | None = None
     """Inclusive bounds of the values, where the table has fixed ones."""
     narrow: bool = False
-    """Stored narrower where `embeddings_dtype` asks for it."""
+    """`embeddings_dtype` narrows it."""
     derived: bool = False
     """May be missing from the builder's folder; the converter then computes it."""
     split: Split | None = None
     """The split whose pair numbers it holds."""
     generation: bool = False
-    """Lives in the files of `negatives/`, where it can be replaced while training runs."""
+    """Stored in the files of `negatives/`, where it can be replaced while training runs."""
 
     @property
     def source(self) -> str:
@@ -142,14 +142,14 @@ class Column:
     shape: tuple[str, ...]
     dtype: torch.dtype
     artifact: str | None = None
-    """The table whose rows it holds, where that is one and the same for every row."""
+    """The table whose rows it holds, if that is the same for every row."""
     low: float | None = None
     high: float | None = None
 
 
 class Batch(TypedDict):
-    """What a loader yields; shapes and dtypes are those of `COLUMNS`. A sample, `dataset[i]`, has
-    the same keys without B. At run time both are dicts."""
+    """What a loader yields; `COLUMNS` has the shapes and dtypes. A sample, `dataset[i]`, has the
+    same keys without B. At run time both are dicts."""
 
     question_emb: torch.Tensor
     target_source_emb: torch.Tensor

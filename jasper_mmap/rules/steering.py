@@ -1,4 +1,4 @@
-"""Which steering variant a position gets: a pure function of (seed, split, epoch, position)."""
+"""The steering variant of a position: a pure function of (seed, split, epoch, position)."""
 
 from __future__ import annotations
 
@@ -17,17 +17,16 @@ def draw_variants(
     split: str,
     epoch: int,
 ) -> NDArray[np.int64]:
-    """Variant numbers [B] of `positions` [B] in a split of n.
+    """Return the variant numbers [B] of `positions` [B] in a split of n.
 
-    Stratified: the positions are ranked by a keyed permutation and rank r becomes
-    u = (r + 0.5) / n, compared with the cumulative probabilities. So each variant's share of the
-    split differs from its probability by less than one sample, and a position keeps its variant
-    for the whole epoch, whoever reads it and how often.
+    The draw is stratified: a keyed permutation ranks the positions, and u = (r + 0.5) / n of rank r
+    is compared with the cumulative probabilities. So each variant's share of the split differs from
+    its probability by less than one sample, and a position keeps its variant for the whole epoch.
     """
     bounds = np.cumsum(np.asarray(probabilities, dtype=np.float64))
-    bounds /= bounds[-1]  # a last variant of probability 0 must not gain the rounding error
-    # Rounded, or of two bounds that fall on a half one might go up and the other down, and the
-    # share between them be off by a whole sample.
+    bounds /= bounds[-1]  # a last variant of probability 0 must not get the rounding error
+    # Rounded, since of two bounds at a half one could go up and the other down, and the share
+    # between them would be off by a whole sample.
     first_ranks = np.ceil(np.round(bounds[:-1] * n, 6) - 0.5)
     ranks = permute(positions, n, "steering", seed, split, epoch)
     return np.searchsorted(first_ranks, ranks, side="right").astype(np.int64)

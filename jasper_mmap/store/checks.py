@@ -1,4 +1,4 @@
-"""What a table may look like and hold: its form, and its values while they stream by.
+"""Checks of one table: its form (dtype and shape), and its values as they are streamed.
 
 Used by the converter, by `verify`, at open and when publishing. Shape letters as in `schema`.
 """
@@ -20,11 +20,11 @@ from ..rules.schema import ARTIFACTS, FLOAT_DTYPES, INT_DTYPES, Artifact, concre
 Range = tuple[float, float]
 
 _INFINITE: Final = float.fromhex("0x1.ffffffp+127")
-"""The smallest float64 that is infinite as float32."""
+"""The smallest float64 that becomes infinite as float32."""
 
 _DTYPES: Final = {"float": FLOAT_DTYPES, "int": INT_DTYPES, "ragged": INT_DTYPES}
 CONFIG_KEYS: Final = {"D": "embedding_dim", "N": "n_neg"}
-"""The letters whose sizes `config.json` tells."""
+"""Shape letter -> its key in `config.json`."""
 _FIRST_WITH: Final[dict[str | int, str]] = {}
 for _a in ARTIFACTS.values():
     if _a.split is None:  # the length of a split is its own
@@ -40,16 +40,16 @@ def check_form(
 ) -> None:
     """Raise unless a table of this dtype and shape can be `artifact`.
 
-    `sizes` has the letters known so far (D and N from the start); those that this table is the
-    first to have are added to it, so check the artifacts in the order of `ARTIFACTS`. The shape
-    of a ragged list is (rows,). Raises `ContentTypeError` or `ContentError`.
+    `sizes` has the letters known so far (D and N from the start); this adds those that the table
+    defines, so check the artifacts in the order of `ARTIFACTS`. The shape of a ragged list is
+    (rows,). Raises `ContentTypeError` or `ContentError`.
     """
     letters = ", ".join(str(d) for d in artifact.shape)
     if dtype not in _DTYPES[artifact.kind]:
         kind = "floating-point numbers" if artifact.kind == "float" else "integers"
         remedy = "Save it again with such a dtype."
         if dtype == torch.bool and artifact.split:
-            remedy = "A mask gives its pair numbers by mask.nonzero().flatten(): save those."
+            remedy = "Save the pair numbers of the mask: mask.nonzero().flatten()."
         raise ContentTypeError(
             f"{where}: {artifact.name} holds {_bare(dtype)}; it must hold {kind}. {remedy}"
         )
@@ -90,7 +90,7 @@ def _bare(dtype: torch.dtype) -> str:
 def check_offsets(offsets: torch.Tensor, n_values: int, where: str) -> None:
     """Raise `FormatError` unless `offsets` [rows + 1] divides `n_values` values into rows."""
     sound = len(offsets) > 0 and int(offsets[0]) == 0 and int(offsets[-1]) == n_values
-    # Neighbours are compared by slices: torch.diff would make a third array of this length.
+    # Compares neighbours by slices: torch.diff would allocate a third array of this length.
     if not sound or not all(bool((c[:, 1] >= c[:, 0]).all()) for c in chunks(_pairs(offsets))):
         raise FormatError(
             f"{where}: its row offsets must rise from 0 to {n_values}; convert again."
@@ -102,15 +102,14 @@ def _pairs(offsets: torch.Tensor) -> torch.Tensor:
 
 
 class TableCheck:
-    """Checks the values of one table, fed in row order, and remembers what it saw.
+    """Checks the values of one table, fed in row order, and records their ranges and counts.
 
-    Whole numbers must lie inside the tables they refer to or inside fixed bounds, both ends;
-    floats must be finite unless `allow_nonfinite` (then they are counted, and excused from
-    bounds), and without bounds finite as float32 too, which a batch is, unless `allow_beyond`
-    (then those are counted apart). `sizes` has the letters of the tables referred to. `where`
-    names the file in errors.
-    A ragged list is fed its values; with its `offsets` errors name row and element.
-    Raises `IndexRangeError` or `ContentError` naming row, column and value.
+    Integers must be row numbers of the tables they refer to, or within fixed bounds. Floats must be
+    finite unless `allow_nonfinite` (then nonfinite ones are counted and exempt from bounds). Tables
+    without bounds must be finite as float32 too, the dtype of batches, unless `allow_beyond` (then
+    those values are counted separately). `sizes` has the letters of the tables referred to. `where`
+    names the file in errors. Of a ragged list, feed the values; with `offsets`, errors name row and
+    element. Raises `IndexRangeError` or `ContentError` naming row, column and value.
     """
 
     def __init__(
@@ -137,11 +136,11 @@ class TableCheck:
 
     @property
     def ranges(self) -> tuple[Range, ...]:
-        """What `Entry.ranges` says, of the finite values fed so far."""
+        """The ranges of the finite values fed so far, as `Entry.ranges`."""
         return tuple(self._seen)
 
     def feed(self, rows: torch.Tensor) -> None:
-        """Check the next rows; any leading size, the rest as the artifact's shape."""
+        """Check the next rows [n,...], shaped like the artifact after the first dimension."""
         self._width = math.prod(rows.shape[1:])
         if rows.numel() and rows.dtype.is_floating_point:
             self._feed_floats(rows)
@@ -183,7 +182,7 @@ class TableCheck:
     def _see_beyond(self, rows: torch.Tensor) -> None:
         beyond = torch.isfinite(rows) & (rows.abs() >= _INFINITE)
         if not self._allow_beyond:
-            self._refuse_float(rows, beyond, ", which is infinite as float32, as batches are")
+            self._refuse_float(rows, beyond, ", which is infinite as float32, the dtype of batches")
         self.beyond_float32 += int(beyond.sum())
 
     def _refuse_float(self, rows: torch.Tensor, bad: torch.Tensor, why: str = "") -> NoReturn:
@@ -208,7 +207,7 @@ class TableCheck:
         )
 
     def _place(self, at: int) -> str:
-        """Where element `at` of the rows being fed stands in the whole table."""
+        """The place in the whole table of element `at` of the rows being fed."""
         if self._offsets is not None:
             value = self._row + at
             row = int(torch.searchsorted(self._offsets, value, right=True)) - 1
@@ -221,7 +220,7 @@ class TableCheck:
 def check_ranges(
     artifact: Artifact, ranges: Sequence[Range], sizes: Mapping[str, int], where: str
 ) -> None:
-    """Check an unchanged table by the value ranges remembered of it: what it refers to may have
+    """Check an unchanged table by its recorded value ranges, since the tables it refers to may have
     changed. Raises `IndexRangeError` naming column and value."""
     for column, (seen, limit) in enumerate(zip(ranges, _limits(artifact, sizes), strict=False)):
         if not _within([seen], [limit]):
@@ -231,7 +230,7 @@ def check_ranges(
 
 
 def _limits(artifact: Artifact, sizes: Mapping[str, int]) -> list[Range]:
-    """Inclusive bounds: one for the whole table, or one a column; none where anything goes."""
+    """Inclusive bounds: one for the whole table, or one for each column; [] if it has none."""
     if artifact.refers:
         return [(0, sizes[str(ARTIFACTS[table].shape[0])] - 1) for table in artifact.refers]
     if artifact.low is not None and artifact.high is not None:
@@ -268,12 +267,12 @@ def _outside(
     )
     remedy = "Correct whichever file is wrong and run it again."
     if value == -1 and artifact.kind == "ragged":
-        remedy = "-1 is not padding: leave it out, a list may be short or empty."
+        remedy = "-1 is not padding: remove it, lists may be short or empty."
     elif value == -1 and "N" in artifact.shape:
         remedy = "-1 is not padding: give every row n_neg sources, or choose a smaller n_neg."
     elif value < 0:
         remedy = "Negative numbers do not count from the end: correct the file and run it again."
     return IndexRangeError(
-        f"{where}: {who} {value} in {place}, but {table} has {limit[1] + 1} rows, so numbers must"
-        f" be 0 to {limit[1]}. {remedy}"
+        f"{where}: {who} {value} in {place}, but {table} has {limit[1] + 1} rows, so it must be 0"
+        f" to {limit[1]}. {remedy}"
     )

@@ -1,4 +1,4 @@
-"""`config.json` on disk: read within bounds, and checked as `config` says."""
+"""`config.json` on disk: read within limits, and checked by `rules.config`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ..files.jsonfile import parsed, read_small
 from ..rules.config import CONFIG_FILE, Config, check_config
 
 _MOST_DIGITS: Final = 1000
-"""A number may be too large for its key, which says more than that it is too long."""
+"""More than usual, so that a huge number is reported as too large for its key."""
 _NAMED: Final = 1000
-"""Duplicate keys that are named."""
+"""Limit of the duplicate keys that are reported."""
 
 
 def read_config(folder: Path) -> Config:
@@ -37,7 +37,7 @@ def read_config(folder: Path) -> Config:
 
 
 def parse_config(text: str, path: Path, *, sha256: str = "") -> Config:
-    """Check the text of a `config.json`; `path` is only named in errors.
+    """Check the text of a `config.json`; `path` names it in errors.
 
     Raises one `ConfigError` with a line for each problem.
     """
@@ -57,7 +57,7 @@ def parse_config(text: str, path: Path, *, sha256: str = "") -> Config:
         raise ConfigError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: must hold a JSON object, found {type(raw).__name__}.")
-    if twice:  # which of the values is meant nobody can tell, so none is looked at
+    if twice:  # it is unknown which of the values is meant, so none is checked
         raise together(
             [
                 ConfigError(f"{path}: duplicate key {k!r:.80}; remove one of the two.")

@@ -34,17 +34,17 @@ _ATTEMPTS = 3
 
 _log = logging.getLogger("jasper_mmap")
 _warned: set[tuple[Path, frozenset[tuple[str, int]]]] = set()
-"""States of stores (path, and the stamps found in place of the manifest's) warned of here."""
+"""States of stores (path, and the times that differ from the manifest) already warned about."""
 
 
 class Store:
     """The mapped artifacts of a store (all but the negatives), its manifest and its config.
 
-    `path` is made absolute. Opening reads headers only; a file whose time is not the one in the
-    manifest (a copy, a download) has its index ranges read again, and the log warns of it, once a
+    `path` is made absolute. Opening reads headers only. If the time of a file differs from the
+    manifest (a copy, a download), its index ranges are checked again and the log warns, once per
     process and not in a DataLoader worker. `validate="full"` recomputes everything instead.
-    Raises `MissingFileError`, `FormatError`, `ContentError`, or `StoreChangedError` while a
-    conversion is under way.
+    Raises `MissingFileError`, `FormatError`, `ContentError`, or `StoreChangedError` during a
+    conversion.
     """
 
     def __init__(self, path: str | Path, *, validate: Validation = "auto") -> None:
@@ -58,18 +58,18 @@ class Store:
 
     @property
     def store_id(self) -> str:
-        """Names the content: equal stores have equal ones."""
+        """The id of the content: equal stores have equal ids."""
         return self.manifest.store_id
 
     @property
     def negatives_sizes(self) -> dict[str, int]:
-        """The sizes that its negatives have to fit: those of the manifest, and N."""
+        """The sizes that its negatives must match: those of the manifest, and N."""
         return {**self.manifest.sizes, "N": self.config.n_neg}
 
     def current_generation(self, *, full: bool = False) -> tuple[Pointer, OpenGeneration]:
-        """The pointer and the generation that it names, checked as `sound_generation` does.
+        """Return the pointer and the generation that it names, checked by `sound_generation`.
 
-        Raises what that raises, and `MissingFileError` where the store has no negatives.
+        Raises what that raises, and `MissingFileError` if the store has no negatives.
         """
         pointer = read_pointer(self.path)
         while True:
@@ -78,7 +78,7 @@ class Store:
                     self.path, pointer, self.store_id, self.negatives_sizes, full=full
                 )
             except MissingFileError:
-                # Replaced and removed since the pointer was read? Then there is a newer one.
+                # If it was replaced and removed after the pointer was read, there is a newer one.
                 before, pointer = pointer, read_pointer(self.path)
                 if pointer.generation == before.generation:
                     raise
@@ -88,10 +88,10 @@ _Parts = tuple[Config, Manifest, dict[str, Table], dict[str, int]]
 
 
 def _open(folder: Path, validate: Validation) -> _Parts:
-    """All parts, belonging together: the manifest is removed before any file is replaced, so one
-    that stands unchanged after the last file was opened vouches for all of them.
+    """Open all parts consistently: the manifest is removed before any file is replaced, so if it is
+    unchanged after the last file was opened, all parts belong together.
 
-    The last are the files whose time is not the stamped one -> their `mtime_ns`.
+    The last part: file whose time differs from its stamp -> its `mtime_ns`.
     """
     for _ in range(_ATTEMPTS):
         moved: dict[str, int] = {}
@@ -103,7 +103,7 @@ def _open(folder: Path, validate: Validation) -> _Parts:
                 raise wrong
             huge = worth_huge_pages(manifest.nbytes)
             tables = {a.name: _checked(folder, a, manifest, validate, huge, moved) for a in STORED}
-            # What version 0.1.0 converted without a word: opened all the same, not in silence.
+            # Version 0.1.0 converted such values silently: warn, but open the store.
             beyond = (
                 [w for a in STORED if (w := uncounted_beyond(folder, a, manifest, tables[a.name]))]
                 if validate == "full"
@@ -123,26 +123,26 @@ def _open(folder: Path, validate: Validation) -> _Parts:
                 _log.warning("%s%s", beyond[0], more)
             return config, manifest, tables, moved
     raise StoreChangedError(
-        f"{folder}: the store was converted again while it was being opened; open it once more."
+        f"{folder}: the store was converted again while it was being opened; open it again."
     )
 
 
 def _warn_of(folder: Path, moved: Mapping[str, int]) -> None:
-    """Say once a process that the content of these files was not compared with any checksum."""
+    """Warn once per process that no checksum of these files was compared."""
     state = folder, frozenset(moved.items())
     if not moved or state in _warned or get_worker_info() is not None:
         return
     _warned.add(state)
     reason = not_renewable(folder)
     remedy = (
-        f"To check everything and renew the times, run: jasper-mmap verify {folder}"
+        f"To check everything and renew the stamps, run: jasper-mmap verify {folder}"
         if reason is None
         else 'Open it with validate="full" to check everything (jasper-mmap verify checks it too,'
-        f" but cannot renew the times: {reason})"
+        f" but cannot renew the stamps: {reason})"
     )
     _log.warning(
-        "%s: files were copied or changed since the conversion (by their time): %s. Only sizes,"
-        " headers and index ranges of these files were checked. %s.",
+        "%s: files were copied or changed since the conversion (their modification times differ):"
+        " %s. Only sizes, headers and index ranges of these files were checked. %s.",
         folder,
         few(moved),
         remedy,
@@ -150,10 +150,10 @@ def _warn_of(folder: Path, moved: Mapping[str, int]) -> None:
 
 
 def not_renewable(folder: Path) -> str | None:
-    """What keeps `verify` from renewing the stamps of a store; None where nothing does.
+    """The reason why `verify` cannot renew the stamps of a store, or None.
 
-    Nothing is written through a link or in place of one: it leads into a hub's cache, or to
-    another store.
+    Links are neither followed for writing nor replaced: they lead into a hub's cache or to another
+    store.
     """
     for path in (folder / MANIFEST_FILE, folder / FOLDER):
         with storage_errors(path, "read"):
@@ -161,7 +161,7 @@ def not_renewable(folder: Path) -> str | None:
                 return f"{path} is a link"
     for path in (folder, folder / FOLDER):
         if not os.access(path, os.W_OK):
-            return f"{path} cannot be written"
+            return f"{path} is not writable"
     return None
 
 
@@ -173,7 +173,7 @@ def _checked(
     huge: bool,
     moved: dict[str, int],
 ) -> Table:
-    """Map one table and check it as `validate` says; `moved` gets its file if its time differs."""
+    """Map and check one table; add its file to `moved` if its time differs from the stamp."""
     entry = manifest.artifacts[artifact.name]
     table, mtime_ns = map_table(folder, artifact, entry, huge=huge)
     full = validate == "full"

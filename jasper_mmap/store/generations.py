@@ -1,4 +1,4 @@
-"""Reading one generation: its file opened once, and what is checked of it before it is used.
+"""Reading one generation: its file is opened once and checked before use.
 
 Shape letters as in `schema`.
 """
@@ -23,7 +23,7 @@ from .checks import check_form
 from .pointer import FOLDER, POINTER, Pointer, file_name, pointer_path
 from .soundness import generation_errors
 
-_REMEDY: Final = "publish the negatives again, or go back with jasper-mmap rollback"
+_REMEDY: Final = "publish the negatives again, or run jasper-mmap rollback"
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class OpenGeneration:
     """A generation's file, held open, and the tables [N_p,N] mapped from that very file."""
 
     path: Path
-    """What errors call it."""
+    """Its name in errors."""
     file: Descriptor
     tables: dict[str, torch.Tensor]
     mtime_ns: int
 
     @property
     def descriptor(self) -> Path:
-        """A name of the file that stays right when `path` is replaced or removed."""
+        """A name of the file that stays valid when `path` is replaced or removed."""
         return Path(f"/dev/fd/{self.file.fd}")
 
 
@@ -50,12 +50,12 @@ def sound_generation(
     *,
     full: bool = False,
 ) -> OpenGeneration:
-    """The generation that `pointer` names, once it is what the pointer says.
+    """Return the generation that `pointer` names, checked against the pointer.
 
-    By its stamp; in full (`content_errors`) where `full`, or where its time is not the stamped
-    one. `sizes` has the letters that the tables must fit; where it is empty, because the store they
-    were made for is gone, their numbers are not looked at. Every reader of the generation in force
-    comes through here. Raises a `JasperError` that names the remedy.
+    Checks its stamp; with `full`, or if its time differs from the stamp, its content too
+    (`content_errors`). `sizes` has the letters that the tables must match; if it is empty, because
+    their store no longer exists, their values are not checked. Every reader of the current
+    generation uses this function. Raises a `JasperError` that names the remedy.
     """
     opened = stamped_generation(store, pointer, store_id, sizes)
     if full or opened.mtime_ns != pointer.mtime_ns:
@@ -67,11 +67,12 @@ def sound_generation(
 def stamped_generation(
     store: Path, pointer: Pointer, store_id: str, sizes: Mapping[str, int]
 ) -> OpenGeneration:
-    """As `sound_generation`, but whatever its time, only store, size and form are checked."""
+    """Return the generation as `sound_generation` does, but check only store, size and form."""
     if pointer.store_id != store_id:
         raise StoreChangedError(
-            f"{pointer_path(store)}: belongs to store {pointer.store_id:.80}, this one is"
-            f" {store_id}. Convert again, or open the dataset anew if it was converted meanwhile."
+            f"{pointer_path(store)}: belongs to store {pointer.store_id:.80}, but this store is"
+            f" {store_id}. If it was converted meanwhile, open the dataset again; else convert"
+            " again."
         )
     path = store / FOLDER / pointer.file
     file = _opened(path)
@@ -79,7 +80,7 @@ def stamped_generation(
         n_bytes = os.fstat(file.fd).st_size
     if n_bytes != pointer.bytes:
         raise FormatError(
-            f"{path}: has {n_bytes} bytes, published were {pointer.bytes}; {_REMEDY}."
+            f"{path}: has {n_bytes} bytes, but {pointer.bytes} were published; {_REMEDY}."
         )
     return _mapped(path, file, sizes)
 
@@ -87,7 +88,7 @@ def stamped_generation(
 def content_errors(
     opened: OpenGeneration, pointer: Pointer, sizes: Mapping[str, int], *, checksum: bool = True
 ) -> Iterator[JasperError]:
-    """What is wrong with the bytes of a generation: its SHA-256, every number in it."""
+    """Yield the errors in the content of a generation: its SHA-256 and all values."""
     if checksum and file_sha256(opened.path, at=opened.descriptor) != pointer.sha256:
         yield FormatError(
             f"{opened.path}: was altered after publishing (SHA-256 differs); {_REMEDY}."
@@ -97,7 +98,7 @@ def content_errors(
 
 
 def history_errors(store: Path, pointer: Pointer) -> Iterator[JasperError]:
-    """Where the history says something else of the generation in force than the pointer does."""
+    """Yield the differences between the pointer and its own entry in the history."""
     what = f"{pointer_path(store)}: its history"
     number = pointer.generation
     entry = next((e for e in reversed(pointer.history) if e["generation"] == number), None)
@@ -108,18 +109,17 @@ def history_errors(store: Path, pointer: Pointer) -> Iterator[JasperError]:
         stated, known = vars(pointer)[key], entry.get(key)
         if known != stated:
             yield FormatError(
-                f"{what} has {key} {known!r:.80} for generation {number}, but {stated!r:.80} is in"
-                f" force;"
-                f" {_REMEDY}."
+                f"{what} has {key} {known!r:.80} for generation {number}, but the pointer has"
+                f" {stated!r:.80}; {_REMEDY}."
             )
 
 
 def map_generation(
     store: Path, number: int, sizes: Mapping[str, int], *, at: Path | None = None
 ) -> OpenGeneration:
-    """The generation `number`, which another process has checked; only its form is looked at.
+    """Map the generation `number`, which another process has checked; check only its form.
 
-    `at` names a descriptor of the file, where one is open already.
+    `at` names a descriptor of the file, if one is open.
     """
     path = store / FOLDER / file_name(number)
     return _mapped(path, _opened(path, at), sizes)
@@ -131,7 +131,7 @@ def _opened(path: Path, at: Path | None = None) -> Descriptor:
             return Descriptor(regular_descriptor(path, at=at))
     except MissingFileError:
         raise MissingFileError(
-            f"{path} not found, though {POINTER} names it: it was removed, or not copied. Copy it"
+            f"{path} not found, but {POINTER} names it: it was removed, or not copied. Copy it"
             f" there, or {_REMEDY}."
         ) from None
 

@@ -1,4 +1,4 @@
-"""What a dataset may hold but hardly should: counted, told, and not refused."""
+"""Legal but suspicious content of a dataset: counted and reported, not refused."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ MEANING: Final = {
     "repeat_rows": "rows of negatives contain a source twice",
     "nonfinite_values": "values are NaN or infinite",
 }
-"""Name of a count -> how to say it."""
+"""Name of a count -> its description."""
 
 _SUSPECT_SHARE: Final = 0.5
 _SUSPICIOUS: Final = ("own_source_rows", "repeat_rows")
 
 _KNOWN_PAIRS = 1 << 23
-"""Pairs looked up at a time: 64 MiB of keys, twice while they are put together."""
+"""Pairs looked up at a time: 64 MiB of keys, twice that while they are concatenated."""
 _CELLS = 1 << 20
-"""Negatives looked at in one piece."""
+"""Negatives processed at a time."""
 
 
 def sentences(counts: Mapping[str, int], shares: Mapping[str, float]) -> Iterator[str]:
-    """Each count that is not 0 in words, with its share where there is one.
+    """Describe each count that is not 0, with its share if there is one.
 
-    Not that of NaN and infinite values: `remarks` names their tables.
+    Except that of NaN and infinite values: `remarks` names their tables.
     """
     for name, meaning in MEANING.items():
         if (count := counts.get(name, 0)) and name != "nonfinite_values":
@@ -46,9 +46,9 @@ def sentences(counts: Mapping[str, int], shares: Mapping[str, float]) -> Iterato
 
 
 def lint_splits(splits: Mapping[str, torch.Tensor], n_pairs: int) -> dict[str, int]:
-    """Count pairs in two splits and pairs twice in one; the splits' numbers are below `n_pairs`.
+    """Count pairs in several splits and pairs twice in one; all numbers are below `n_pairs`.
 
-    One byte a pair of memory, whatever the splits hold.
+    Uses one byte of memory per pair.
     """
     here, twice, before, both = 1, 2, 4, 8
     marks = np.zeros(n_pairs, np.uint8)
@@ -70,10 +70,11 @@ def lint_splits(splits: Mapping[str, torch.Tensor], n_pairs: int) -> dict[str, i
 def lint_negatives(
     pair_index: torch.Tensor, hard_negatives: torch.Tensor, n_sources: int
 ) -> dict[str, int]:
-    """Count the rows of `hard_negatives` [N_p,N] that hold what a negative should not be.
+    """Count the rows of `hard_negatives` [N_p,N] with unsuitable negatives.
 
-    The pair's own source; another known true source of its question (a false negative); a repeat.
-    Bounded memory: pairs are looked up in blocks, by question number modulo the blocks' count.
+    These are the pair's own source, another correct source of its question (a false negative), and
+    repeats. Memory is bounded: pairs are processed in blocks, by question number modulo the number
+    of blocks.
     """
     own = false = repeated = 0
     n_pairs, n_neg = hard_negatives.shape
@@ -105,21 +106,21 @@ def lint_negatives(
 
 
 def suspicion(shares: Mapping[str, float]) -> str | None:
-    """What makes negatives hardly negatives, by the counts of `lint_negatives` over the pairs.
+    """A warning if many rows are unsuitable, by the shares of the counts of `lint_negatives`.
 
-    Not an error: small tables of sources make such rows honestly.
+    Not an error: with few sources such rows are unavoidable.
     """
     high = [name for name in _SUSPICIOUS if shares.get(name, 0) > _SUSPECT_SHARE]
     if not high:
         return None
     counted = " and ".join(f"{shares[name]:.1%} of {MEANING[name]}" for name in high)
-    return f"{counted}; check that this is the table of hard negatives, and not that of their tiers"
+    return f"{counted}; check that these are the hard negatives, not their tiers"
 
 
 def count_changed_rows(
     before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]
 ) -> int:
-    """Count the rows in which any of the tables [N_p,N], of equal names, differs in value."""
+    """Count the rows in which a table [N_p,N] of `after` differs from that of the same name."""
     n_pairs, n_neg = next(iter(after.values())).shape
     changed = 0
     for rows in _pieces(n_pairs, n_neg):
@@ -129,7 +130,7 @@ def count_changed_rows(
 
 
 def equal(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether two tables [N_p,N] hold the same values, whatever their dtypes."""
+    """Return whether two tables [N_p,N] hold the same values, regardless of dtype."""
     return all(bool((_whole(a[rows]) == _whole(b[rows])).all()) for rows in _pieces(*a.shape))
 
 
@@ -145,7 +146,7 @@ def _whole(numbers: torch.Tensor) -> NDArray[np.int64]:
 def _of_block(
     pairs: NDArray[np.int64], block: int, blocks: int
 ) -> tuple[NDArray[np.int64], NDArray[Any] | slice]:
-    """The (question, source) rows whose question belongs to the block, and where they stand."""
+    """The (question, source) rows whose question belongs to the block, and their places."""
     if blocks == 1:
         return pairs, slice(None)
     in_block = pairs[:, 0] % blocks == block
@@ -153,7 +154,7 @@ def _of_block(
 
 
 def remarks(config: Config, manifest: Manifest) -> list[str]:
-    """What reports, `inspect` and `verify` say of a store that is sound, a sentence each."""
+    """The remarks of reports, `inspect` and `verify` about a sound store, a sentence each."""
     return [
         *_edited(config, manifest),
         *([defaults] if (defaults := default_curriculum(config)) else []),
@@ -167,15 +168,15 @@ def _edited(config: Config, manifest: Manifest) -> list[str]:
     if manifest.config_sha256 in (None, config.sha256):
         return []
     return [
-        f"{CONFIG_FILE} was edited since the conversion (that is allowed; jasper-convert checks it"
-        " again and takes note of it)."
+        f"{CONFIG_FILE} was edited since the conversion (this is allowed; run jasper-convert to"
+        " check and record the change)."
     ]
 
 
 def _nonfinite(manifest: Manifest) -> list[str]:
     return [
         f"{name} holds {entry.nonfinite:,} NaN or infinite value{_s(entry.nonfinite)}, kept by"
-        " --allow-nonfinite, and batches of these rows do too. Unless that is meant, correct the"
+        " --allow-nonfinite, and so do batches of these rows. If this is not intended, correct the"
         " .pt file and convert again without it."
         for name, entry in manifest.artifacts.items()
         if entry.nonfinite
@@ -189,17 +190,17 @@ def _s(count: int) -> str:
 def _beyond(manifest: Manifest) -> list[str]:
     return [
         f"{name} holds {count:,} finite value{_s(count)} that {'is' if count == 1 else 'are'}"
-        " infinite as float32, as batches are."
+        " infinite as float32, the dtype of batches."
         for name, count in (manifest.beyond_float32 or {}).items()
         if name in ARTIFACTS
     ]
 
 
 def _narrowed(manifest: Manifest) -> list[str]:
-    """Tables that version 0.1.0 stored narrower and this one would not."""
+    """Tables that version 0.1.0 narrowed and this version would not."""
     return [
-        f"{name} is stored as {entry.dtype}, narrower than it came, by an earlier version;"
-        " jasper-convert with --dtype or --force stores it as it came."
+        f"{name} was narrowed to {entry.dtype} by an earlier version of this package;"
+        " jasper-convert with --dtype or --force restores its original dtype."
         for name, entry in manifest.artifacts.items()
         if entry.cosine_error is not None and not ARTIFACTS[name].narrow
     ]

@@ -1,4 +1,4 @@
-"""`manifest.json`: what a store holds. Written last, it commits a conversion."""
+"""`manifest.json`: the content of a store. It is written last and so commits a conversion."""
 
 from __future__ import annotations
 
@@ -26,43 +26,43 @@ from ..rules.schema import EMBEDDING_DTYPES, STORED
 MANIFEST_FILE = "manifest.json"
 FORMAT_VERSION = 1
 
-# At the top level, where an older version ignores what it does not know.
+# At the top level, where older versions ignore unknown keys.
 _SINCE_0_2 = ("config_sha256", "beyond_float32", "embeddings_dtype")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One artifact's file, as it was when it was checked and written."""
+    """One artifact's file, as it was checked and written."""
 
     file: str
     dtype: str
-    """safetensors' name of it; of the values, for a ragged artifact."""
+    """By its safetensors name; of a ragged artifact, the dtype of the values."""
     shape: tuple[int, ...]
-    """For a ragged artifact (rows, values)."""
+    """Of a ragged artifact (rows, values)."""
     bytes: int
     sha256: str
     mtime_ns: int
     source: dict[str, Any]
     """The `.pt` file (name, bytes, mtime_ns), or `derived_from` with a list of those."""
     ranges: tuple[tuple[float, float], ...] = ()
-    """(smallest, largest) value of an integer or bounded table, one for each column where the
-    columns refer to different tables; none where the table is empty or has no bounds."""
+    """(smallest, largest) value of an integer or bounded table, one for each column if the columns
+    refer to different tables; empty if the table is empty or has no bounds."""
     nonfinite: int = 0
     cosine_error: dict[str, float] | None = None
-    """What storing narrower cost (p50, p99, max), where `embeddings_dtype` was given."""
+    """The error of narrowing (p50, p99, max), if the table was narrowed."""
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The dtype as torch's."""
+        """The dtype in torch."""
         return DTYPES[self.dtype]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON keeps it."""
+        """The JSON form."""
         return {k: v for k, v in asdict(self).items() if v is not None and v != ()}
 
     @classmethod
     def from_dict(cls, value: dict[str, Any], where: str) -> Entry:
-        """Check `value`, read from `where`; raises `FormatError`."""
+        """Parse `value`, read from `where`; raises `FormatError` or `UnsafeFileError`."""
         wrong = wrong_keys(cls, value)
         try:
             entry = cls(**value)
@@ -75,8 +75,8 @@ class Entry:
             sound = all(isinstance(n, int) for n in numbers) and entry.dtype in DTYPES
         except (TypeError, ValueError) as error:
             raise FormatError(
-                f"{where}: not the entry of an artifact ({wrong or str(error):.160}), so the file"
-                " was changed by hand or damaged. Convert again."
+                f"{where}: not a valid entry of an artifact ({wrong or str(error):.160}), so the"
+                " file was edited or damaged. Convert again."
             ) from None
         if not sound:
             raise FormatError(
@@ -89,7 +89,7 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """The entries of all artifacts but the negatives, and what was counted across them."""
+    """The entries of all artifacts but the negatives, and counts over all of them."""
 
     artifacts: dict[str, Entry]
     warnings: dict[str, int]
@@ -98,31 +98,31 @@ class Manifest:
     converter: str
     # None, here and below: written by a version that did not know the field.
     config_sha256: str | None = None
-    """Of `config.json`, as it was when it was converted."""
+    """SHA-256 of the converted `config.json`."""
     beyond_float32: dict[str, int] | None = None
-    """Artifact -> count of its finite values that are infinite as float32, where there are any."""
+    """Artifact -> count of its finite values that are infinite as float32, if it has any."""
     embeddings_dtype: str | None = None
-    """What embeddings and steering were asked to be stored in; None also where nothing was."""
+    """The requested dtype of embeddings and steering; None also if none was requested."""
 
     @property
     def store_id(self) -> str:
-        """Names this content: equal for stores whose files are equal byte for byte."""
+        """The id of the content: equal for stores whose files are equal byte for byte."""
         lines = sorted(f"{name} {entry.sha256}" for name, entry in self.artifacts.items())
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
 
     @property
     def narrowed_to(self) -> str | None:
-        """The `embeddings_dtype` that was asked for, also where only the files tell of it."""
+        """The requested `embeddings_dtype`; if it was not recorded, inferred from the files."""
         return self.embeddings_dtype or narrowed_to(self.artifacts.values())
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all its files."""
+        """Total bytes of its files."""
         return sum(entry.bytes for entry in self.artifacts.values())
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Shape letter -> size, of the tables that name rows."""
+        """Shape letter -> size."""
         shapes = {name: entry.shape for name, entry in self.artifacts.items()}
         return {
             "N_q": shapes["question_embs"][0],
@@ -134,7 +134,7 @@ class Manifest:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON keeps it."""
+        """The JSON form."""
         return {
             "format_version": FORMAT_VERSION,
             "store_id": self.store_id,
@@ -147,7 +147,7 @@ class Manifest:
 
 
 def _since_0_2(value: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The fields that version 0.1.0 did not write, checked."""
+    """Return the fields that version 0.1.0 did not write; raise `FormatError` if invalid."""
     entries = {name: value.get(name) for name in _SINCE_0_2}
     sha256, counts, dtype = entries.values()
     sound = (
@@ -165,13 +165,13 @@ def _since_0_2(value: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def narrowed_to(entries: Iterable[Entry]) -> str | None:
-    """The `embeddings_dtype` in which tables that came wider were stored, if any was."""
+    """The `embeddings_dtype` to which tables were narrowed, if any was."""
     narrowed = {entry.torch_dtype for entry in entries if entry.cosine_error is not None}
     return next((name for name, dtype in EMBEDDING_DTYPES.items() if dtype in narrowed), None)
 
 
 def wrong_keys(cls: type, value: dict[str, Any]) -> str | None:
-    """What keeps a JSON object from having the fields of the dataclass `cls`, if anything."""
+    """Describe the first missing or unknown key of a JSON object for the dataclass `cls`."""
     known = {field.name: field.default is MISSING for field in fields(cls)}
     missing = [key for key, needed in known.items() if needed and key not in value]
     if missing:
@@ -181,7 +181,7 @@ def wrong_keys(cls: type, value: dict[str, Any]) -> str | None:
 
 
 def plain_name(name: object, where: str) -> str:
-    """`name` itself if it names something directly inside its folder, else `UnsafeFileError`."""
+    """Return `name` if it is a plain file name, without a folder part; else `UnsafeFileError`."""
     if (
         not isinstance(name, str)
         or name in ("", ".", "..")
@@ -190,23 +190,23 @@ def plain_name(name: object, where: str) -> str:
         or "\0" in name
     ):
         raise UnsafeFileError(
-            f"{where}: {name!r:.80} must be a plain file name (no folder part), so the"
-            " file was changed by hand or damaged. Convert again."
+            f"{where}: {name!r:.80} must be a plain file name (no folder part), so the file was"
+            " edited or damaged. Convert again."
         )
     return name
 
 
 def _committed(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST_FILE
-    # Twice, since a conversion may end between the look for its manifest and that for its folder.
+    # Twice, since a conversion may end between the check of its manifest and that of its folder.
     for _ in range(2):
         try:
             return atomic.read_json(path)
         except MissingFileError:
             if atomic.exists(folder / STAGING):
                 raise StoreChangedError(
-                    f"{folder}: a conversion of this store is under way or was interrupted; wait"
-                    " for it, or run jasper-convert again to complete it."
+                    f"{folder}: a conversion of this store is running or was interrupted; wait for"
+                    " it, or run jasper-convert again to complete it."
                 ) from None
     what = f"{path} not found: {folder} is not a converted store"
     for below in entries_of(folder):
@@ -220,8 +220,8 @@ def _committed(folder: Path) -> dict[str, Any]:
 def read_manifest(folder: Path) -> Manifest:
     """Read and check `folder/manifest.json`.
 
-    Raises `MissingFileError` where there is no store, `StoreChangedError` where a conversion is
-    under way or was interrupted, `FormatError` for a damaged or newer manifest.
+    Raises `MissingFileError` if there is no store, `StoreChangedError` if a conversion is running
+    or was interrupted, `FormatError` for a damaged or newer manifest.
     """
     path = folder / MANIFEST_FILE
     must_be_folder(folder)
@@ -229,9 +229,8 @@ def read_manifest(folder: Path) -> Manifest:
     version = value.get("format_version")
     if not isinstance(version, int) or version < 1:
         raise FormatError(
-            f"{path}: format_version must be an integer >= 1, found {version!r:.80}, so the"
-            " file was changed by hand or damaged. Convert the builder's folder again, or copy the"
-            " store anew."
+            f"{path}: format_version must be an integer >= 1, found {version!r:.80}, so the file"
+            " was edited or damaged. Convert the builder's folder again, or copy the store again."
         )
     if version > FORMAT_VERSION:
         raise NewerFormatError(
@@ -243,7 +242,7 @@ def read_manifest(folder: Path) -> Manifest:
     if not isinstance(entries, dict) or not all(isinstance(e, dict) for e in entries.values()):
         raise FormatError(
             f"{path}: 'artifacts' must be a JSON object with an object for each artifact, so the"
-            " file was changed by hand or damaged. Convert again."
+            " file was edited or damaged. Convert again."
         )
     for artifact in STORED:
         if artifact.name not in entries:
@@ -262,7 +261,7 @@ def read_manifest(folder: Path) -> Manifest:
     )
     if value.get("store_id") != manifest.store_id:
         raise FormatError(
-            f"{path}: its store_id does not follow from its checksums, so it was changed by hand"
-            " or damaged; convert again."
+            f"{path}: its store_id does not match its checksums, so the file was edited or damaged."
+            " Convert again."
         )
     return manifest

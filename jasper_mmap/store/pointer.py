@@ -1,5 +1,7 @@
-"""The pointer `negatives/CURRENT.json`: which generation of hard negatives is in force, and how it
-came about. Reading it takes no lock; only `negatives.write` writes it."""
+"""The pointer `negatives/CURRENT.json`: the current generation of hard negatives and its history.
+
+Reading it takes no lock; only `negatives.write` writes it.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from .manifest import plain_name, wrong_keys
 FOLDER = "negatives"
 POINTER = "CURRENT.json"
 MAX_GENERATION: Final = 10**12 - 1
-"""The largest number; one control word holds it together with a descriptor."""
+"""The largest number: a control word holds it together with a descriptor."""
 _FILE = re.compile(r"([0-9]{6,})\.safetensors")
 _KINDS: Final[dict[str, tuple[type, ...]]] = {
     "generation": (int,),
@@ -34,17 +36,17 @@ _KINDS: Final[dict[str, tuple[type, ...]]] = {
     "lint": (dict,),
     "changed_rows": (int, NoneType),
 }
-"""Key of a pointer, or of an entry of its history -> what JSON may hold there."""
+"""Key of a pointer, or of an entry of its history -> the allowed types of its value."""
 _KIND_NAMES: Final = {int: "an integer", str: "a string", dict: "an object", NoneType: "null"}
 
 _log = logging.getLogger("jasper_mmap")
 _named: set[Path] = set()
-"""Files beyond `MAX_GENERATION` that this process has warned of."""
+"""Files beyond `MAX_GENERATION` that this process has warned about."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pointer:
-    """The content of `CURRENT.json`: the generation in force and how it came about."""
+    """The content of `CURRENT.json`: the current generation and its history."""
 
     generation: int
     file: str
@@ -52,9 +54,9 @@ class Pointer:
     mtime_ns: int
     sha256: str
     store_id: str
-    """The store whose pairs and sources the numbers refer to."""
+    """The id of the store whose pairs and sources the numbers refer to."""
     source: dict[str, Any]
-    """Artifact -> stamp of the `.pt` file it was made from; empty where it came from tensors."""
+    """Artifact -> stamp of the `.pt` file it was made from; empty if it was made from tensors."""
     when: str
     by: str
     """The publishing process: pid@host."""
@@ -62,13 +64,13 @@ class Pointer:
     lint: dict[str, int]
     """Counts of `lint.lint_negatives`."""
     changed_rows: int | None = None
-    """Rows that differ from the generation before; None where that one could not be read."""
+    """Rows that differ from the previous generation; None if that could not be read."""
     history: tuple[dict[str, Any], ...] = ()
-    """One short entry a generation, oldest first, the one in force last; see `HISTORY_LENGTH`."""
+    """A short entry for each generation, the current one last; see `write.HISTORY_LENGTH`."""
 
     @classmethod
     def from_dict(cls, value: dict[str, Any], where: str) -> Pointer:
-        """Check `value`, read from `where`. Raises `FormatError` or `UnsafeFileError`."""
+        """Parse `value`, read from `where`. Raises `FormatError` or `UnsafeFileError`."""
         what = f"{where}: not a generation pointer"
         if wrong := wrong_keys(cls, value):
             raise FormatError(f"{what}: {wrong}.")
@@ -87,7 +89,7 @@ class Pointer:
         return pointer
 
     def of(self, generation: int) -> Pointer:
-        """As it was, but for its history, when an older `generation` was in force; or itself."""
+        """Return the pointer as of an older `generation`, but with the history of this one."""
         if generation == self.generation:
             return self
         for entry in self.history:
@@ -98,11 +100,11 @@ class Pointer:
 
 
 def _check_entry(entry: Any, what: str) -> None:
-    """Raise `FormatError` unless `entry` has a generation, and JSON's right kind in each key."""
+    """Raise `FormatError` unless `entry` has a generation and values of the right types."""
     if not isinstance(entry, Mapping):
         raise FormatError(f"{what}: every entry must be an object.")
     for key, kinds in _KINDS.items():
-        # By the type itself: True is an integer otherwise.
+        # Not isinstance, for which True is an integer.
         if key in entry and type(entry[key]) not in kinds:
             names = " or ".join(_KIND_NAMES[kind] for kind in kinds)
             raise FormatError(f"{what}: {key!r} must be {names}, found {entry[key]!r:.40}.")
@@ -116,17 +118,17 @@ def _check_entry(entry: Any, what: str) -> None:
 
 
 def file_name(generation: int) -> str:
-    """Name of a generation's file inside `negatives/`."""
+    """The name of a generation's file inside `negatives/`."""
     return f"{generation:06d}.safetensors"
 
 
 def pointer_path(store: Path) -> Path:
-    """The file whose replacement puts a generation in force."""
+    """The path of the pointer; replacing this file makes another generation current."""
     return store / FOLDER / POINTER
 
 
 def read_pointer(store: Path) -> Pointer:
-    """The pointer of the store; raises `MissingFileError` or `FormatError`."""
+    """Read and check the pointer of a store; raises `MissingFileError` or `FormatError`."""
     path = pointer_path(store)
     try:
         return Pointer.from_dict(atomic.read_json(path), str(path))
@@ -142,14 +144,14 @@ def read_pointer(store: Path) -> Pointer:
 
 
 def made_from_files(pointer: Pointer) -> dict[str, Any] | None:
-    """The history's entry of the latest generation that was made from `.pt` files."""
+    """The history's entry of the latest generation made from the builder's `.pt` files, if any."""
     return next((e for e in reversed(pointer.history) if e.get("source")), None)
 
 
 def generations_on_disk(store: Path) -> dict[int, Path]:
-    """The files of generations, also of those whose publisher died; number -> path, ascending.
+    """Generation -> its file, ascending; also of generations whose publisher died.
 
-    A file beyond `MAX_GENERATION` is nobody's generation: it is ignored, with one warning.
+    A file beyond `MAX_GENERATION` is ignored, with one warning.
     """
     numbered = {}
     with atomic.storage_errors(store / FOLDER, "read"):
@@ -161,7 +163,9 @@ def generations_on_disk(store: Path) -> dict[int, Path]:
             if path not in _named:
                 _named.add(path)
                 _log.warning(
-                    "%s: ignored, generations end at %d; remove the file.", path, MAX_GENERATION
+                    "%s: ignored, since the largest generation is %d; remove the file.",
+                    path,
+                    MAX_GENERATION,
                 )
         elif number and path.name == file_name(number):
             numbered[number] = path

@@ -1,7 +1,7 @@
-"""Whether what lies in a store's files is still what was checked when it was converted.
+"""Checks that a store's files still hold what was converted.
 
-Used at open where a file's time is not the stamped one, in full by `validate="full"` and `verify`.
-Everything here looks at mapped tensors and yields errors, so the caller may raise the first or
+Used at open if the time of a file differs from its stamp, and in full by `validate="full"` and
+`verify`. The functions read mapped tensors and yield errors, so the caller may raise the first or
 collect them all.
 """
 
@@ -20,18 +20,18 @@ from .checks import TableCheck, check_form, check_offsets
 from .manifest import Entry, Manifest
 from .tables import Ragged, Table, table_tensor
 
-_REMEDY = "Convert again, or copy it anew."
+_REMEDY = "Convert again, or copy it again."
 
 
 def form_errors(folder: Path, config: Config, manifest: Manifest) -> Iterator[JasperError]:
-    """Tables, by the manifest, whose shapes do not go together or with `config.json`."""
+    """Yield the contradictions between the shapes in the manifest and `config.json`."""
     sizes = {"D": config.embedding_dim, "N": config.n_neg}
     questions = manifest.artifacts["question_embs"].shape
     if len(questions) == 2 and questions[1] != config.embedding_dim:
         sizes["D"] = dim = questions[1]
         yield ConfigError(
-            f"{folder / CONFIG_FILE}: 'embedding_dim' is {config.embedding_dim}, the tables of the"
-            f" store have {dim} columns; correct it."
+            f"{folder / CONFIG_FILE}: 'embedding_dim' is {config.embedding_dim}, but the tables of"
+            f" the store have {dim} columns; correct it."
         )
     for artifact in STORED:
         entry = manifest.artifacts[artifact.name]
@@ -45,10 +45,10 @@ def form_errors(folder: Path, config: Config, manifest: Manifest) -> Iterator[Ja
 def table_errors(
     folder: Path, artifact: Artifact, manifest: Manifest, table: Table, *, quick: bool
 ) -> Iterator[JasperError]:
-    """What is wrong with one table of a store, mapped already.
+    """Yield the errors in one mapped table of a store.
 
-    `quick` looks at whole numbers only (bounds, and the ranges they had); else floats and the
-    file's checksum are recomputed too.
+    With `quick` only integers are checked (bounds and recorded ranges); otherwise floats and the
+    checksum of the file too.
     """
     entry = manifest.artifacts[artifact.name]
     path, values = folder / entry.file, table_tensor(table)
@@ -78,7 +78,8 @@ def table_errors(
             yield from _changes(artifact, entry, path, check, beyond)
     if not quick and file_sha256(path) != entry.sha256:
         yield FormatError(
-            f"{path}: its SHA-256 is not the manifest's, so it was altered or damaged. {_REMEDY}"
+            f"{path}: its SHA-256 differs from the manifest, so it was altered or damaged."
+            f" {_REMEDY}"
         )
 
 
@@ -90,8 +91,8 @@ def _feed(check: TableCheck, values: torch.Tensor) -> None:
 def uncounted_beyond(
     folder: Path, artifact: Artifact, manifest: Manifest, table: Table
 ) -> JasperError | None:
-    """The first value of a float table that is infinite as float32, where the converter of the
-    store did not count such values."""
+    """The error of the first value that is infinite as float32, if the converter of the store did
+    not count such values."""
     values = table_tensor(table)
     counted = manifest.beyond_float32 is not None
     if counted or values.dtype != torch.float64 or artifact.low is not None:
@@ -109,18 +110,18 @@ def _changes(
 ) -> Iterator[JasperError]:
     if check.ranges != entry.ranges:
         yield IndexRangeError(
-            f"{path}: {artifact.name} holds {_spans(check.ranges)}, but {_spans(entry.ranges)} when"
-            f" it was converted, so it was altered. {_REMEDY}"
+            f"{path}: {artifact.name} holds {_spans(check.ranges)}, but held {_spans(entry.ranges)}"
+            f" when it was converted, so it was altered. {_REMEDY}"
         )
     if check.nonfinite != entry.nonfinite:
         yield FormatError(
-            f"{path}: {artifact.name} holds {check.nonfinite} NaN or infinite values, but"
+            f"{path}: {artifact.name} holds {check.nonfinite} NaN or infinite values, but held"
             f" {entry.nonfinite} when it was converted, so it was altered. {_REMEDY}"
         )
     if beyond is not None and check.beyond_float32 != beyond:
         yield FormatError(
             f"{path}: {artifact.name} holds {check.beyond_float32} values that are infinite as"
-            f" float32, but {beyond} when it was converted, so it was altered. {_REMEDY}"
+            f" float32, but held {beyond} when it was converted, so it was altered. {_REMEDY}"
         )
 
 
@@ -131,7 +132,7 @@ def _spans(ranges: tuple[tuple[float, float], ...]) -> str:
 def generation_errors(
     tables: Mapping[str, torch.Tensor], sizes: Mapping[str, int], path: Path
 ) -> Iterator[JasperError]:
-    """What is wrong with the values of a generation's tables, mapped from `path`."""
+    """Yield the errors in the values of a generation's tables, mapped from `path`."""
     for artifact in NEGATIVES:
         try:
             _feed(TableCheck(artifact, sizes, str(path)), tables[artifact.name])

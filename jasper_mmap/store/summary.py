@@ -1,4 +1,4 @@
-"""What a store holds, put together for people and programs to read."""
+"""A summary of a store, for people and programs."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ from .tables import table_tensor
 
 
 def summarise(path: str | Path) -> dict[str, Any]:
-    """Everything worth knowing about a store, as JSON can hold it.
+    """Summarise a store in values that JSON can hold.
 
     `artifacts` (with shapes, dtypes, sizes), `splits` (pairs), `steering_probabilities` of a few
-    epochs, `clusters` and `tiers` (counts), `generation` (the one in force), `warnings` (counts),
-    `notes` (sentences).
-    Raises what opening the store raises.
+    epochs, `clusters` and `tiers` (counts), `generation` (the current one), `warnings` (counts),
+    `notes` (sentences). Raises what opening the store raises.
     """
     store = Store(path)
     pointer, generation = store.current_generation()
@@ -75,7 +74,7 @@ def _values(store: Store, name: str) -> torch.Tensor:
 
 
 def _epochs(config: Config) -> list[int]:
-    """The first and last epoch of the curriculum and its quarters; 0 where there is none."""
+    """The first and last epoch of the curriculum and its quarters; [0] without a curriculum."""
     if config.curriculum is None:
         return [0]
     total = config.curriculum.epochs_total
@@ -83,7 +82,7 @@ def _epochs(config: Config) -> list[int]:
 
 
 def _counts(numbers: torch.Tensor, n: int) -> list[int]:
-    """How often each of 0 to n - 1 stands in a table of whole numbers."""
+    """How often each of 0 to n - 1 occurs in an integer table."""
     counts = np.zeros(n, np.int64)
     for rows in chunks(numbers):
         counted = np.bincount(as_int64(rows).numpy().ravel(), minlength=n)

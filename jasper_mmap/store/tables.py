@@ -46,7 +46,7 @@ class Ragged(Sequence[torch.Tensor]):
 
     @property
     def nbytes(self) -> int:
-        """Of values and offsets."""
+        """Bytes of values and offsets."""
         return self.values.nbytes + self.offsets.nbytes
 
 
@@ -56,7 +56,7 @@ Table = torch.Tensor | Ragged
 def map_table(
     folder: Path, artifact: Artifact, entry: Entry, *, huge: bool = False
 ) -> tuple[Table, int]:
-    """Map one artifact; also the `mtime_ns` of its file. Only size and header are checked."""
+    """Map one artifact; return it and the `mtime_ns` of its file. Checks only size and header."""
     path = folder / entry.file
     try:
         mapped = map_tensors(path, huge=huge)
@@ -65,8 +65,8 @@ def map_table(
         raise MissingFileError(f"{what}. Convert again, or copy the whole store.") from None
     if mapped.bytes != entry.bytes:
         raise FormatError(
-            f"{path}: has {mapped.bytes} bytes, the manifest says {entry.bytes}; convert again or"
-            " copy it anew."
+            f"{path}: has {mapped.bytes} bytes, but the manifest has {entry.bytes}; convert again,"
+            " or copy it again."
         )
     return _table(path, artifact, entry, mapped), mapped.mtime_ns
 
@@ -77,7 +77,7 @@ def _table(path: Path, artifact: Artifact, entry: Entry, mapped: MappedFile) -> 
     if set(mapped.tensors) != set(names):
         raise FormatError(
             f"{path}: must hold {' and '.join(names)}, found {few(mapped.tensors)}. Convert again,"
-            " or copy it anew."
+            " or copy it again."
         )
     first = mapped.tensors[names[0]]
     shape = tuple(first.shape)
@@ -88,12 +88,12 @@ def _table(path: Path, artifact: Artifact, entry: Entry, mapped: MappedFile) -> 
         shape = (len(offsets) - 1, *shape)
     if shape != entry.shape or first.dtype != entry.torch_dtype:
         raise FormatError(
-            f"{path}: holds {DTYPE_NAMES[first.dtype]} {list(shape)}, the manifest says"
-            f" {entry.dtype} {list(entry.shape)}; convert again or copy it anew."
+            f"{path}: holds {DTYPE_NAMES[first.dtype]} {list(shape)}, but the manifest has"
+            f" {entry.dtype} {list(entry.shape)}; convert again, or copy it again."
         )
     return Ragged(first, mapped.tensors[RAGGED_OFFSETS]) if ragged else first
 
 
 def table_tensor(table: Table) -> torch.Tensor:
-    """The tensor whose values a table's checks are about."""
+    """The tensor of a table whose values are checked."""
     return table.values if isinstance(table, Ragged) else table

@@ -1,4 +1,4 @@
-"""Everything there is to check in a store, recomputed: all problems at once, not the first."""
+"""Verifying a store: recompute every check and report all problems at once."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from .tables import map_table, table_tensor
 _POINTER_FILE: Final = f"{FOLDER}/{POINTER}"
 
 _NOT_DONE: Final = (
-    "quick, so not checked: the SHA-256 of any file, the values of floating-point tables (NaN,"
-    " infinity, bounds), and the counts shown as warnings; no stamp was renewed. Run it without"
+    "--quick did not check: the SHA-256 of any file, the values of floating-point tables (NaN,"
+    " infinity, bounds), and the counts shown as warnings; it renewed no stamp. Run it without"
     " --quick to check everything."
 )
 
@@ -40,54 +40,54 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong; the message says what, where and the remedy."""
+    """One problem; the message names what, where and the remedy."""
 
     file: str
     error: str
-    """Name of the error that opening or reading it would raise."""
+    """Name of the error that opening or reading the file would raise."""
     message: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyReport:
-    """What was found in a store."""
+    """The result of verifying a store."""
 
     store: str
     quick: bool
     generation: int | None
-    """The one in force; None where the pointer cannot be read."""
+    """The current one; None if the pointer cannot be read."""
     files: int
-    """Files looked at."""
+    """Number of files checked."""
     bytes: int
-    """Their size in all."""
+    """Their total size."""
     seconds: float
     problems: tuple[Problem, ...]
     renewed: tuple[str, ...]
-    """Files whose stamp was brought up to date, since their content is sound."""
+    """Sound files whose stamp was renewed."""
     notes: tuple[str, ...]
     warnings: dict[str, int]
-    """Counts of `lint.MEANING`, of what could be counted."""
+    """Counts of `lint.MEANING`, as far as they could be computed."""
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether there is no problem."""
         return not self.problems
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as JSON can hold it."""
+        """The JSON form."""
         return {"ok": self.ok, **asdict(self)}
 
 
 def verified(
     path: str | Path, *, quick: bool = False, progress: Show | None = None
 ) -> Verification:
-    """Check a store and its generations; all of it, or with `quick` without reading floats.
+    """Check a store and its generations, without writing anything.
 
-    In full: every checksum, form, index, bound, NaN and count of the artifacts and of the
-    generation in force, and the checksums of the older generations that are still there. Quick:
-    sizes, headers, forms and index ranges, with a note of what that leaves out. `progress` is told
-    of each file. Nothing is written. Raises `MissingFileError` where there is no folder at all, and
-    `StoreChangedError` where it was converted again meanwhile.
+    In full: every checksum, form, index, bound, NaN and count of the artifacts and of the current
+    generation, and the checksums of older generations on disk. With `quick`: sizes, headers, forms
+    and index ranges, with a note of what was left out. `progress` is called for each file. Raises
+    `MissingFileError` if there is no folder, and `StoreChangedError` if the store was converted
+    again meanwhile.
     """
     folder = arguments.folder("dataset_dir", path)
     must_be_folder(folder)
@@ -99,7 +99,7 @@ def verified(
 
 
 class Verification:
-    """What was found so far, and what of it can be brought up to date (`renewal`)."""
+    """The results so far, and the stamps that `negatives.renewal` may renew."""
 
     def __init__(self, folder: Path, quick: bool, progress: Progress) -> None:
         self._started = time.perf_counter()
@@ -110,16 +110,16 @@ class Verification:
         self.notes: list[str] = [_NOT_DONE] if quick else []
         self._warnings: dict[str, int] = {}
         self._seen: dict[Path, int] = {}
-        """File looked at -> its bytes."""
+        """File checked -> its bytes."""
         self.moved: dict[str, int] = {}
         """Sound file whose stamp differs -> its `mtime_ns`."""
         self.renewed: list[str] = []
-        """Files whose stamp was brought up to date since."""
+        """Files whose stamp was renewed."""
         self.manifest: Manifest | None = None
         self.pointer: Pointer | None = None
 
     def report(self) -> VerifyReport:
-        """What was found so far."""
+        """The results so far."""
         return VerifyReport(
             store=str(self.folder),
             quick=self.quick,
@@ -134,7 +134,7 @@ class Verification:
         )
 
     def run(self) -> None:
-        """Check everything; what is wrong is collected, not raised."""
+        """Check everything; problems are collected, not raised."""
         manifest = self._attempt(MANIFEST_FILE, lambda: read_manifest(self.folder))
         if manifest is None:
             return
@@ -144,7 +144,7 @@ class Verification:
             return
         self.notes += remarks(config, manifest)
         if self._note_all(CONFIG_FILE, form_errors(self.folder, config, manifest)):
-            return  # no table can be trusted to have the rows that another one refers to
+            return  # row counts are uncertain, so references between tables cannot be checked
         self._progress.total = self._bytes_in_all(manifest)
         sound = {a.name: t for a in STORED if (t := self._table(a, manifest)) is not None}
         self._count_splits(sound, manifest)
@@ -152,15 +152,15 @@ class Verification:
         self._generations(manifest, sizes, sound.get("pair_index"))
 
     def _bytes_in_all(self, manifest: Manifest) -> int:
-        """Of the artifacts, and of the generations that are there."""
+        """Bytes of the artifacts and of the generations on disk."""
         total = sum(entry.bytes for entry in manifest.artifacts.values())
         for path in (self.folder / FOLDER).glob("*.safetensors"):
-            with suppress(OSError):  # looking at it tells of that
+            with suppress(OSError):  # reported when the file is checked
                 total += path.stat().st_size
         return total
 
     def _attempt(self, file: str, read: Callable[[], _T]) -> _T | None:
-        """What `read` returns; None, with the problem noted, where it raises."""
+        """Return what `read` returns; if it raises, note the problem and return None."""
         try:
             with atomic.storage_errors(self.folder / file, "read"):
                 return read()
@@ -172,7 +172,7 @@ class Verification:
         self._problems.append(Problem(file, type(error).__name__, str(error)))
 
     def _note_all(self, file: str, errors: Iterable[JasperError]) -> bool:
-        """Note what is wrong with `file`; whether there was anything."""
+        """Note all `errors` of `file`; return whether there were any."""
         before = len(self._problems)
         left = iter(errors)
         while error := self._attempt(file, lambda: next(left, None)):
@@ -180,7 +180,7 @@ class Verification:
         return len(self._problems) > before
 
     def _table(self, artifact: Artifact, manifest: Manifest) -> torch.Tensor | None:
-        """The values of one artifact, if there is nothing wrong with it."""
+        """The values of one artifact, if it is sound."""
         entry = manifest.artifacts[artifact.name]
         with self._progress.through(entry.file, entry.bytes):
             return self._checked_table(artifact, entry, manifest)
@@ -239,7 +239,7 @@ class Verification:
     def _current(
         self, pointer: Pointer, manifest: Manifest, sizes: dict[str, int]
     ) -> dict[str, torch.Tensor] | None:
-        """The tables of the generation in force, if there is nothing wrong with them."""
+        """The tables of the current generation, if they are sound."""
         file = f"{FOLDER}/{pointer.file}"
         folder, store_id = self.folder, manifest.store_id
         opened = self._attempt(file, lambda: stamped_generation(folder, pointer, store_id, sizes))
@@ -252,7 +252,7 @@ class Verification:
         return opened.tables
 
     def _older(self, path: Path, entry: dict[str, Any]) -> None:
-        """An older generation is only ever read whole, by a rollback: its checksum is enough."""
+        """Check an older generation by its checksum; a rollback checks the rest."""
         file = f"{FOLDER}/{path.name}"
 
         def check() -> None:
@@ -263,8 +263,8 @@ class Verification:
                 same = file_sha256(path) == entry.get("sha256")
             if not same:
                 raise FormatError(
-                    f"{path}: was altered after publishing (its bytes are not those of the"
-                    " history), so there is no rolling back to it. Copy it anew, or remove it."
+                    f"{path}: was altered after publishing (it differs from the history), so you"
+                    " cannot roll back to it. Copy it again, or remove it."
                 )
 
         self._progress.advance(file, 0)
@@ -272,7 +272,7 @@ class Verification:
         self._progress.advance(file, self._seen.get(path, 0))
 
     def must_be_unchanged(self) -> None:
-        """Raise `StoreChangedError` if what was checked is no longer one store."""
+        """Raise `StoreChangedError` if the store was converted again meanwhile."""
         if self.manifest is not None and read_manifest(self.folder) != self.manifest:
             raise StoreChangedError(
                 f"{self.folder}: was converted again while being verified; run it again."

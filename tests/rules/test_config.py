@@ -112,7 +112,7 @@ def test_curriculum_with_some_of_its_keys_wants_the_others(
     value: object, missing: str, default: str
 ) -> None:
     """Each is named with what the earlier implementation took for it, to be written down."""
-    refused(with_curriculum(value), missing, f"took {default})")
+    refused(with_curriculum(value), missing, f"used {default})")
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_misspelt_key_of_the_curriculum_is_not_taken_for_an_absent_one(
 ) -> None:
     """Alone, among the builder's keys, or beside known ones: the defaults must not apply."""
     for others in ({}, BUILDER, {k: v for k, v in GOOD["curriculum"].items() if k != meant}):
-        refused(with_curriculum({**others, key: 0.5}), key, f"'{meant}'", "misspelt", "took ")
+        refused(with_curriculum({**others, key: 0.5}), key, f"'{meant}'", "misspelt", "used ")
 
 
 @pytest.mark.parametrize(("value", "counts_as"), [(0, 1), (0.0, 1), (1, 1), (100.0, 100)])

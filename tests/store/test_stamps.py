@@ -217,7 +217,7 @@ def test_read_only_store_says_so(copied: Path) -> None:
     warning, note = mounted(copied, options, READ_ONLY).splitlines()
     for said in (warning, note):
         assert 'validate="full"' in said
-        assert f"{copied} cannot be written" in said
+        assert f"{copied} is not writable" in said
 
 
 def test_quick_verification_says_what_it_left_out(store: Path) -> None:
