@@ -1,8 +1,7 @@
 """The builder's two files of negatives, which it saves one after the other.
 
-Whoever reads them in between would make a generation of the negatives of one pair and the tiers of
-another one. A file has changed as soon as `torch.save` opens it, so stamps are looked at until
-they rest.
+A reader in between would combine the negatives of one pair with the tiers of another. A file
+changes as soon as `torch.save` opens it, so this waits until the stamps no longer change.
 """
 
 from __future__ import annotations
@@ -20,21 +19,21 @@ from ..rules.schema import NEGATIVES
 from ..store.pointer import Pointer
 
 ALONE_S: Final = 5.0
-"""How long a file that changed alone must rest: a builder opens the second one sooner."""
+"""How long a file that changed alone must be stable: a builder opens the second one sooner."""
 BOTH_S: Final = 1.0
-"""How long both must rest once the second one followed."""
+"""How long both must be stable once both have changed."""
 PATIENCE_S: Final = 60.0
 _LOOK_S: Final = 0.05
 
 Stamps = dict[str, Any]
-"""Artifact -> stamp of its `.pt` file, as `Pointer.source`."""
+"""Artifact -> stamp of its `.pt` file, as in `Pointer.source`."""
 
 _log = logging.getLogger("jasper_mmap")
 
 
 class PairWatch:
-    """What a process has seen of builders' pairs, and since when: a file that rested before a call
-    need not rest again. `clock` counts seconds, `sleep` waits for some."""
+    """The stamps of builders' pairs that a process has seen, and since when: a file that was stable
+    before a call is not waited for. `clock` counts seconds, `sleep` waits for some."""
 
     def __init__(
         self,
@@ -46,10 +45,10 @@ class PairWatch:
         self._seen: dict[Path, tuple[Stamp, float]] = {}
 
     def settled(self, folder: Path, made: Mapping[str, Any]) -> Stamps:
-        """The stamps of both files in `folder`, once they are one pair that rests.
+        """Wait until both files in `folder` are a stable pair; return their stamps.
 
-        `made` has those from which a generation was last made. At once where neither differs, or
-        where both do and are complete archives; else it waits until both have changed and rest for
+        `made` has those from which a generation was last made. Returns at once if neither differs,
+        or if both do and are complete archives; else when both have changed and are stable for
         `BOTH_S`, or one alone for `ALONE_S`. Call it without any lock held. Raises `FormatError`
         after `PATIENCE_S`.
         """
@@ -76,7 +75,7 @@ class PairWatch:
             self._sleep(_LOOK_S)
 
     def _rests_s(self, path: Path, stamp: Stamp | None) -> float:
-        """Seconds since which this stamp was seen here; a file that is not there does not rest."""
+        """Seconds since this stamp was first seen here; 0 for a missing file."""
         now = self._clock()
         if stamp is None:
             self._seen.pop(path, None)
@@ -89,13 +88,13 @@ class PairWatch:
 
 
 PAIRS: Final = PairWatch()
-"""Of this process."""
+"""The watch of this process."""
 
 
 def warn_of_half(pointer: Pointer, made: Mapping[str, Any]) -> None:
-    """Log that a generation just made of the builder's files took one of them as it was.
+    """Log a warning if only one of the builder's files of the new generation had changed.
 
-    `made` is the history's entry of the generation last made from them before.
+    `made` is the history's entry of the previous generation made from them.
     """
     same = [a for a in NEGATIVES if pointer.source.get(a.name) == made["source"].get(a.name)]
     if len(same) != 1:
@@ -103,8 +102,8 @@ def warn_of_half(pointer: Pointer, made: Mapping[str, Any]) -> None:
     (old,) = same
     (new,) = (a for a in NEGATIVES if a is not old)
     _log.warning(
-        "generation %d was made of a new %s and of %s as it was for generation %d. If the builder"
-        " was to write both, write %s too and do it again.",
+        "generation %d was made from a new %s and from %s as it was for generation %d. If the"
+        " builder should have written both, write %s too and run it again.",
         pointer.generation,
         new.source,
         old.source,

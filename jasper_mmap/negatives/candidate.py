@@ -1,4 +1,4 @@
-"""A candidate for the next generation: frozen, checked and counted before anything is written.
+"""A candidate for the next generation: copied, checked and counted before anything is written.
 
 Shape letters as in `schema`.
 """
@@ -37,7 +37,7 @@ Given = torch.Tensor | str | Path
 
 _WIDEST_BYTES: Final = 8
 _VIEWED: Final = 16
-"""How many times larger than its table a file may be, which may be part of a larger one."""
+"""How many times larger than its table a file may be: the table may be a view of a larger one."""
 _ROOM: Final = 16 << 20
 
 
@@ -48,12 +48,12 @@ class Candidate:
     tables: dict[str, torch.Tensor]
     lint: dict[str, int]
     source: dict[str, Any]
-    """As `Pointer.source`: stamps, where both are the builder's files."""
+    """As `Pointer.source`: the stamps, if both are the builder's files."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Shares of rows (0 to 1) above which publishing is refused; None lets everything through."""
+    """Shares of rows (0 to 1) above which publishing is refused; None is no limit."""
 
     max_false_negatives: float | None = None
     max_own_source: float | None = None
@@ -66,19 +66,19 @@ class Limits:
                 number(f"{name} (a share of rows)", share, 0.0, 1.0)
 
     def check(self, lint: Mapping[str, int], changed_rows: int | None, n_pairs: int) -> None:
-        """Raise `ContentError` where a count is above its limit."""
+        """Raise `ContentError` if a count exceeds its limit."""
         limits = {
             "false_negative_rows": self.max_false_negatives,
             "own_source_rows": self.max_own_source,
             "repeat_rows": self.max_repeats,
         }
         counts = [(MEANING[name], lint[name], limit) for name, limit in limits.items()]
-        changed = "rows differ from the generation in force"
+        changed = "rows differ from the current generation"
         for meaning, count, limit in [*counts, (changed, changed_rows or 0, self.max_changed)]:
             if limit is not None and count > limit * n_pairs:
                 raise ContentError(
-                    f"refused: {count} of {n_pairs} {meaning} ({count / n_pairs:.2%}), allowed are"
-                    f" {limit:.2%}. Mine them anew, or allow more."
+                    f"refused: {count} of {n_pairs} {meaning} ({count / n_pairs:.2%}); the limit is"
+                    f" {limit:.2%}. Mine the negatives again, or raise the limit."
                 )
 
 
@@ -92,7 +92,7 @@ def take_in(
 ) -> Candidate:
     """Read and check both tables; raises a `JasperError` naming file, row, column and value.
 
-    `builder` is the folder of the builder's files, where that is not the store's.
+    `builder` is the folder of the builder's files, if that is not the store.
     """
     tables, where, stamps = {}, {}, {}
     sizes = store.negatives_sizes
@@ -109,7 +109,7 @@ def take_in(
         if path == (builder or store.path) / artifact.source:
             stamps[name] = stamp.to_dict()
     for path, stamp in frozen:
-        _unchanged(path, stamp)  # or the first would be of the pair before
+        _unchanged(path, stamp)  # else the first could be of the previous pair
     pair_index = table_tensor(store.tables["pair_index"])
     lint = examine(tables, where, pair_index, sizes, allow_equal=allow_equal)
     source = stamps if len(stamps) == len(tables) else {}
@@ -124,15 +124,14 @@ def examine(
     *,
     allow_equal: bool,
 ) -> dict[str, int]:
-    """Check form and values of negatives and tiers [N_p,N]; the counts of `lint_negatives`.
+    """Check form and values of negatives and tiers [N_p,N]; return the counts of `lint_negatives`.
 
-    Equal ones are one table given twice, unless `allow_equal`. `where` says for each table how
-    errors are to call it.
+    Equal tables are an error unless `allow_equal`. `where` has the name of each table for errors.
     """
     for artifact in NEGATIVES:
         table = tables[artifact.name]
         check_form(artifact, table.dtype, tuple(table.shape), dict(sizes), where[artifact.name])
-    # Before the values: negatives given as tiers would be refused for the first large number.
+    # Before the values, where negatives given as tiers would fail with a less helpful error.
     if not allow_equal and equal(*(tables[a.name] for a in NEGATIVES)):
         raise ContentError(
             f"{' and '.join(where[a.name] for a in NEGATIVES)} hold the same values, so one of them"
@@ -149,10 +148,10 @@ def examine(
 def _frozen(
     path: Path, name: str, folder: Path, sizes: Mapping[str, int]
 ) -> tuple[torch.Tensor, Stamp]:
-    """The table `name` of a file as it was when its stamp was taken.
+    """Return the table `name` of a file and the stamp of the state that was read.
 
-    From a nameless copy beside the generations: a miner that writes the file anew while it is
-    mapped would end this process (SIGBUS), or change what was already checked.
+    Reads a nameless copy beside the generations: a miner that rewrites a mapped file would end this
+    process (SIGBUS), or change values that were already checked.
     """
     try:
         before = Stamp.of(path)
@@ -160,7 +159,7 @@ def _frozen(
         raise MissingFileError(f"{path} not found{correction(path)}") from None
     _check_size(path, before.bytes, name, sizes)
     own_folder(folder)
-    # Where the file system needs a name after all, `atomic.sweep` knows this one.
+    # On a file system that needs a name after all, `atomic.sweep` recognises this one.
     temporary = {"prefix": ".incoming", "suffix": TEMPORARY}
     with (
         storage_errors(folder),
@@ -174,8 +173,8 @@ def _frozen(
 
 
 def _copy(file: BufferedReader, left: int, copy: FileIO, folder: Path) -> None:
-    """Copy the first `left` bytes, and no more of a file that grows as fast as it is read; what
-    keeps the copy from being written is an error of its `folder`."""
+    """Copy the first `left` bytes, no more if the file grows meanwhile; errors of writing name
+    `folder`."""
     while piece := file.read(min(left, CHUNK_BYTES)):
         left -= len(piece)
         with storage_errors(folder):
@@ -183,17 +182,17 @@ def _copy(file: BufferedReader, left: int, copy: FileIO, folder: Path) -> None:
 
 
 def _check_size(path: Path, n_bytes: int, name: str, sizes: Mapping[str, int]) -> None:
-    """Raise `ContentError` where a file is so large that copying it might fill the disk, and it
-    can hold no table of this store."""
+    """Raise `ContentError` if a file is far too large for a table of this store: its copy could
+    fill the disk."""
     with storage_errors(path, "read"):
-        open_regular(path).close()  # the size of anything else says nothing
+        open_regular(path).close()  # other kinds of files have no meaningful size
     table = sizes["N_p"] * sizes["N"] * _WIDEST_BYTES
     limit = _ROOM + _VIEWED * table
     if n_bytes > limit:
         raise ContentError(
             f"{path}: has {n_bytes} bytes, but {name} [{sizes['N_p']}, {sizes['N']}] needs at most"
-            f" {table}, and files beyond {limit} are not read. Give the file of {name}; of a part"
-            " of a larger tensor save a copy (torch.save(part.clone(), ...))."
+            f" {table}, and the limit is {limit}. Give the file of {name}; if it is a view of a"
+            " larger tensor, save a copy (torch.save(view.clone(), ...))."
         )
 
 
@@ -210,7 +209,7 @@ def _read(path: Path, name: str, at: Path) -> torch.Tensor:
         return tensors[name]
     if len(tensors) != 1:
         raise ContentError(
-            f"{path}: must hold a tensor named {name}, or a single one; it holds {few(tensors)}."
+            f"{path}: must hold a tensor named {name}, or a single tensor, found {few(tensors)}."
             " Save it under that name."
         )
     ((saved_as, table),) = tensors.items()
@@ -230,7 +229,7 @@ def _plain(value: Any, where: str) -> torch.Tensor:
         if isinstance(value, np.ndarray):
             remedy = "Give torch.from_numpy(array)."
         elif isinstance(value, torch.Tensor):
-            name, remedy = f"one of layout {value.layout}", "Give tensor.to_dense()."
+            name, remedy = f"a tensor of layout {value.layout}", "Give tensor.to_dense()."
         elif isinstance(value, list | tuple):
             remedy = "Give torch.tensor(rows)."
         raise ContentTypeError(f"{where}: must be one dense tensor [N_p, N], not {name}. {remedy}")

@@ -1,4 +1,4 @@
-"""What lies in an inbox: which names are those of pairs, and how the files of a pair stand."""
+"""The content of an inbox: which names belong to pairs, and the state of a pair's files."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class Place:
     folder: Path
     patterns: tuple[str, ...]
     given: bool
-    """It was named by a user, who may name a link."""
+    """Given by the user, and so allowed to be a link."""
 
     @classmethod
     def of(cls, store: Path, given: str | None) -> Place:
-        """The folder `given`, or the pattern of names in a folder; else the store's `inbox`."""
+        """The place of a folder or pattern `given`; if None, the store's `inbox`."""
         patterns = tuple(f"*{NAMES[0]}*{suffix}" for suffix in _SUFFIXES)
         if given is None:
             return cls(store.absolute() / FOLDER, patterns, given=False)
@@ -43,17 +43,17 @@ class Place:
             return cls(path, patterns, given=True)
         if NAMES[0] in path.name:
             path, patterns = path.parent, (path.name,)
-        # What is missing is made, unless it looks like files.
+        # A missing folder is created later, unless the name looks like files.
         like_files = path.suffix in _SUFFIXES or any(c in str(path) for c in "*?[")
         if not path.is_dir() and (path.exists() or like_files):
             raise UsageError(
                 f"{given}: must be a folder, or a pattern with {NAMES[0]!r} in its last part (the"
-                f" tiers' file has {NAMES[1]!r} there instead)."
+                f" file of tiers has {NAMES[1]!r} there instead)."
             )
         return cls(path, patterns, given=True)
 
     def make(self) -> bool:
-        """Make the folder if it is missing; whether it was."""
+        """Create the folder if it is missing; return whether it was."""
         missing = not self.folder.is_dir()
         if not self.given:
             own_folder(self.folder)
@@ -63,12 +63,12 @@ class Place:
         return missing
 
     def pair(self, name: str) -> Pair:
-        """The file of that name, and its tiers' file."""
+        """The pair of the file `name` and its file of tiers."""
         path = self.folder / name
         return Pair((path, path.with_name(name.replace(NAMES[0], NAMES[1]))))
 
     def names(self) -> list[str]:
-        """The files of hard negatives that are there, the oldest first."""
+        """The names of the present files of hard negatives, the oldest first."""
         dated = []
         with os.scandir(self.folder) as entries:
             for entry in entries:
@@ -82,13 +82,13 @@ class Place:
 
 @dataclass
 class Pair:
-    """Two files that were seen, and since when they rest."""
+    """Two files of an inbox, and since when they have not changed."""
 
     paths: tuple[Path, Path]
     stamps: Stamps | None = None
     since_s: float = 0.0
     settled: Stamps | None = None
-    """As they were when they were published or refused: not to be tried again, even where they
+    """Their stamps when they were published or refused: they are not tried again, even if they
     could not be moved away."""
     filing: Filing | None = None
     """Where to move them then."""
@@ -96,12 +96,12 @@ class Pair:
 
     @property
     def name(self) -> str:
-        """Of the first file, as it may be printed."""
+        """The name of the first file, printable."""
         return printable(self.paths[0].name)
 
 
 def stamps_of(paths: tuple[Path, Path]) -> Stamps | None:
-    """As both files are now; None where one is missing."""
+    """The current stamps of both files; None if one is missing."""
     try:
         return _stamp(paths[0]), _stamp(paths[1])
     except MissingFileError:
@@ -109,7 +109,7 @@ def stamps_of(paths: tuple[Path, Path]) -> Stamps | None:
 
 
 def _stamp(path: Path) -> Stamp:
-    """Of what a link ends at; of the link itself where that cannot be told."""
+    """The stamp of a link's target; if that cannot be read, of the link itself."""
     try:
         return Stamp.of(path)
     except JasperError:
@@ -117,5 +117,5 @@ def _stamp(path: Path) -> Stamp:
 
 
 def age_s(paths: tuple[Path, Path]) -> float:
-    """Seconds since one of the files was last changed, by the clock."""
+    """Seconds since one of the files was last changed, by the system's clock."""
     return time.time() - max(path.lstat().st_ctime for path in paths)

@@ -1,4 +1,4 @@
-"""Where the pairs of an inbox go once they are dealt with: `done/` and `failed/`."""
+"""Where the pairs of an inbox go once they are handled: `done/` and `failed/`."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ DONE: Final = "done"
 FAILED: Final = "failed"
 
 _MARKED: Final = re.compile(r"(\d{6,}|\d{4}-\d\d-\d\dT\d{6}\.\d{3})-.+", re.DOTALL)
-"""The names of files that were put there from an inbox: by generation, or by time."""
+"""Names of files that were moved there from an inbox: they start with a generation or a time."""
 _NAME_BYTES: Final = 200
-"""Of 255: more may come before and behind, while a reason is being written."""
+"""Limit, below the usual 255: temporary names of the reason's file are longer."""
 _DAY_S: Final = 86400.0
 
 
 @dataclass(frozen=True)
 class Filing:
-    """Where a pair is to be moved, under which mark before its names, and why."""
+    """Where to move a pair, the prefix of its names there, and the reason."""
 
     folder: str
     mark: str
@@ -36,16 +36,16 @@ class Filing:
 
     @classmethod
     def done(cls, generation: int) -> Filing:
-        """Of a pair that was published as `generation`."""
+        """For a pair that was published as `generation`."""
         return cls(DONE, f"{generation:06d}")
 
     @classmethod
     def failed(cls, reason: str) -> Filing:
-        """Of a pair that was refused for `reason`, under the present time."""
+        """For a pair that was refused for `reason`, prefixed by the current time."""
         return cls(FAILED, now().replace(":", "").replace("+0000", ""), reason)
 
     def move(self, paths: tuple[Path, Path]) -> None:
-        """Move both files into the folder beside them, or neither.
+        """Move both files into the folder, or neither.
 
         Raises `OSError` or a `JasperError`.
         """
@@ -59,7 +59,7 @@ class Filing:
                     atomic.write_all(file, text.encode())
         _rename_all(list(zip(paths, targets, strict=True)))
         for target in targets:
-            with suppress(OSError):  # its age is to be that of its being here
+            with suppress(OSError):  # `remove_expired` counts from the move
                 os.utime(target, follow_symlinks=False)
 
 
@@ -83,7 +83,7 @@ def _shortened(name: str) -> str:
 
 
 def remove_expired(inbox: Path, keep_days: float) -> list[Path]:
-    """Remove the files that were put into `done/` and `failed/` so long ago; which these were."""
+    """Remove files that were moved to `done/` and `failed/` over `keep_days` ago; return them."""
     removed = []
     until = time.time() - keep_days * _DAY_S
     for folder in (inbox / DONE, inbox / FAILED):
@@ -92,7 +92,7 @@ def remove_expired(inbox: Path, keep_days: float) -> list[Path]:
             continue
         for path in sorted(folder.iterdir()):
             if not _MARKED.fullmatch(path.name) or (path.is_dir() and not path.is_symlink()):
-                continue  # a user's own
+                continue  # the user's own file
             with suppress(FileNotFoundError):
                 if path.lstat().st_mtime <= until:
                     path.unlink()

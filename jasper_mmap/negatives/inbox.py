@@ -1,12 +1,11 @@
-"""A folder into which a miner drops pairs of files, published one after the other, for months.
+"""The inbox: a folder for pairs of files of a miner, published one after the other by a service.
 
-A pair is complete when both files are there, their size and time rest, and they load. It then
-becomes a generation and moves to `done/`, or to `failed/` with the reason beside.
+A pair is complete when both files exist, their sizes and times no longer change, and they load. It
+then becomes a generation and moves to `done/`, or to `failed/` beside the reason.
 
-What fails is sorted by where it comes from. What is wrong with the files of a pair (found by
-reading them once more) is the pair's failure. Whatever else is wrong, with the store, its lock, the
-disk or the system, leaves the pair where it is, is said once and is tried again at every look; no
-other pair waits for it.
+Errors are attributed by reading the files of the pair again. An error in the files refuses the
+pair. Any other error, of the store, its lock, the disk or the system, leaves the pair where it is,
+is logged once and retried at every look; other pairs do not wait for it.
 """
 
 from __future__ import annotations
@@ -42,30 +41,30 @@ _NEVER_THE_PAIR: Final = (OSError, StoreChangedError, MemoryError)
 _CLEARING_S: Final = 60.0
 _OF_THE_FILE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM)
 _MESSAGES: Final = 100
-"""So many are remembered, not to be said again."""
+"""Limit of the logged messages that are remembered, so as not to repeat them."""
 
 _log = logging.getLogger("jasper_mmap.inbox")
 
 
 class Ending(Protocol):
-    """What ends a service, a signal for example."""
+    """What ends a service, for example a signal."""
 
     def came(self) -> bool:
-        """Whether it is to end."""
+        """Whether the service must end."""
 
     def wait(self, seconds: float) -> signal.Signals | None:
-        """Why it is to end, once that is known within so many seconds."""
+        """Wait up to `seconds`; return the signal that ends the service, or None."""
 
 
 class Inbox:
-    """Publishes what lies in an inbox; `look` once in a while, from one thread.
+    """Publishes the pairs in an inbox; call `look` regularly, from one thread.
 
-    `publish(hard_negatives, negative_tiers, note=...)` takes paths and returns the generation, that
-    in force where it holds the same values. Files that rest for `settle_s` seconds are tried. Those
-    that do not load then may still be being written, so they fail only after `patience_s`; with
-    `by_age` also where they were last changed so long ago. What lies in `done/` and `failed/` for
-    `keep_days` is removed. `refused` counts the pairs that failed, `stuck` tells by pair what
-    hindered the last look.
+    `publish(hard_negatives, negative_tiers, note=...)` takes paths and returns the generation: the
+    current one if that has the same values. Files that did not change for `settle_s` seconds are
+    tried. If they do not load, they may be incomplete, so they fail only after `patience_s`; with
+    `by_age` also if they were last changed that long ago. Files older than `keep_days` are removed
+    from `done/` and `failed/`. `refused` counts the pairs that failed, `stuck` has the error of
+    each pair that the last look could not publish.
     """
 
     def __init__(
@@ -101,15 +100,15 @@ class Inbox:
         _say(logging.INFO, "ended", f"ended by {why.name}")
 
     def run_once(self, ending: Ending) -> None:
-        """Publish what is complete now. Raises unless that was all that is there."""
+        """Publish complete pairs now; raise if one was refused or could not be published."""
         self._begin()
         self.look(ending.came)
-        if ending.wait(self._settle_s) is None:  # the second look sees what has rested since
+        if ending.wait(self._settle_s) is None:  # files are settled by the second look
             self.look(ending.came)
         self._check()
 
     def _begin(self) -> None:
-        """Make the inbox where it is missing, and tell what is watched."""
+        """Create the inbox if it is missing, and log what is watched."""
         folder = self._place.folder
         if self._place.make():
             _say(logging.INFO, "created", f"created the inbox {folder}", inbox=str(folder))
@@ -117,7 +116,7 @@ class Inbox:
         _say(logging.INFO, "watching", f"watching {folder} for {watched}", inbox=str(folder))
 
     def _check(self) -> None:
-        """Raise unless everything complete was published, or was in force already."""
+        """Raise unless every complete pair was published, or equals the current generation."""
         folder = self._place.folder
         if self.stuck:
             raise StorageError(
@@ -126,19 +125,19 @@ class Inbox:
             )
         if self.refused:
             raise ContentError(
-                f"{folder}: pairs refused: {self.refused}. The reasons lie beside them in"
+                f"{folder}: pairs refused: {self.refused}. The reasons are in files beside them in"
                 f" {folder / FAILED}."
             )
 
     def look(self, ended: Callable[[], bool] = lambda: False) -> None:
-        """Publish what is complete, the oldest first; stop between two pairs once `ended()`."""
+        """Publish complete pairs, the oldest first; stop between two pairs once `ended()`."""
         self.stuck = {}
         self._clear_out()
         try:
             names = self._place.names()
         except OSError as error:
             self.stuck[str(self._place.folder)] = str(error)
-            self._say_once(f"cannot look into {self._place.folder}, will try again: {error}")
+            self._say_once(f"cannot read {self._place.folder}, will try again: {error}")
             return
         self._pairs = {name: self._pairs.get(name) or self._place.pair(name) for name in names}
         for pair in self._pairs.values():
@@ -160,10 +159,10 @@ class Inbox:
             for path in remove_expired(self._place.folder, self._keep_days):
                 _say(logging.INFO, "removed", f"removed {path}", file=str(path))
         except (OSError, JasperError) as error:
-            self._say_once(f"cannot remove what is older than {self._keep_days:g} days: {error}")
+            self._say_once(f"cannot remove files older than {self._keep_days:g} days: {error}")
 
     def _see(self, pair: Pair) -> None:
-        """Take a pair that rests, and put away one that was dealt with."""
+        """Publish a pair that no longer changes, and move away one that was handled before."""
         stamps = stamps_of(pair.paths)
         if stamps is None:
             self._say_once(
@@ -180,37 +179,37 @@ class Inbox:
             self._take(pair, resting_s)
 
     def _take(self, pair: Pair, resting_s: float) -> None:
-        # Before publishing: what cannot be moved away would be published again and again.
+        # Before publishing, since a pair that cannot be moved away would be published repeatedly.
         for name in (DONE, FAILED):
             own_folder(self._place.folder / name)
         before = _current_number(self._store)
         try:
             number = self._publish(*pair.paths, note=f"from {pair.name}")
-        except Exception as error:  # sorted by where it comes from
+        except Exception as error:  # `_fault_of` attributes it
             if stamps_of(pair.paths) != pair.stamps:
-                return  # written anew, or taken away
+                return  # rewritten or removed
             fault = self._fault_of(pair, error)
             if fault is None:
                 raise
             self._judge(pair, fault, resting_s)
             return
-        self._said.clear()  # what hindered is over; it may come again
-        news = number != before
+        self._said.clear()  # the errors are over; log them if they recur
+        is_new = number != before
         _say(
             logging.INFO,
-            "published" if news else "identical",
+            "published" if is_new else "identical",
             f"published generation {number} from {pair.name}"
-            if news
-            else f"not published: {pair.name} holds what generation {number}, which is in force,"
-            " holds already",
+            if is_new
+            else f"not published: {pair.name} has the values of generation {number}, which is"
+            " already current",
             pair=pair.name,
             generation=number,
         )
         self._settle(pair, Filing.done(number))
 
     def _fault_of(self, pair: Pair, error: Exception) -> Exception | None:
-        """What is wrong with the pair's own files, found by reading them once more; None where the
-        `error` of publishing came from elsewhere."""
+        """The error in the pair's own files, found by reading them again; None if the `error` of
+        publishing has another cause."""
         for path in pair.paths:
             try:
                 open_regular(path).close()
@@ -224,20 +223,20 @@ class Inbox:
             return None
         try:
             store = Store(self._store)
-        except Exception:  # noqa: BLE001 - whatever it is, it is the store's
+        except Exception:  # noqa: BLE001 - any error here is the store's
             return None
         try:
-            # Equal ones were refused by now, unless they are allowed.
+            # Equal tables were refused before, unless they are allowed.
             take_in(store, *pair.paths, allow_equal=True)
         except _NEVER_THE_PAIR:
             return None
-        except Exception as fault:  # noqa: BLE001 - the files cause it again
+        except Exception as fault:  # noqa: BLE001 - caused by the files, as it recurs
             return fault
         # The files are sound: a limit was exceeded.
         return error if isinstance(error, ContentError) else None
 
     def _judge(self, pair: Pair, fault: Exception, resting_s: float) -> None:
-        """Refuse the pair for its `fault`, unless that may be for its not being complete yet."""
+        """Refuse the pair for its `fault`, unless it may still be incomplete."""
         growing = isinstance(fault, FormatError) and not isinstance(fault, UnsafeFileError)
         if self._by_age:
             resting_s = max(resting_s, age_s(pair.paths))
@@ -258,17 +257,17 @@ class Inbox:
         self._put_away(pair)
 
     def _put_away(self, pair: Pair) -> None:
-        """Move the pair, unless it was written anew meanwhile: that is for the next look."""
+        """Move the pair, unless it was rewritten meanwhile: then the next look handles it."""
         if pair.filing is None or stamps_of(pair.paths) != pair.settled:
             return
         try:
             pair.filing.move(pair.paths)
         except (OSError, JasperError) as error:
-            self._say_once(f"cannot move {pair.name} away, will try again: {error}", pair)
+            self._say_once(f"cannot move {pair.name}, will try again: {error}", pair)
             self.stuck[pair.name] = str(error)
 
     def _hindered(self, pair: Pair, error: Exception) -> None:
-        """Nothing of the pair's own: it stays, and is tried again."""
+        """Record an error that is not the pair's: it stays, and is tried again."""
         what = str(error)
         if not isinstance(error, JasperError | OSError):
             what = f"unexpected {type(error).__name__}: {error}"
@@ -286,7 +285,7 @@ class Inbox:
 
 
 def _say(level: int, event: str, message: str, **fields: Any) -> None:
-    """Log one event; `service` writes it as a line of text or of JSON."""
+    """Log one event; `commands.service` writes it as a line of text or JSON."""
     _log.log(level, "%s", printable(message), extra={"event": event, "fields": fields})
 
 

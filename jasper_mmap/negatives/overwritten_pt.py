@@ -1,4 +1,4 @@
-"""The old way of working: a builder overwrites its `.pt` files."""
+"""The earlier way of working: a builder overwrites its `.pt` files."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .publish import check_same_store, lost_or_read, put_in_force
 from .write import publisher_lock, with_source, write_pointer, write_staged
 
 _CANDIDATE: Final = ".candidate.tmp"
-"""A name that `atomic.sweep` knows."""
+"""A name that `atomic.sweep` removes."""
 
 _log = logging.getLogger("jasper_mmap")
 _warned: set[Path] = set()
-"""Stores of which this process has said that no files lie beside them."""
+"""Stores that this process has warned about, since they have no files beside them."""
 
 
 def publish_overwritten(
@@ -33,14 +33,14 @@ def publish_overwritten(
     allow_equal: bool = False,
     pairs: PairWatch = PAIRS,
 ) -> None:
-    """Publish the builder's two files of negatives, if they were written since a generation was
-    last made from them, whatever is in force.
+    """Publish the builder's two files of negatives if they were written since a generation was last
+    made from them, whichever generation is current.
 
-    They lie in `source_dir`, or beside the store. Where one was written alone, the other one is
-    waited for (see `builder_pair`). Of several processes that call it at once, one publishes.
-    Files that were written again with the same content are no news; their new stamps are
-    remembered. Raises as `publish_negatives`, and `MissingFileError` where `source_dir` has no
-    such files; without it the log says so once.
+    They are in `source_dir`, or beside the store. If only one was written, this waits for the other
+    (see `builder_pair`). If several processes call it at once, one publishes. Files rewritten with
+    the same content make no new generation; their new stamps are recorded. Raises as
+    `publish_negatives`, and `MissingFileError` if `source_dir` has no such files; without it the
+    log warns once.
     """
     source = folder if source_dir is None else arguments.folder("source_dir", source_dir)
     missing = [a.source for a in NEGATIVES if not exists(source / a.source)]
@@ -69,8 +69,8 @@ def publish_overwritten(
         candidate = take_in(store, *files, builder=source, allow_equal=allow_equal)
         if candidate.source != stamps:
             raise FormatError(
-                f"{source}: the builder's negatives changed while being read; do it again when it"
-                " is done."
+                f"{source}: the builder's negatives changed while being read; run it again when the"
+                " builder is done."
             )
         staged = write_staged(folder / FOLDER / _CANDIDATE, candidate.tables)
         if staged.written.sha256 == made["sha256"]:
@@ -97,9 +97,9 @@ def _warn_of_missing(folder: Path, missing: list[str]) -> None:
     _warned.add(folder)
     _log.warning(
         "%s: reload_negatives() looks for the builder's files beside the store only, and there is"
-        " no %s (the store was converted into another folder, or copied). To serve what a builder"
-        " wrote elsewhere, run jasper-convert SOURCE %s again, publish both files with jasper-mmap"
-        " publish, or call reload_negatives(source_dir=SOURCE).",
+        " no %s (the store was converted into another folder, or copied). To serve files that a"
+        " builder wrote elsewhere, run jasper-convert SOURCE %s again, publish both files with"
+        " jasper-mmap publish, or call reload_negatives(source_dir=SOURCE).",
         folder,
         " and no ".join(missing),
         folder,

@@ -1,4 +1,4 @@
-"""Putting a generation of negatives in force, and going back to an older one."""
+"""Publishing a generation of negatives, and rolling back to an older one."""
 
 from __future__ import annotations
 
@@ -50,21 +50,21 @@ def publish_negatives(
     grace_s: float = GRACE_S,
     republish: bool = True,
 ) -> int:
-    """Make new hard negatives [N_p,N] (source numbers) and their tiers [N_p,N] (1 to 4) the
-    generation in force; its number.
+    """Publish new hard negatives [N_p,N] (source numbers) and their tiers [N_p,N] (1 to 4) as the
+    current generation; return its number.
 
     Both are tensors, or paths of `.pt` or `.safetensors` files; dtypes are kept. Everything is
     checked before anything is written. The last `keep` generations stay on disk for rollback and
-    for readers, and others until `grace_s` seconds after they were replaced. `max_...` are shares
-    of rows (0 to 1) that hold another true source of the question, the pair's own source, a source
-    twice, or something else than the generation in force; more is refused. Two tables of equal
-    values are refused unless `allow_equal`; where more than half of the rows hold a source twice or
-    their own, the log warns. Without `republish`, values that equal those in force make no new
-    generation: the number is that of the one there is.
+    for readers, others for `grace_s` seconds after they were replaced. The `max_...` limits are
+    shares of rows (0 to 1) that contain another correct source of the question, the pair's own
+    source or a source twice, or that differ from the current generation; more is refused. Two
+    tables of equal values are refused unless `allow_equal`. If more than half of the rows contain a
+    source twice or the pair's own source, the log warns. Without `republish`, values equal to the
+    current generation make no new one: its number is returned.
 
     Raises `ContentError`, `ContentTypeError` or `IndexRangeError` naming file, row and value,
     `BusyError` naming the holder of the lock after `lock_timeout_s`, `AccessError` or
-    `StorageError` where it cannot be written. What was in force then stays so.
+    `StorageError` if it cannot be written. Then the current generation stays the same.
     """
     limits = Limits(
         max_false_negatives=max_false_negatives,
@@ -99,11 +99,11 @@ def rollback_negatives(
     lock_timeout_s: float = LOCK_TIMEOUT_S,
     grace_s: float = GRACE_S,
 ) -> int:
-    """Publish the content of an older generation again, under the next number; that number.
+    """Publish the content of an older generation under the next number; return that number.
 
-    `generation=None` takes the one before the one in force. Raises `MissingFileError` naming the
-    generations that can be gone back to where this one's file is no longer there, `FormatError`
-    where it was altered, else as `publish_negatives`.
+    `generation=None` takes the one before the current one. Raises `MissingFileError`, naming the
+    available generations, if its file no longer exists, `FormatError` if it was altered, else as
+    `publish_negatives`.
     """
     keep, note, lock_timeout_s, grace_s = _checked(keep, note, lock_timeout_s, grace_s)
     if generation is not None:
@@ -130,8 +130,8 @@ def _checked(
 
 
 def lost_or_read(folder: Path) -> Pointer | None:
-    """The pointer in force; None where there is none, or none that can be read: publishing is the
-    remedy then."""
+    """Return the pointer; None if there is none or, with a warning, if it is damaged: publishing
+    is the remedy."""
     try:
         return read_pointer(folder)
     except MissingFileError:
@@ -146,7 +146,7 @@ def check_same_store(store: Store) -> None:
     if read_manifest(store.path).store_id != store.store_id:
         raise StoreChangedError(
             f"{store.path}: was converted again meanwhile, so the negatives were checked against"
-            " other tables; run it again."
+            " outdated tables; run it again."
         )
 
 
@@ -162,9 +162,9 @@ def put_in_force(
     republish: bool = True,
     staged: Staged | None = None,
 ) -> int:
-    """Write generation (unless `staged`) and pointer, put them in force, remove old generations.
+    """Write the candidate (unless `staged`) and the pointer, commit them, remove old generations.
 
-    Call with the lock held.
+    Returns the number of the generation. Call with the lock held.
     """
     changed = changed_rows(
         store.path, before, store.store_id, store.negatives_sizes, candidate.tables
@@ -201,20 +201,20 @@ def put_in_force(
 
 
 def shares(pointer: Pointer, n_pairs: int) -> dict[str, float]:
-    """The counts of rows that a pointer holds, as shares of the pairs."""
+    """The counts of rows in a pointer, as shares of the pairs."""
     return {name: count / n_pairs for name, count in pointer.lint.items()}
 
 
 def warn_of(folder: Path, pointer: Pointer, n_pairs: int) -> None:
-    """Log what is suspicious about a generation that was just put in force."""
+    """Log a warning if the generation that was just published looks suspicious."""
     reason = suspicion(shares(pointer, n_pairs))
     if reason is not None:
         _log.warning("generation %d of %s: %s", pointer.generation, folder, reason, extra=IN_ANSWER)
 
 
 def _take_back(folder: Path, number: int) -> None:
-    """Free the room of a generation whose pointer could not be written, unless it was after all
-    (what failed may have been the last sync)."""
+    """Remove the file of a generation whose pointer could not be written, unless it was written
+    after all (only the last sync may have failed)."""
     with suppress(JasperError, OSError):
         atomic.sweep(folder / FOLDER)
         pointer = lost_or_read(folder)
@@ -229,8 +229,8 @@ def changed_rows(
     sizes: Mapping[str, int],
     tables: Mapping[str, torch.Tensor],
 ) -> int | None:
-    """Rows of `tables` that differ from the generation `before`; None where that is spoilt, or of
-    other shapes or another store than named: publishing is the remedy then."""
+    """Count the rows of `tables` that differ from the generation `before`; None if that is invalid,
+    or of other shapes or another store: publishing is the remedy."""
     if before is None:
         return None
     try:
@@ -241,19 +241,19 @@ def changed_rows(
 
 
 def _older(folder: Path, pointer: Pointer, generation: int | None) -> int:
-    """The generation to go back to, which the history knows; its file is there."""
+    """The number of the generation to roll back to: one in the history whose file exists."""
     on_disk = generations_on_disk(folder)
     numbers = [e["generation"] for e in pointer.history]
     older = [number for number in numbers if number != pointer.generation]
     available = [number for number in older if number in on_disk]
     others = f"you can roll back to: {', '.join(map(str, available))}."
     if not available:
-        others = "there is no other one to roll back to."
+        others = "there is no other generation to roll back to."
     if generation is None:
         if not older:
             raise MissingFileError(
-                f"{pointer_path(folder)}: generation {pointer.generation} is the first,"
-                " so there is no older one to roll back to."
+                f"{pointer_path(folder)}: generation {pointer.generation} is the first, so there is"
+                " no older one to roll back to."
             )
         generation = older[-1]
     if generation == pointer.generation:
@@ -267,7 +267,7 @@ def _older(folder: Path, pointer: Pointer, generation: int | None) -> int:
 
 
 def _read_back(store: Store, before: Pointer, number: int) -> Candidate:
-    """The content of an older generation; the history vouches for it as it did then."""
+    """Read the content of an older generation, checked in full against the history."""
     older = before.of(number)
     sizes = store.negatives_sizes
     opened = sound_generation(store.path, older, older.store_id, sizes, full=True)

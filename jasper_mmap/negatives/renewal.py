@@ -1,4 +1,4 @@
-"""Verifying a store and renewing its stamps: a file of the same content may have another time."""
+"""Verifying a store and renewing its stamps: a copied file has the same content, another time."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def verify_store(
 ) -> VerifyReport:
     """Check a store as `verified` does and renew the stamps of its sound files.
 
-    Where a file's content is sound but its stamp is not (it was copied), `renew` brings the stamp
-    up to date, so that opening need not read it again; a store that is read-only or made of links
-    is left as it is, with a note. Never with `quick`.
+    If a sound file was copied, its time differs from the stamp and each opening checks it again;
+    `renew` updates the stamp. A store that is read-only or consists of links is left unchanged,
+    with a note. With `quick` no stamp is renewed.
     """
     verification = verified(path, quick=quick, progress=progress)
     if renew and not quick:
@@ -35,8 +35,8 @@ def verify_store(
 
 
 def _renew(verification: Verification) -> None:
-    """Renew under the lock that writers of either file hold, and only where those still say what
-    was checked."""
+    """Renew stamps under the lock of publishers, if manifest and pointer are still those that were
+    checked."""
     if not verification.moved or verification.manifest is None:
         return
     reason = not_renewable(verification.folder)
@@ -51,9 +51,9 @@ def _renew(verification: Verification) -> None:
     if reason is not None:
         left = [file for file in verification.moved if file not in verification.renewed]
         verification.notes.append(
-            f"sound, but of another time than was stamped: {few(left)}. The stamps could not be"
-            f" renewed: {reason.removesuffix('.')}. So each opening reads the index ranges and"
-            ' the negatives again; open with validate="full" to have everything checked.'
+            f"sound, but the times of these files differ from their stamps: {few(left)}. The stamps"
+            f" could not be renewed: {reason.removesuffix('.')}. So each opening checks their index"
+            ' ranges and the negatives again; open with validate="full" to check everything.'
         )
 
 
@@ -71,7 +71,7 @@ def _renew_manifest(verification: Verification, checked: Manifest) -> None:
 
 
 def _renew_pointer(verification: Verification, checked: Pointer) -> str | None:
-    """Renew the stamp of the generation in force; what keeps it from being renewed."""
+    """Renew the stamp of the current generation; return the reason if it cannot be renewed."""
     file, path = f"{FOLDER}/{checked.file}", pointer_path(verification.folder)
     if file not in verification.moved or read_pointer(verification.folder) != checked:
         return None

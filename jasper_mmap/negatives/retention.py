@@ -11,17 +11,17 @@ from ..files import atomic
 from ..store.pointer import FOLDER, Pointer, generations_on_disk
 
 GRACE_S = 600.0
-"""A generation stays at least this long after the next one replaced it: a process that has read
-the pointer, or a worker that is kept waiting, may be about to open it."""
+"""A generation is kept at least this long after it was replaced: a process that has read the
+pointer, or a worker that is waiting, may be about to open it."""
 
 _log = logging.getLogger("jasper_mmap")
 
 
 def remove_old(store: Path, pointer: Pointer, keep: int, grace_s: float) -> None:
-    """Remove what is neither in force, nor of the last `keep` generations, nor out of service for
-    less than `grace_s`; also the files that dead publishers left. Call with the lock held.
+    """Remove generations that are neither current, nor among the last `keep`, nor replaced less
+    than `grace_s` seconds ago; also files of publishers that died. Call with the lock held.
 
-    The pointer is in force already, so that failing here only leaves something behind.
+    The new pointer is already committed, so a failure only leaves old files behind.
     """
     replaced = _replaced_at(pointer)
     removed = []
@@ -30,7 +30,7 @@ def remove_old(store: Path, pointer: Pointer, keep: int, grace_s: float) -> None
         published = [e["generation"] for e in pointer.history if e["generation"] in on_disk]
         stay = {pointer.generation, *published[-keep:]}
         for number, path in on_disk.items():
-            # What no entry names was never in force: its own time counts.
+            # A generation without an entry was never current: use the time of its file.
             since = replaced.get(number) or path.stat().st_mtime
             if number not in stay and time.time() - since > grace_s:
                 path.unlink(missing_ok=True)
@@ -44,11 +44,11 @@ def remove_old(store: Path, pointer: Pointer, keep: int, grace_s: float) -> None
 
 
 def _replaced_at(pointer: Pointer) -> dict[int, float]:
-    """Generation -> when the next one came into force, in seconds since 1970."""
+    """Generation -> when the next one replaced it, in seconds since 1970."""
     times = {}
     for entry, following in zip(pointer.history, pointer.history[1:], strict=False):
         try:
             times[entry["generation"]] = datetime.fromisoformat(following["when"]).timestamp()
         except (KeyError, TypeError, ValueError):
-            continue  # an entry that no publisher of ours wrote
+            continue  # an entry of another program
     return times

@@ -1,8 +1,7 @@
 """Writing generations of hard negatives: immutable files behind one pointer.
 
-Writing one is: take the lock, write the file, sync it, rename it, replace the pointer, sync the
-folder. The pointer is the commit: a publisher that dies before it has changed nothing that a
-reader sees.
+The steps are: take the lock, write the file, sync it, rename it, replace the pointer, sync the
+folder. Replacing the pointer is the commit: until then, readers see no change.
 """
 
 from __future__ import annotations
@@ -35,21 +34,21 @@ from ..store.pointer import (
 
 _LOCK = ".lock"
 HISTORY_LENGTH = 1000
-"""Entries kept: the pointer is written and read whole each time. The entry of the generation last
-made from `.pt` files stays beyond that, since `made_from_files` needs it."""
+"""Limit of the entries, since the pointer is always read and written as a whole. The entry of the
+generation last made from `.pt` files is kept beyond it, since `made_from_files` needs it."""
 
 
 @dataclass(frozen=True)
 class Staged:
-    """A generation's file, whole and on disk under another name than its own."""
+    """A generation's file, complete and on disk under a temporary name."""
 
     path: Path
     written: Written
 
 
 def write_staged(path: Path, tables: Mapping[str, torch.Tensor]) -> Staged:
-    """Write a generation's two [N_p,N] tensors, already checked; equal ones give equal bytes."""
-    # The wider dtype first, or the narrower one would leave it misaligned.
+    """Write a generation's two checked tensors [N_p,N]; equal tensors give equal bytes."""
+    # The wider dtype first, since the narrower one could leave it misaligned.
     names = sorted((a.name for a in NEGATIVES), key=lambda name: -tables[name].element_size())
     specs = {name: (tables[name].dtype, tuple(tables[name].shape)) for name in names}
     with writing(path, specs) as (writer, result):
@@ -61,29 +60,29 @@ def write_staged(path: Path, tables: Mapping[str, torch.Tensor]) -> Staged:
 
 @dataclass(frozen=True)
 class Change:
-    """Another pointer and what it needs, all of it on disk: putting it in force only renames."""
+    """A new pointer and its generation, prepared on disk: committing them only renames."""
 
     pointer: Pointer
     at: Path
     """Where the pointer was written."""
     staged: Staged | None = None
-    """The file of `pointer.generation`, where that is new."""
+    """The file of `pointer.generation`, if that is new."""
 
     @property
     def publishes(self) -> bool:
-        """Whether the generation is new, not only what the pointer says of it."""
+        """Whether the generation is new, not only its pointer."""
         return self.staged is not None
 
     @classmethod
     def written(cls, pointer: Pointer, at: Path, staged: Staged | None = None) -> Change:
-        """Write the pointer at `at`, which no reader looks at."""
+        """Write the pointer to `at`, a path that no reader uses."""
         atomic.write_json(at, asdict(pointer))
         return cls(pointer, at, staged)
 
     def put_in_force(self, store: Path) -> None:
-        """Move the generation to its place, then the pointer: the one commit of every change.
+        """Move the generation to its place, then the pointer; every change is committed here.
 
-        Call with `publisher_lock` held. A kill in between leaves what was in force before.
+        Call with `publisher_lock` held. A kill in between leaves the previous generation current.
         """
         folder = store / FOLDER
         with atomic.storage_errors(pointer_path(store)):
@@ -95,7 +94,7 @@ class Change:
 
 
 def write_pointer(store: Path, pointer: Pointer) -> None:
-    """Say something else about the generation in force. Call with `publisher_lock` held."""
+    """Replace the pointer of the current generation. Call with `publisher_lock` held."""
     atomic.write_json(pointer_path(store), asdict(pointer))
 
 
@@ -110,7 +109,7 @@ def successor(
     note: str = "",
     changed_rows: int | None = None,
 ) -> Pointer:
-    """The pointer that names `generation`, whose file was `written`, after `pointer`."""
+    """Return the pointer that follows `pointer` and names `generation`, whose file is `written`."""
     entry = {
         "generation": generation,
         "when": now(),
@@ -141,7 +140,7 @@ def _shortened(history: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...
 
 
 def with_source(pointer: Pointer, source: dict[str, Any]) -> Pointer:
-    """The pointer after its `.pt` files got new stamps (were touched) without new content."""
+    """Return the pointer with new stamps of its `.pt` files, whose content is the same."""
     made = made_from_files(pointer)
     history = tuple({**e, "source": source} if e is made else e for e in pointer.history)
     is_current = made is not None and made["generation"] == pointer.generation
@@ -149,24 +148,24 @@ def with_source(pointer: Pointer, source: dict[str, Any]) -> Pointer:
 
 
 def next_generation(store: Path, pointer: Pointer | None) -> int:
-    """The first number that no generation ever had, not even one whose publisher died.
+    """Return the first unused number; numbers of publishers that died count as used.
 
-    Raises `StorageError` where there is none up to `MAX_GENERATION`.
+    Raises `StorageError` beyond `MAX_GENERATION`.
     """
     used = [*generations_on_disk(store), 0]
     if pointer is not None:
         used += [pointer.generation, *(entry["generation"] for entry in pointer.history)]
     if max(used) >= MAX_GENERATION:
         raise StorageError(
-            f"{store / FOLDER}: generation {max(used)} is the last number there is. Convert the"
-            " builder's folder into a new one, where generations begin with 1 again."
+            f"{store / FOLDER}: generation {max(used)} is the largest possible number. Convert the"
+            " builder's folder into a new folder, where numbers start at 1 again."
         )
     return max(used) + 1
 
 
 @contextmanager
 def publisher_lock(store: Path, timeout_s: float) -> Iterator[None]:
-    """Keep other publishers of this store out; `BusyError` names the holder after `timeout_s`."""
+    """Exclude other publishers of this store; `BusyError` names the holder after `timeout_s`."""
     folder = store / FOLDER
     atomic.own_folder(folder)
     remedy = "try again, or allow a longer lock_timeout_s"

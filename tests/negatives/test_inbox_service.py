@@ -254,7 +254,7 @@ def test_pair_beyond_a_limit_fails(store: Path, new: Tables) -> None:
     inbox = inbox_of(store, limits={"max_changed": 0.1})
     saved(new, store / "inbox")
     inbox.look()
-    assert "allowed are 10.00%" in reasons(store)[0]
+    assert "the limit is 10.00%" in reasons(store)[0]
 
 
 def test_file_that_may_not_be_read_is_given_time(store: Path, new: Tables) -> None:
@@ -533,7 +533,7 @@ def test_equal_content_is_not_published_again(
     inbox.look()
     assert in_force(store)["generation"] == 2
     assert len(list((store / "inbox/done").iterdir())) == 4
-    assert "generation 2, which is in force" in said("identical")[0]
+    assert "generation 2, which is already current" in said("identical")[0]
 
 
 def test_safetensors_are_taken_with_a_partner_of_their_kind(store: Path, oracle: Oracle) -> None:
