@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 @click.option(
     "--dtype",
     type=click.Choice([*NARROW_DTYPES, SOURCE]),
-    help="Store questions, sources and steering narrower (the report states the cosine error), or"
-    " as they come again; without it as asked for before.",
+    help="Narrow questions, sources and steering to this dtype (the report states the cosine"
+    " error); 'source' keeps the dtypes of SRC. Default: as in the last conversion into DST.",
 )
-@click.option("--force", is_flag=True, help="Write everything, also what did not change.")
+@click.option("--force", is_flag=True, help="Write everything, even if it did not change.")
 @click.option(
-    "--allow-nonfinite", is_flag=True, help="Keep NaN, Inf and values infinite as float32."
+    "--allow-nonfinite", is_flag=True, help="Keep NaN, Inf and values too large for float32."
 )
-@click.option("--allow-equal", is_flag=True, help="Take negatives and tiers of equal values.")
+@click.option("--allow-equal", is_flag=True, help="Accept negatives and tiers of equal values.")
 @click.option("--to-pt", is_flag=True, help="Convert back: SRC is a store, DST gets .pt files.")
 @json_option("Print the report as JSON.")
 @version_option("jasper-convert")
@@ -60,9 +60,9 @@ def command(
 ) -> None:
     """Convert SRC, a builder's folder of .pt files, into a store for jasper_mmap.
 
-    The store is written to DST, or beside the .pt files. Everything is checked on the way. Run it
-    again after a change: only what changed is written, and an interrupted run is completed. An
-    old store stays in service until the new one is whole.
+    The store is written to DST, or beside the .pt files. Everything is checked. Run it again after
+    a change: only what changed is written, and an interrupted run is completed. An existing store
+    stays in service until the new one is complete.
 
     \b
     Examples:
@@ -76,7 +76,8 @@ def command(
             raise click.UsageError("--to-pt needs DST, the folder for the .pt files.")
         if dtype or force or allow_nonfinite or allow_equal:
             raise click.UsageError(
-                "--to-pt goes with none of --dtype, --force, --allow-nonfinite, --allow-equal."
+                "--to-pt cannot be combined with --dtype, --force, --allow-nonfinite or"
+                " --allow-equal."
             )
         from .export import export_pt
 
@@ -120,7 +121,7 @@ def _lines(report: ConversionReport) -> list[str]:
         f" ({size(report.bytes_written)} in {report.seconds:.1f} s),"
         f" {len(report.left_alone)} unchanged; generation {report.generation} of negatives"
     ]
-    lines += [f"computed, since its .pt file is missing: {name}" for name in report.derived]
+    lines += [f"computed {name}, since its .pt file is missing" for name in report.derived]
     lines += [f"warning: {sentence}" for sentence in sentences(report.warnings, report.shares)]
     lines += [f"warning: {note}" for note in report.notes]
     lines += [

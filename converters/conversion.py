@@ -53,18 +53,18 @@ def convert(
 ) -> ConversionReport:
     """Convert the builder's folder `src` into the store `dst`, or beside the `.pt` files.
 
-    Every dtype is kept bit for bit, unless `embeddings_dtype` ("float16" or "bfloat16") asks for
-    narrower questions, sources and steering, now or in an earlier conversion into the same store;
-    "source" goes back. NaN, Inf and values that are infinite as float32 are errors unless
-    `allow_nonfinite`, negatives and tiers of equal values unless `allow_equal`. Only what changed
-    since the last conversion is written, with `force` everything. An old store stays in service
-    until all is written and checked. Raises a `JasperError` naming file, place and remedy, and then
-    leaves the disk as it was; after a kill, run it again to complete it.
+    Every dtype is kept bit for bit, unless `embeddings_dtype` ("float16" or "bfloat16") narrows
+    questions, sources and steering. None repeats the choice of an earlier conversion into the same
+    store; "source" restores the dtypes of `src`. NaN, Inf and values that are infinite as float32
+    are errors unless `allow_nonfinite`, negatives and tiers of equal values unless `allow_equal`.
+    Only what changed since the last conversion is written; with `force`, everything. An existing
+    store stays in service until all is written and checked. Raises a `JasperError` naming file,
+    place and remedy, and leaves the disk as it was; after a kill, run it again to complete it.
     """
     if embeddings_dtype not in (None, SOURCE, *NARROW_DTYPES):
         raise UsageError(
-            f"embeddings_dtype must be {' or '.join(NARROW_DTYPES)}, or {SOURCE} (each table as"
-            f" it comes), or None (as asked for before), not {embeddings_dtype!r:.80}."
+            f"embeddings_dtype must be {' or '.join(NARROW_DTYPES)}, or {SOURCE} (the dtypes of the"
+            f" source), or None (as in the last conversion), not {embeddings_dtype!r:.80}."
         )
     settings = Settings(
         embeddings_dtype=embeddings_dtype,
@@ -91,7 +91,7 @@ class _Conversion:
         self._made: dict[str, Any] | None = None
         """The history's entry of the generation last made from the builder's files."""
         self._beyond: dict[str, int] = {}
-        """Artifact -> count of its values that are infinite as float32, as far as it is known."""
+        """Artifact -> count of its values that are infinite as float32, as far as known."""
 
     def run(self) -> ConversionReport:
         must_be_folder(self._src)
@@ -99,14 +99,14 @@ class _Conversion:
             plan = self._plan()
         if plan.complete and plan.old and plan.pointer and not (self._dst / STAGING).exists():
             with telling_all(self._src):
-                config = self._precheck(plan).config  # it has no stamp, and may have been edited
+                config = self._precheck(plan).config  # may have been edited: it has no stamp
             if self._new_config(config) is None and self._noted(plan, plan.old, config):
                 return self._report(plan, config, plan.old, plan.pointer, ())
         self._made = _made_from_files(self._dst)
         stamps = PAIRS.settled(self._src, self._made["source"]) if self._made else None
         with staging(self._dst) as stage:
             with telling_all(self._src):
-                plan = self._plan()  # anew, now that no other conversion can change anything
+                plan = self._plan()  # again, with other conversions excluded
                 checked = self._precheck(plan)
             if stamps is not None:
                 _check_unchanged(self._src, stamps, plan.negatives_source)
@@ -115,9 +115,9 @@ class _Conversion:
             return self._build(stage, plan, checked)
 
     def _noted(self, plan: Plan, old: Manifest, config: Config) -> bool:
-        """Whether the manifest notes all there is to note, or nothing can be written."""
+        """Whether the manifest has all the new fields, or the store is read-only."""
         if old.config_sha256 is None and not os.access(self._dst, os.W_OK):
-            return True  # version 0.1.0 noted nothing
+            return True  # version 0.1.0 did not write them
         noted = (old.config_sha256, old.embeddings_dtype)
         return noted == (config.sha256, plan.embeddings_dtype) and old.beyond_float32 is not None
 
@@ -204,7 +204,7 @@ class _Conversion:
         return entry
 
     def _manifest(self, plan: Plan, entries: dict[str, Entry], checked: Precheck) -> Manifest:
-        """The new manifest, or the old one itself where it says the same."""
+        """The new manifest, or the old one itself if it is the same."""
         splits = {
             a.name: read_table(self._src / a.source)
             for a in ARTIFACTS.values()
@@ -227,7 +227,7 @@ class _Conversion:
         return old
 
     def _new_config(self, checked: Config) -> bytes | None:
-        """The bytes of the builder's `config.json`, where the store has others or none."""
+        """The bytes of the builder's `config.json`, if the store's differs or is missing."""
         source, target = self._src / CONFIG_FILE, self._dst / CONFIG_FILE
         with storage_errors(source, "read"):
             content = read_small(source)

@@ -1,8 +1,7 @@
-"""From a store back to the builder's `.pt` files, so that nobody is locked in.
+"""From a store back to the builder's `.pt` files.
 
-All files are written in the staging folder and then moved. A list of them, written before the
-first is moved, tells an export that follows a killed one which of the files that it finds are not
-the user's.
+All files are written in the staging folder and then moved. A list of them, written before the first
+is moved, lets the export after a killed one distinguish its files from the user's.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ _LIST: Final = "exported.json"
 
 
 def export_pt(store: str | Path, dst: str | Path) -> list[Path]:
-    """Write the artifacts of `store` as `.pt` files into the folder `dst`; the paths written.
+    """Write the artifacts of `store` as `.pt` files into the folder `dst`; return their paths.
 
-    The negatives are those of the generation in force; dtypes are the stored ones. Refuses with
-    `ExistsError` where `dst` has any of these files already; a failure removes what was written,
-    and after a kill it can be run again.
+    The negatives are those of the current generation; dtypes are the stored ones. Raises
+    `ExistsError` if `dst` already has any of these files. A failure removes what was written; after
+    a kill it can be run again.
     """
     store, dst = arguments.folder("store", store), arguments.folder("dst", dst)
     opened = Store(store)
@@ -56,7 +55,7 @@ def export_pt(store: str | Path, dst: str | Path) -> list[Path]:
 
 
 def _check_free(stage: Staging, targets: list[Path]) -> None:
-    """Raise `ExistsError` where a target exists that no killed export had put there."""
+    """Raise `ExistsError` if a target exists that no killed export has written."""
     if stage.journal.entries:
         raise ExistsError(
             f"{stage.folder}: holds an interrupted conversion; export into another folder, or"
@@ -70,12 +69,12 @@ def _check_free(stage: Staging, targets: list[Path]) -> None:
         if path.is_symlink() or (
             path.exists() and listed.get(path.name) != Stamp.of(path).to_dict()
         ):
-            raise ExistsError(f"{path}: exists already; export into another folder, or remove it.")
+            raise ExistsError(f"{path}: already exists; export into another folder, or remove it.")
 
 
 def _put_in_place(stage: Staging, targets: list[Path]) -> None:
     stamps = {path.name: Stamp.of(stage.folder / path.name).to_dict() for path in targets}
-    # Not by `stage.path`: it stays for the next export if this one fails in the midst of moving.
+    # Not by `stage.path`: it must stay for the next export if this one fails while moving.
     atomic.write_json(stage.folder / _LIST, stamps)
     stage.committing = True
     with atomic.storage_errors(stage.store):
@@ -89,18 +88,17 @@ def _save(value: torch.Tensor | list[Any], path: Path) -> None:
         whole = _Whole(file)
         try:
             torch.save(value, cast("IO[bytes]", whole))
-        except Exception as error:  # noqa: BLE001 - whatever torch makes of it
-            # After a failed write torch only says that the end of the archive is not where it
-            # should be.
+        except Exception as error:  # noqa: BLE001 - torch raises various types
+            # torch's own error hides the failed write.
             raise (OSError(*whole.failure) if whole.failure else error) from None
 
 
 class _Whole:
-    """A file whose `write` takes everything; torch gives up where a raw one takes only 2 GiB."""
+    """A file whose `write` is complete; torch fails if a raw one stops after 2 GiB."""
 
     def __init__(self, file: FileIO) -> None:
         self._file = file
-        # No exception, whose traceback would hold the store open: torch never lets go of this.
+        # Not the exception, whose traceback would keep the store open: torch never frees this.
         self.failure: tuple[int | None, str] | None = None
 
     def write(self, data: bytes | memoryview) -> int:

@@ -1,4 +1,4 @@
-"""The hard negatives of a conversion: a new generation, or the one in force carried over."""
+"""The hard negatives of a conversion: a new generation, or the current one carried over."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def candidate_of(
     *,
     allow_equal: bool,
 ) -> Candidate:
-    """The builder's negatives in `src`, checked; `source` are their stamps."""
+    """Read and check the builder's negatives in `src`; `source` has their stamps."""
     tables = {a.name: read_table(src / a.source) for a in NEGATIVES}
     where = {a.name: str(src / a.source) for a in NEGATIVES}
     lint = examine(tables, where, pair_index, sizes, allow_equal=allow_equal)
@@ -54,22 +54,22 @@ def settle(
     pair_index: torch.Tensor,
     sizes: Mapping[str, int],
 ) -> tuple[Pointer, Change | None]:
-    """The pointer that is to be in force, and the change that it takes, in the staging folder.
+    """Return the pointer after the conversion and the change to commit, in the staging folder.
 
-    Call with `publisher_lock` held. `staged` is the candidate's file.
+    Call with `publisher_lock` held. `staged` is the candidate's file, `old` the manifest before.
 
-    A candidate whose content is that of the generation last made from files (with `force`: of the
-    one in force) is no news. One that is kept in force for a changed store, or whose time is not
-    the stamped one, is checked against the new store. `old` is the manifest of the store before.
+    A candidate makes a new generation unless its content is that of the generation last made from
+    files (with `force`: of the current one). A generation that stays current is checked against the
+    new store if the store changed, or if its time differs from its stamp.
     """
     dst, at = stage.store, stage.path(POINTER)
     before = lost_or_read(dst)
     sound = sound_pointer(dst, old)
     if candidate and staged and (sound is None or _is_news(staged, sound, force)):
         number = next_generation(dst, before)
-        reserved = stage.journal.generation  # under which an interrupted conversion was publishing
+        reserved = stage.journal.generation  # the number of an interrupted conversion
         if (before.generation if before else 0) < reserved <= MAX_GENERATION:
-            number = reserved  # nobody has seen that file: no pointer ever named it
+            number = reserved  # no pointer ever named it, so no reader has seen its file
         pointer = successor(
             before,
             number,

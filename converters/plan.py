@@ -1,4 +1,4 @@
-"""What a conversion has to do, decided from stamps alone: no table is read for it."""
+"""The plan of a conversion, made from stamps alone, without reading tables."""
 
 from __future__ import annotations
 
@@ -33,47 +33,47 @@ class Settings:
     """How to convert."""
 
     embeddings_dtype: str | None = None
-    """Embedding tables and steering wider than it are stored in it; SOURCE goes back to the dtypes
-    in which they came, None keeps what was asked for before."""
+    """The dtype to which wider embeddings and steering are narrowed; SOURCE restores the dtypes of
+    the source, None repeats the previous choice."""
     allow_nonfinite: bool = False
     allow_equal: bool = False
-    """Take negatives and tiers of equal values."""
+    """Accept negatives and tiers of equal values."""
     force: bool = False
-    """Write everything again, whatever the stamps say."""
+    """Write everything again, regardless of stamps."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One artifact, and what is to be done for it."""
+    """One artifact, and whether its file must be written."""
 
     artifact: Artifact
     source: dict[str, Any]
     """The stamp of the `.pt` file, or of those it is computed from."""
     derived: bool
     entry: Entry | None
-    """Of a file that already holds this very content; None where it has to be written."""
+    """The entry of a file that already has this content; None if it must be written."""
     staged: bool = False
-    """That file still lies in the staging folder."""
+    """That file is still in the staging folder."""
     beyond: int | None = None
-    """Count of that file's values that are infinite as float32; None where nobody counted."""
+    """Count of that file's values that are infinite as float32; None if not counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The tasks in the order of `ARTIFACTS`, the negatives' stamps, and what was there before."""
+    """The tasks in the order of `ARTIFACTS`, the negatives' stamps, and the existing store."""
 
     tasks: tuple[Task, ...]
     negatives_source: dict[str, Any]
     old: Manifest | None
     pointer: Pointer | None
-    """None where there is no generation, or where the one in force is damaged."""
+    """None if there is no generation, or if the current one is damaged."""
     embeddings_dtype: str | None
-    """What the embeddings and the steering are to be stored in; None as they come."""
+    """The dtype to which embeddings and steering are narrowed, if any."""
     force: bool
 
     @property
     def new_negatives(self) -> bool:
-        """Their files were written since a generation was last made from them."""
+        """Whether their files were written since a generation was last made from them."""
         if self.pointer is None or self.force:
             return True
         made = made_from_files(self.pointer)
@@ -81,8 +81,7 @@ class Plan:
 
     @property
     def complete(self) -> bool:
-        """The files of the store are what this conversion would make of them, but for
-        `config.json` and what the manifest notes."""
+        """Whether the store's files are up to date, except `config.json` and the manifest."""
         return (
             self.old is not None
             and self.pointer is not None
@@ -93,9 +92,9 @@ class Plan:
 
 
 def make_plan(src: Path, dst: Path, settings: Settings, journal: Mapping[str, Entry]) -> Plan:
-    """Compare the builder's folder with the store and with what an interrupted run left.
+    """Compare the builder's folder with the store and with the files of an interrupted run.
 
-    Raises `MissingFileError` naming the `.pt` files that are not there.
+    Raises `MissingFileError` naming the missing `.pt` files.
     """
     check_files(src)
     old = _old_manifest(dst, force=settings.force)
@@ -133,17 +132,17 @@ def make_plan(src: Path, dst: Path, settings: Settings, journal: Mapping[str, En
 
 
 def task_stamp(artifact: Artifact, derived: bool, src: Path) -> dict[str, Any]:
-    """What `Entry.source` says of the files in `src` that an artifact is made from."""
+    """The `Entry.source` of an artifact made from files in `src`."""
     return derived_stamp(src) if derived else stamp(artifact, src)
 
 
 def negatives_stamps(src: Path) -> dict[str, Any]:
-    """What `Pointer.source` says of the negatives' files in `src`."""
+    """The `Pointer.source` of the negatives' files in `src`."""
     return {a.name: stamp(a, src) for a in NEGATIVES}
 
 
 def check_files(src: Path) -> None:
-    """Raise one `MissingFileError` for all `.pt` files that are not there."""
+    """Raise one `MissingFileError` for all missing `.pt` files."""
     with storage_errors(src, "read"):
         there = {path.name for path in src.iterdir()}
     missing = []
@@ -158,14 +157,14 @@ def check_files(src: Path) -> None:
 
 
 def _old_manifest(dst: Path, *, force: bool) -> Manifest | None:
-    # A store whose manifest is missing or damaged is written anew; but one that a newer version
-    # made is not thrown away unasked, and one that cannot be read now may be sound.
+    # A store whose manifest is missing or damaged is written again; but not one of a newer version
+    # (without `force`), nor one that cannot be read now and may be sound.
     try:
         return read_manifest(dst)
     except NewerFormatError as error:
         if force:
             return None
-        raise NewerFormatError(f"{error} Or write it anew in the older one with --force.") from None
+        raise NewerFormatError(f"{error} Or rewrite it in the older format with --force.") from None
     except (AccessError, StorageError):
         raise
     except JasperError:
@@ -173,8 +172,8 @@ def _old_manifest(dst: Path, *, force: bool) -> Manifest | None:
 
 
 def sound_pointer(dst: Path, old: Manifest | None) -> Pointer | None:
-    """The pointer, if the generation that it names is what it says; `old` is the store's manifest,
-    by which its numbers are checked where it is the one they refer to."""
+    """Return the pointer if its generation is sound, else None; its numbers are checked against
+    `old`, the store's manifest, if they refer to that store."""
     try:
         pointer = read_pointer(dst)
         sizes = old.sizes if old and old.store_id == pointer.store_id else {}
@@ -196,8 +195,8 @@ def _serves(entry: Entry, folder: Path, task: Task) -> bool:
 
 def _has_dtype(artifact: Artifact, entry: Entry, dtype_name: str | None, asked: str | None) -> bool:
     if not artifact.narrow:
-        # Version 0.1.0 may have narrowed it: it stays so, for another file is another store,
-        # which ends running trainings, until somebody asks.
+        # Version 0.1.0 may have narrowed it. Keep that unless a dtype is given: a new file changes
+        # the store's id, which ends running trainings.
         return entry.cosine_error is None or asked is None
     dtype = EMBEDDING_DTYPES[dtype_name] if dtype_name else None
     if entry.cosine_error is not None:  # it was stored narrower

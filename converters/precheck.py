@@ -1,4 +1,4 @@
-"""What can be said of a conversion before it writes: forms that fit together, room on the disk."""
+"""Checks before a conversion writes: forms that match, and space on the disk."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from .source import Source, derive, open_source, open_table
 from .write import stored_dtype
 
 _OVERHEAD_BYTES = 1 << 20
-"""For headers, the manifest and folders."""
+"""Space for headers, the manifest and folders."""
 
 
 def open_task(task: Task, src: Path) -> Source:
-    """What a task reads: its `.pt` file, or the tables it is computed from."""
+    """Open what a task reads: its `.pt` file, or the tables it is computed from."""
     return derive(task.artifact, src) if task.derived else open_source(task.artifact, src)
 
 
 @dataclass(frozen=True)
 class Precheck:
-    """What is known of a conversion before it writes."""
+    """The results of the checks before a conversion writes."""
 
     sizes: dict[str, int]
     """Shape letter -> size."""
     bytes: dict[str, int]
-    """Artifact -> bytes of data to be written for it; none for those that are left alone."""
+    """Artifact to be written -> bytes of its data."""
     ragged: dict[str, Source]
     """Ragged artifacts to be written: reading them takes long, so it is done once."""
     beyond: dict[str, int]
-    """Artifact that is left alone -> count of its values that are infinite as float32."""
+    """Unchanged artifact -> count of its values that are infinite as float32."""
     config: Config
 
 
@@ -51,9 +51,8 @@ def precheck(
 ) -> Precheck:
     """Check dtype and shape of every artifact against the others and `config.json`.
 
-    What is not written again is checked by its entry; where its numbers no longer fit the tables
-    they refer to, it is read to name the row, and where nobody looked for values beyond float32,
-    it is read for them.
+    Unchanged tables are checked by their entries. They are read only to name the row of a number
+    that is now out of range, and to count values beyond float32 if that was never done.
     """
     sizes = {"D": config.embedding_dim, "N": config.n_neg}
     todo, ragged, beyond = {}, {}, {}
@@ -108,7 +107,7 @@ def _feed(check: TableCheck, source: Source) -> None:
 
 
 def _negatives(plan: Plan, src: Path, dst: Path) -> list[tuple[torch.Tensor, str]]:
-    """The tables that will be in force, with their files' names."""
+    """The tables of the generation that will be current, with their files' names."""
     if plan.new_negatives or plan.pointer is None:
         paths = [src / a.source for a in NEGATIVES]
         return [(open_table(path)[0], str(path)) for path in paths]
@@ -125,7 +124,7 @@ def check_room(folder: Path, sizes: Mapping[str, int]) -> None:
     need = sum(sizes.values()) + _OVERHEAD_BYTES
     if need > free:
         raise StorageError(
-            f"{folder}: the conversion needs {need / 2**20:.1f} MiB, the disk has"
-            f" {free / 2**20:.1f} MiB free (the old files stay until the new ones are whole). Free"
-            " some space, or choose another destination."
+            f"{folder}: the conversion needs {need / 2**20:.1f} MiB, but the disk has"
+            f" {free / 2**20:.1f} MiB free (the old files stay until the new ones are complete)."
+            " Free some space, or choose another destination."
         )

@@ -1,6 +1,6 @@
-"""What the converter reads: each artifact as parts that stream by rows.
+"""The converter's input: each artifact as parts that are streamed by rows.
 
-`centroid_distances` is computed where the builder left it out.
+`centroid_distances` is computed if the builder omitted it.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from jasper_mmap.rules.schema import ARTIFACTS, RAGGED_OFFSETS, RAGGED_VALUES, A
 
 _ROOM: Final = 1 << 20
 _ROOM_OF_A_PAIR: Final = 1 << 12
-"""Bytes of a list of lists in its file, and ids in it: so many for each pair, and `_ROOM` beside.
+"""Limit per pair, beside `_ROOM`, of the bytes of a list of lists in its file and of its ids.
 
-A row costs a byte at least, and what is small in the file may be large in memory."""
+A small file may be large in memory."""
 _SHARED: Final = 16
-"""Ids to a byte of the file: an id takes two, but rows may be one and the same list."""
+"""Limit of ids per byte of the file: an id takes two bytes, but rows may share one list."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One tensor of an artifact's file; its rows come when asked for."""
+    """One tensor of an artifact's file; its rows are read on demand."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -40,7 +40,7 @@ class Part:
 
     @classmethod
     def of(cls, table: torch.Tensor, seal: Seal | None = None) -> Part:
-        """The rows of `table`; with its `seal` the last one is followed by the file's checksum."""
+        """The rows of `table`; with a `seal`, the file's checksum is verified after the last."""
 
         def pieces() -> Iterator[torch.Tensor]:
             return seal.checked(chunks(table)) if seal else chunks(table)
@@ -49,7 +49,7 @@ class Part:
 
     @property
     def bytes(self) -> int:
-        """Of the part's data."""
+        """Bytes of the part's data."""
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
@@ -59,10 +59,10 @@ class Source:
 
     artifact: Artifact
     where: str
-    """Names it in errors: the `.pt` file, or what it is computed from."""
+    """Its name in errors: the `.pt` file, or what it is computed from."""
     parts: Mapping[str, Part]
     shape: tuple[int, ...]
-    """As `checks.check_form` takes it: of a ragged list (rows,)."""
+    """Of a ragged list (rows,), as for `checks.check_form`."""
     offsets: torch.Tensor | None = None
 
     @property
@@ -72,12 +72,12 @@ class Source:
 
     @property
     def entry_shape(self) -> tuple[int, ...]:
-        """As a manifest's entry has it: of a ragged list (rows, values)."""
+        """The shape in a manifest's entry: of a ragged list (rows, values)."""
         return self.shape if self.offsets is None else (*self.shape, *self.checked.shape)
 
 
 def open_source(artifact: Artifact, folder: Path) -> Source:
-    """The artifact's `.pt` file; raises `FormatError` or `ContentTypeError`."""
+    """Open the artifact's `.pt` file; raises `FormatError` or `ContentTypeError`."""
     path = folder / artifact.source
     if artifact.kind == "ragged":
         pair_index = open_table(folder / ARTIFACTS["pair_index"].source)[0]
@@ -99,7 +99,7 @@ def open_source(artifact: Artifact, folder: Path) -> Source:
 
 
 def open_table(path: Path) -> tuple[torch.Tensor, Seal | None]:
-    """The tensor that a `.pt` file holds, mapped where its format allows, and not read yet."""
+    """Open the tensor in a `.pt` file: mapped if the format allows it, and not read yet."""
     value, seal = open_pt(path)
     if not isinstance(value, torch.Tensor):
         raise ContentTypeError(
@@ -110,7 +110,7 @@ def open_table(path: Path) -> tuple[torch.Tensor, Seal | None]:
 
 
 def read_table(path: Path) -> torch.Tensor:
-    """The same, once its bytes are those that were saved."""
+    """Open the tensor in a `.pt` file and verify its checksum."""
     table, seal = open_table(path)
     if seal is not None:
         seal.check()
@@ -118,10 +118,10 @@ def read_table(path: Path) -> torch.Tensor:
 
 
 def read_ragged(path: Path, n_pairs: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The list of lists in a `.pt` file as int64 values [nnz] and offsets [rows + 1].
+    """Return the list of lists in a `.pt` file as int64 values [nnz] and offsets [rows + 1].
 
-    What it may cost is bounded by the number of pairs and the size of the file; raises
-    `FormatError` or `ContentError` naming the limit.
+    Its cost is bounded by the number of pairs and the size of the file; raises `FormatError` or
+    `ContentError` naming the limit.
     """
     room = n_pairs * _ROOM_OF_A_PAIR
     rows: Any = read_pt(path, most_pickled=_ROOM + room)
@@ -136,8 +136,8 @@ def read_ragged(path: Path, n_pairs: int) -> tuple[torch.Tensor, torch.Tensor]:
     count, limit = sum(map(len, rows)), _ROOM + min(room, _SHARED * Stamp.of(path).bytes)
     if count > limit:
         raise ContentError(
-            f"{path}: its {len(rows)} rows hold {count} ids, many in lists that rows share; at most"
-            f" {limit} are read, given {n_pairs} pairs and the file's size. Correct the lists."
+            f"{path}: its {len(rows)} rows hold {count} ids, many in lists that rows share; the"
+            f" limit for {n_pairs} pairs and this file size is {limit}. Correct the lists."
         )
     if not set(map(type, chain.from_iterable(rows))) <= {int}:
         row, element = _first_element(rows, lambda value: type(value) is not int)
@@ -152,14 +152,14 @@ def read_ragged(path: Path, n_pairs: int) -> tuple[torch.Tensor, torch.Tensor]:
     except OverflowError:
         row, element = _first_element(rows, lambda value: not -(2**63) <= value < 2**63)
         raise ContentError(
-            f"{path}: row {row}, element {element} is {rows[row][element]!r:.40}, beyond 64 bits."
+            f"{path}: row {row}, element {element} is {rows[row][element]!r:.40}, beyond int64."
             " Correct the file and run it again."
         ) from None
     return torch.from_numpy(values), torch.from_numpy(offsets)
 
 
 def _shown(value: Any) -> str:
-    """A value in short; of a container the type alone, for its text may be longer than memory."""
+    """A short form of a value; of a container only its type, since its text may be huge."""
     if isinstance(value, str):
         return repr(value[:80])
     plain = value is None or isinstance(value, float)
@@ -171,7 +171,7 @@ def _first_element(rows: Any, wrong: Callable[[Any], bool]) -> tuple[int, int]:
 
 
 def stamp(artifact: Artifact, folder: Path) -> dict[str, Any]:
-    """What `Entry.source` says of an artifact's `.pt` file."""
+    """The `Entry.source` of an artifact's `.pt` file."""
     return Stamp.of(folder / artifact.source).to_dict()
 
 
@@ -181,15 +181,15 @@ _INPUTS: Final = tuple(
 
 
 def derived_stamp(folder: Path) -> dict[str, Any]:
-    """What `Entry.source` says of a table computed from those of `folder`."""
+    """The `Entry.source` of a table computed from those of `folder`."""
     return {"derived_from": [stamp(a, folder) for a in _INPUTS]}
 
 
 def derive(artifact: Artifact, folder: Path) -> Source:
-    """`centroid_distances` [N_p], float32, of the builder's `folder`.
+    """Compute `centroid_distances` [N_p], float32, from the tables of the builder's `folder`.
 
-    It is computed when its chunks are asked for, by which time the four tables must have been
-    checked: their numbers are used as indices.
+    It is computed when its chunks are read; until then the four tables must have been checked,
+    since their numbers are used as indices.
     """
     questions, centroids, pair_index, clusters = (open_table(folder / a.source)[0] for a in _INPUTS)
     rows = max(1, CHUNK_BYTES // (8 * max(1, questions.shape[-1])))

@@ -1,8 +1,8 @@
 """The folder in which a conversion prepares its files (`.converting` in the store), and its commit.
 
-It holds the lock that keeps other conversions out, the staged files, and the journal with an entry
-for each file that is whole. A conversion that fails takes back what it made; one that is killed
-leaves the folder, and the next one goes on from the journal.
+It holds the lock that excludes other conversions, the staged files, and the journal with an entry
+for each complete file. A conversion that fails removes what it made; one that is killed leaves the
+folder, and the next one continues from the journal.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ JOURNAL = "journal.json"
 STAGED_NEGATIVES = "negatives.safetensors"
 _LOCK = ".lock"
 _LOCK_TIMEOUT_S = 0.2
-"""Just enough to outlast a conversion that is removing the folder at this moment."""
+"""Just long enough for another conversion to finish removing the folder."""
 _ATTEMPTS = 10
 
 
 @dataclass(frozen=True)
 class Journal:
-    """What an interrupted conversion has done."""
+    """The progress of an interrupted conversion."""
 
     entries: dict[str, Entry]
-    """Artifact -> entry of a whole file, staged or already in the store."""
+    """Artifact -> entry of a complete file, staged or already in the store."""
     generation: int
     """The number under which it was publishing negatives; 0 before that."""
 
@@ -51,21 +51,21 @@ class Staging:
         self._written: set[Path] = set()
         self._made = [] if (store / FOLDER).exists() else [store / FOLDER]
         self.committing = False
-        """From here on a failure is completed by the next run, not taken back."""
+        """If true, the next run completes a failure instead of this one undoing it."""
 
     def path(self, name: str) -> Path:
-        """Where to write a file of this name, so that it is taken back if the conversion fails."""
+        """Where to write a file of this name, which is removed if the conversion fails."""
         path = self.folder / name
         self._written.add(path)
         return path
 
     def record(self, name: str, entry: Entry) -> None:
-        """Put a whole file into the journal."""
+        """Add a complete file to the journal."""
         self.journal.entries[name] = entry
         self._write(self.journal)
 
     def seal(self, entries: dict[str, Entry], generation: int) -> None:
-        """Put all there is to know into the journal, the last step before the commit."""
+        """Write the complete journal, the last step before the commit."""
         self._write(Journal(entries, generation))
         self.committing = True
 
@@ -78,13 +78,13 @@ class Staging:
         """Remove everything but the lock, which goes last."""
         with storage_errors(self.folder):
             for path in self.folder.iterdir():
-                # A folder is none of ours: it stays, and `.converting` with it.
+                # A folder is not ours: it stays, and so does `.converting`.
                 if not path.name.startswith(_LOCK) and (path.is_symlink() or not path.is_dir()):
                     path.unlink()
             (self.folder / _LOCK).unlink(missing_ok=True)
 
     def take_back(self) -> None:
-        """Leave the disk as it was before this conversion."""
+        """Restore the disk as it was before this conversion."""
         with suppress(OSError, JasperError):
             if self._fresh:
                 self.clear()
@@ -102,7 +102,7 @@ class Staging:
 
 
 def read_journal(store: Path) -> Journal:
-    """What an interrupted conversion left; an empty one where there was no such."""
+    """The journal of an interrupted conversion; an empty one if there is none."""
     path = store / STAGING / JOURNAL
     try:
         atomic.refuse_link(path.parent)
@@ -117,14 +117,14 @@ def read_journal(store: Path) -> Journal:
 
 @contextmanager
 def staging(store: Path) -> Iterator[Staging]:
-    """Make the store's folder where needed, keep other conversions out, prepare files.
+    """Create the store's folder if needed, exclude other conversions, and prepare files.
 
-    Raises `BusyError` naming the process that is converting into this folder now. When the block
-    fails, what was made here is removed; when it is interrupted, it stays for the next run.
+    Raises `BusyError` naming the process that is converting into this folder. When the block fails,
+    its files are removed; when it is interrupted, they stay for the next run.
     """
     folder = store / STAGING
     with storage_errors(folder):
-        # Innermost first, to be removed in this order.
+        # Innermost first, the order in which they are removed.
         missing = [path for path in (folder, store, *store.parents) if not path.exists()]
         nearest = next(path for path in (store, *store.parents) if path not in missing)
         if not nearest.is_dir():
@@ -143,7 +143,7 @@ def staging(store: Path) -> Iterator[Staging]:
                 raise
             current.clear()
     finally:
-        # Fails, rightly, where something is in it: left for the next run, or another's lock.
+        # Fails, as intended, if the folder is not empty: files for the next run, or another lock.
         for path in {folder: None, **dict.fromkeys(missing)}:
             with suppress(OSError):
                 path.rmdir()
@@ -151,7 +151,7 @@ def staging(store: Path) -> Iterator[Staging]:
 
 def _lock(folder: Path, held: ExitStack) -> None:
     """Make the folder and lock it. A conversion that ends may remove it between the two."""
-    busy = "another conversion of this folder is under way; wait until it ends, or end it"
+    busy = "another conversion of this folder is running; wait until it ends, or end it"
     for left in reversed(range(_ATTEMPTS)):
         try:
             atomic.own_folder(folder, parents=True)
@@ -174,13 +174,11 @@ def commit(
 ) -> None:
     """Move everything from the staging folder to its place. Call with `publisher_lock` held.
 
-    `staged` are the artifacts whose files are to be moved, `manifest` the new one where it
-    changes, `config` the bytes of `config.json` where they are to be written, `change` that of the
-    negatives, where there is one. All writing is done
-    before the first move, so only renames are left that a full disk could not stop. Where tables
-    move, the manifest goes first and comes last: whoever opens the store meanwhile is told of a
-    conversion; one that only says more than before takes the old one's place. After a kill
-    anywhere here, the next run finds in the journal what is already in its place.
+    `staged` names the artifacts whose files move; `manifest`, `config` (the bytes of `config.json`)
+    and `change` (of the negatives) are None if they stay the same. All writing is done before the
+    first move, so only renames remain, which a full disk does not stop. If tables move, the
+    manifest is removed first and written last, so an opener meanwhile gets an error about the
+    conversion; otherwise it is replaced. After a kill the next run continues from the journal.
     """
     moved = [entries[name].file for name in staged]
     store, folder = stage.store, stage.folder

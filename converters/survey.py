@@ -1,4 +1,4 @@
-"""What is wrong with a builder's folder, all at once, as far as it shows without reading data."""
+"""All problems of a builder's folder that show without reading data, reported at once."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ _OF_THE_FOLDER: Final = (
 _SOURCES: Final = frozenset(artifact.source for artifact in ARTIFACTS.values())
 _LATER_FORMAT: Final = "dataset.h5"
 _DEPTH: Final = 2
-"""How far below a folder its builder's files are looked for."""
+"""How deep below a folder the builder's files are searched for."""
 _MOST_FOLDERS: Final = 200
 
 
 @contextmanager
 def telling_all(src: Path) -> Iterator[None]:
-    """Make an error of the block one of every problem of the folder `src` that shows as easily."""
+    """Replace an error of the block by one about all problems of the folder `src` found so."""
     try:
         yield
     except NewerFormatError:  # of the store, not of the folder
@@ -76,12 +76,12 @@ def _problems(src: Path) -> Iterator[JasperError]:
             check_form(artifact, source.checked.dtype, source.shape, sizes, source.where)
         except JasperError as error:
             yield error
-        # Of these a table says nothing about the others.
+        # D and N come from config.json alone: one wrong table must not make the others wrong.
         sizes = {letter: n for letter, n in sizes.items() if letter not in CONFIG_KEYS} | stated
 
 
 def _stated_sizes(src: Path) -> dict[str, int]:
-    """What `config.json` tells of sizes, whatever else may be wrong with it."""
+    """The valid sizes in `config.json`, even if the rest of it is invalid."""
     try:
         raw = parsed(read_small(src / CONFIG_FILE), _once)
         folders = {letter: raw.get(key) for letter, key in CONFIG_KEYS.items()}
@@ -91,31 +91,31 @@ def _stated_sizes(src: Path) -> dict[str, int]:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Without the keys that are there twice: which of their values is meant nobody knows."""
+    """Drop duplicate keys, since it is unknown which of their values is meant."""
     times = Counter(key for key, _ in pairs)
     return {key: value for key, value in pairs if times[key] == 1}
 
 
 def _nothing_there(src: Path) -> MissingFileError | None:
-    """The error of a folder with none of the builder's files; it says where they may be."""
+    """The error of a folder with none of the builder's files; it suggests where they may be."""
     if _files_in(src) or not os.access(src, os.R_OK):
         return None
     first = next(iter(ARTIFACTS.values())).source
-    what = f"{src}: holds none of the builder's files ({first} and so on)"
+    what = f"{src}: holds none of the builder's files ({first}, ...)"
     below = max(_folders_below(src), key=_files_in, default=src)
     if _files_in(below):
-        return MissingFileError(f"{what}, but {below} does: name that folder.")
+        return MissingFileError(f"{what}, but {below} does; name that folder.")
     if (src / _LATER_FORMAT).exists():
         return MissingFileError(
-            f"{what}, but {_LATER_FORMAT}, a later format of that system, which is not read here."
-            " Have the builder write .pt files; or make them of it, each of its tables by"
-            " torch.save(torch.from_numpy(file[name][:]), name + '.pt') with h5py, and"
-            " pair_keyword_ids as a list of lists of ints."
+            f"{what}, but {_LATER_FORMAT}, a later format of the builder that jasper-convert cannot"
+            " read. Have the builder write .pt files, or make them with h5py: each table by"
+            " torch.save(torch.from_numpy(file[name][:]), name + '.pt'), and pair_keyword_ids as a"
+            " list of lists of ints."
         )
     if (src / MANIFEST_FILE).exists():
         return MissingFileError(
-            f"{what}: it is a converted store, whose .pt files are gone. There is nothing to"
-            f" convert; `jasper-convert {src} DST --to-pt` writes them anew."
+            f"{what}: it is a converted store without .pt files, so there is nothing to convert. To"
+            f" restore them, run: jasper-convert {src} DST --to-pt"
         )
     return MissingFileError(f"{what}. Correct the path, or let the builder write them there.")
 

@@ -1,4 +1,4 @@
-"""Writing one artifact: streamed by rows, checked on the way, narrowed where that is asked for."""
+"""Writing one artifact: streamed by rows, checked, and narrowed if requested."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jasper_mmap.store.manifest import Entry
 from .source import Source, cosine_distance
 
 _SAMPLED_ROWS = 1_000_000
-"""Quantiles of larger tables are taken over an even sample of at most this many rows."""
+"""Quantiles of larger tables use an even sample of at most this many rows."""
 _PIECE_VALUES = 1 << 17
 
 
@@ -30,18 +30,18 @@ class Narrowing:
         self._where = where
         self._dtype = dtype
         self._every = max(1, -(-n_rows // _SAMPLED_ROWS))
-        # Made at once: pieces kept one by one would pin the heap between the freed buffers.
+        # Allocated at once: small pieces between the freed buffers would fragment the heap.
         self._sample = np.zeros(-(-n_rows // self._every))
         self._max = 0.0
         self._row = 0
 
     def narrowed(self, rows: torch.Tensor) -> torch.Tensor:
-        """The next rows in the narrower dtype; raises `ContentError` where a value overflows."""
+        """Return the next rows in the narrower dtype; raise `ContentError` on overflow."""
         result = rows.to(self._dtype)
         low, high = torch.aminmax(result)
         if not (torch.isfinite(low) and torch.isfinite(high)):
             self._check_overflow(rows, result)
-        # In small pieces: float64 copies of a whole chunk would be the most memory of all.
+        # In small pieces: float64 copies of a whole chunk would dominate the memory.
         piece = max(1, _PIECE_VALUES // rows.shape[1])
         for begin in range(0, len(rows), piece):
             self._measure(rows[begin : begin + piece], result[begin : begin + piece])
@@ -49,7 +49,7 @@ class Narrowing:
 
     def _measure(self, before: torch.Tensor, after: torch.Tensor) -> None:
         error = cosine_distance(before, after)
-        # A row without direction has none to lose: the zero vector, or an allowed NaN or Inf.
+        # Rows without a direction have no error: the zero vector, or an allowed NaN or Inf.
         error[(before == 0).all(1) | ~torch.isfinite(before).all(1)] = 0.0
         self._max = max(self._max, float(error.max()))
         first = -(-self._row // self._every)
@@ -78,11 +78,11 @@ class Narrowing:
 
 
 Advance = Callable[[int], None]
-"""Told the number of bytes just written."""
+"""Called with the number of bytes just written."""
 
 
 def stored_dtype(source: Source, embeddings_dtype: str | None) -> torch.dtype:
-    """The dtype in which the artifact is stored."""
+    """Return the dtype in which the artifact is stored."""
     dtype = source.checked.dtype
     if embeddings_dtype is None or not source.artifact.narrow:
         return dtype
@@ -100,11 +100,11 @@ def write_artifact(
     allow_nonfinite: bool,
     advance: Advance,
 ) -> tuple[Entry, int]:
-    """Write `source` to `path` with its values as `dtype`; the entry that vouches for the file,
-    and the count of values that are infinite as float32.
+    """Write `source` to `path` with its values as `dtype`; return the file's entry and the count of
+    values that are infinite as float32.
 
-    `sizes` has the letters of the tables it refers to. Anonymous memory: a few chunks, whatever
-    the size. Raises `ContentError` or `IndexRangeError` naming file, row, column and value.
+    `sizes` has the letters of the tables it refers to. Uses memory for a few chunks. Raises
+    `ContentError` or `IndexRangeError` naming file, row, column and value.
     """
     artifact, checked = source.artifact, source.checked
     narrowing = None
@@ -135,7 +135,7 @@ def write_artifact(
                     advance(stored.nbytes)
             except (ContentError, IndexRangeError):
                 for _ in pieces:
-                    pass  # to its end, where a damaged file says so: that is the better answer
+                    pass  # to the end: the checksum error of a damaged file is the better message
                 raise
     entry = Entry(
         file=artifact.file,

@@ -51,7 +51,7 @@ def test_export_overwrites_nothing(demo_store: Path, tmp_path: Path) -> None:
     """One file of that name is enough to refuse, before anything is written."""
     (tmp_path / "back").mkdir()
     (tmp_path / "back" / "val_idx.pt").write_text("mine")
-    with pytest.raises(ExistsError, match=r"val_idx\.pt: exists already"):
+    with pytest.raises(ExistsError, match=r"val_idx\.pt: already exists"):
         export_pt(demo_store, tmp_path / "back")
     assert [p.name for p in (tmp_path / "back").iterdir()] == ["val_idx.pt"]
 
@@ -94,11 +94,11 @@ def test_the_command_converts_and_converts_back(
     kept = run_command(folder, tmp_path / "store")
     assert "0 of 17 artifacts written" in kept.stdout
     assert "warning: question_embs, source_embs, steering_centroid" in kept.stdout
-    assert "stored as float16, as asked for in an earlier conversion; --dtype source" in kept.stdout
+    assert "stored as float16, as in an earlier conversion; --dtype source" in kept.stdout
 
     gone = run_command(folder, tmp_path / "store", "--dtype", "source")
     assert "5 of 17 artifacts written" in gone.stdout
-    assert "running trainings have to be started again" in gone.stdout
+    assert "restart running trainings" in gone.stdout
     back = run_command(tmp_path / "store", tmp_path / "back", "--to-pt")
     assert (back.status, back.stderr) == (0, "")
     assert same_bits(load(tmp_path / "back", "pair_index"), load(folder, "pair_index"))

@@ -59,7 +59,7 @@ def test_too_little_room_is_told_beforehand(folder: Path, monkeypatch: pytest.Mo
     """With what is needed and what is free."""
     monkeypatch.setattr(os, "statvfs", lambda _: type("S", (), {"f_bavail": 1, "f_frsize": 4096})())
     before = contents(folder)
-    with pytest.raises(StorageError, match=r"needs 1\.0 MiB, the disk has 0\.0 MiB free"):
+    with pytest.raises(StorageError, match=r"needs 1\.0 MiB, but the disk has 0\.0 MiB free"):
         convert(folder)
     assert contents(folder) == before
 

@@ -122,7 +122,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], type[JasperError], str]] = {
     "huge int": (
         saved("pair_keyword_ids", lambda r: [*r[:-1], [2**70]]),
         ContentError,
-        "row 59, element 0 is 1180591620717411303424, beyond 64 bits",
+        "row 59, element 0 is 1180591620717411303424, beyond int64",
     ),
     "keyword": (
         saved("pair_keyword_ids", lambda r: [*r[:-1], [0, 99]]),

@@ -115,7 +115,7 @@ def test_a_killed_conversion_goes_on_where_it_was(tmp_path: Path) -> None:
 
     assert in_child(work) == KILLED
     assert state(tmp_path / "fresh") is None
-    with pytest.raises(StoreChangedError, match="under way or was interrupted"):
+    with pytest.raises(StoreChangedError, match="running or was interrupted"):
         read_manifest(tmp_path / "fresh")
     report = convert(versions.folder, tmp_path / "fresh")
     assert report.left_alone[:3] == ("question_embs", "source_embs", "keyword_embs")

@@ -238,7 +238,7 @@ def test_narrowing_that_was_asked_for_is_kept(folder: Path, tmp_path: Path) -> N
         }
         assert read_manifest(store).embeddings_dtype == "bfloat16"
         (note,) = report.notes
-        assert note.startswith(f"{', '.join(NARROWED)}: stored as bfloat16, as asked for")
+        assert note.startswith(f"{', '.join(NARROWED)}: stored as bfloat16, as in an earlier")
         assert "--dtype source" in note
     assert convert(folder, store, embeddings_dtype="bfloat16").notes == ()
     old = read_manifest(store).store_id
@@ -247,7 +247,7 @@ def test_narrowing_that_was_asked_for_is_kept(folder: Path, tmp_path: Path) -> N
     for name in (*NARROWED, *SMALL_TABLES):
         assert same_bits(stored(store / f"{name}.safetensors")[name], load(folder, name))
     (note,) = report.notes
-    for words in (*NARROWED, old, report.store_id, "have to be started again"):
+    for words in (*NARROWED, old, report.store_id, "restart running trainings"):
         assert words in note
     assert read_manifest(store).embeddings_dtype is None
     again = convert(folder, store)
@@ -283,7 +283,7 @@ def test_small_tables_that_0_1_0_narrowed_stay_so(folder: Path, narrowed: Path) 
     assert set(dtypes(narrowed).values()) == {torch.float16}
     for notes in (report.notes, summarise(narrowed)["notes"], convert(folder, narrowed).notes):
         for name in SMALL_TABLES:
-            assert any(f"{name} is stored as F16, narrower than it came" in n for n in notes)
+            assert any(f"{name} was narrowed to F16" in n for n in notes)
     assert read_manifest(narrowed).embeddings_dtype == "float16"
 
 
@@ -308,9 +308,9 @@ def test_small_tables_go_back_where_a_dtype_or_force_is_given(
     }
     assert report.store_id != before
     note = report.notes[-1]
-    for words in (*SMALL_TABLES, before, report.store_id, "have to be started again"):
+    for words in (*SMALL_TABLES, before, report.store_id, "restart running trainings"):
         assert words in note
-    assert not any("narrower than it came" in n for n in summarise(narrowed)["notes"])
+    assert not any("was narrowed to" in n for n in summarise(narrowed)["notes"])
     assert verify_store(narrowed).ok
 
 
@@ -321,7 +321,7 @@ def test_small_table_that_changed_follows_its_source(folder: Path, narrowed: Pat
     assert report.written == ("keyword_embs",)
     assert dtypes(narrowed)["keyword_embs"] == torch.float32
     assert dtypes(narrowed)["centroid_embs"] == torch.float16
-    assert "keyword_embs: stored as they came again" in report.notes[-1]
+    assert "keyword_embs: no longer narrowed" in report.notes[-1]
 
 
 def test_narrowing_outlives_a_kill_in_the_middle(

@@ -96,7 +96,7 @@ def test_rows_that_share_one_long_list_are_refused_unexpanded(times: int, folder
     kind, message = refused(lambda: convert(folder, folder / "store"))
     assert issubclass(kind, ContentError)
     assert f"{times} rows hold {400_000 * times} ids" in message
-    assert "at most 1294336 are read" in message
+    assert "is 1294336. Correct the lists" in message
 
 
 def test_rows_that_share_lists_are_read_as_torch_reads_them(folder: Path, tmp_path: Path) -> None:
