@@ -1,9 +1,8 @@
-"""Which generation of negatives datasets serve, in this process and in its workers.
+"""The generation of negatives that datasets serve, in this process and in its workers.
 
-The process that the datasets belong to decides (the owner): it checks a generation in full, holds
-it open, and then names its number and descriptor in one control word. A worker compares that word
-once a batch and maps the very file that its owner holds, so it never meets another one, and finds
-it even when it has been removed from the disk since.
+The process that owns the datasets decides: it checks a generation in full, keeps it open, and then
+sets its number and descriptor in one control word. A worker compares that word once a batch and
+maps the same file that its owner has open, even if it was removed from the disk since.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ from .placed_store import PlacedGeneration, PlacedStore
 
 _log = logging.getLogger("jasper_mmap")
 
-# One for all, made at import: it is held for a moment, and never by a worker. No process is forked
-# in that moment, or it would begin with half a switch.
+# One lock for all, created at import; it is held briefly, and never by a worker. No process is
+# forked meanwhile, since it would start with half a switch.
 _switching = threading.Lock()
 os.register_at_fork(
     before=_switching.acquire,
@@ -37,20 +36,20 @@ os.register_at_fork(
 
 @dataclass(eq=False)
 class Watching:
-    """One watch, as far as it concerns what is served."""
+    """The state of one watch."""
 
     adopt: Adopt
     splits: frozenset[Split]
-    """Those whose epochs it waits for."""
+    """The splits whose next epoch adopts `held`."""
     process: int
     held: PlacedGeneration | None = None
-    """An examined generation that waits for the next epoch."""
+    """A checked generation that waits for the next epoch."""
 
 
 class Adoption:
-    """The generation in service of datasets that share their tables, and what waits for an epoch.
+    """The generation that datasets with shared tables serve, and those that wait for an epoch.
 
-    `listeners` are called with the number after each switch, in the thread that made it.
+    `listeners` are called with the number after each switch, in the thread that switched.
     """
 
     def __init__(
@@ -65,8 +64,8 @@ class Adoption:
             self._announce(generation)
 
     def __del__(self) -> None:
-        # Before the descriptor is closed, for its number may soon be another file's.
-        with suppress(Exception):  # at the end of the interpreter anything may be gone
+        # Before the descriptor is closed, since its number may be reused for another file.
+        with suppress(Exception):  # modules may be gone at interpreter exit
             if self._control.is_owner():
                 self._control.set_generation(self.number)
 
@@ -77,19 +76,19 @@ class Adoption:
 
     @property
     def number(self) -> int:
-        """The generation in service."""
+        """The number of the generation that is served."""
         return self._control.generation[0]
 
     def current(self, number: int) -> PlacedGeneration:
-        """What to read a batch from; `number` is what the control word names."""
+        """The generation to read a batch from; `number` is the one in the control word."""
         own = self._generation
-        # The owner's is right also in the moment in which it is switched by another thread.
+        # The owner's is valid even while another thread switches it.
         if own is not None and (own.number == number or self._control.is_owner()):
             return own
         return self._borrowed() if not self._control.is_owner() else self._reopened()
 
     def _reopened(self) -> PlacedGeneration:
-        """In a copy that came by pickle: what was served where it came from."""
+        """Open, in an unpickled copy, the generation that its original served."""
         number = self.number
         try:
             reopened = self.served.generation(read_pointer(self.path).of(number), "auto")
@@ -98,16 +97,16 @@ class Adoption:
             if lent is None:
                 raise _gone(error, number) from None
             reopened = self.served.lent(number, lent)
-            if self._control.lender(number) != lent:  # it may have been another file's by then
+            if self._control.lender(number) != lent:  # the descriptor may have been reused
                 raise _gone(error, number) from None
         with _switching:
-            if self._generation is None:  # not adopted by another thread meanwhile
+            if self._generation is None:  # else another thread has adopted one meanwhile
                 self._generation = reopened
                 self._announce(reopened)
             return self._generation
 
     def _borrowed(self) -> PlacedGeneration:
-        """In a worker: what its owner holds."""
+        """Open, in a worker, the generation that its owner has open."""
         while True:
             named = self._control.generation
             number = named[0]
@@ -117,19 +116,19 @@ class Adoption:
                 if named != self._control.generation:
                     continue
                 raise _gone(error, number) from None
-            # As long as the word stands, its descriptor is open, so that was the right file.
+            # While the word is unchanged, its descriptor is open, so this is the right file.
             if named == self._control.generation:
                 self._generation = borrowed
                 return borrowed
 
     def examined(self, pointer: Pointer) -> PlacedGeneration:
-        """The generation that `pointer` names, once it has been checked in full."""
+        """Check the generation that `pointer` names in full, and return it."""
         return self.served.generation(pointer, "full")
 
     def adopt(self, generation: PlacedGeneration, *, older: bool = False) -> None:
-        """Put an examined generation in service here and in all workers.
+        """Serve a checked generation here and in all workers.
 
-        One that is not newer than what is served is let go of, unless `older` allows it.
+        One that is not newer than the served one is ignored, unless `older`.
         """
         with _switching:
             self.must_own()
@@ -138,38 +137,38 @@ class Adoption:
                 return
             before, self._generation = self._generation, generation
             self._announce(generation)
-        del before  # not earlier: until then the word named its descriptor
+        del before  # not earlier: the word named its descriptor
         _log.info("adopted generation %d of %s", generation.number, self.path)
         for listener in tuple(self.listeners):
             listener(generation.number)
 
     def join(self, adopt: Adopt, splits: frozenset[Split]) -> Watching:
-        """Begin a watch; raises `UsageError` beside one that adopts at another time."""
+        """Begin a watch; raises `UsageError` if another one has a different `adopt`."""
         other = next((w.adopt for w in self._running() if w.adopt != adopt), adopt)
         if other != adopt:
             raise UsageError(
-                f"adopt={adopt!r}: these datasets are watched with adopt={other!r} already, and"
-                " they serve one generation together. Stop that watch, or use the same adopt."
+                f"adopt={adopt!r}: these datasets share one generation and are already watched with"
+                f" adopt={other!r}. Stop that watch, or use the same adopt."
             )
         self._watches.append(Watching(adopt, splits, os.getpid()))
         return self._watches[-1]
 
     def leave(self, watch: Watching) -> None:
-        """End a watch; what it held is let go of."""
+        """End a watch and drop the generation that it held."""
         self._watches.remove(watch)
 
     def _running(self) -> list[Watching]:
-        # Those of the process that forked this one have no thread here.
+        # Watches of the parent of a forked process have no thread here.
         return [watch for watch in tuple(self._watches) if watch.process == os.getpid()]
 
     @property
     def nominee(self) -> PlacedGeneration:
-        """What the next epoch is to be served from, if it is for this process to say."""
+        """The newest generation that the next epoch may serve, as far as this process knows."""
         held = [watch.held for watch in self._running() if watch.held is not None]
         return max([self.current(self.number), *held], key=lambda generation: generation.number)
 
     def release(self, split: Split, *, adopting: bool = True) -> None:
-        """At the beginning of an epoch of `split`: adopt what its watches hold, or let go of it."""
+        """At the start of an epoch of `split`, adopt or drop what its watches hold."""
         for watch in self._running():
             if split in watch.splits:
                 held, watch.held = watch.held, None
@@ -177,7 +176,7 @@ class Adoption:
                     self.adopt(held)
 
     def reload(self) -> int:
-        """Look for a newer generation now; the number then in service."""
+        """Look for a newer generation now and adopt it; return the number that is served."""
         pointer = read_pointer(self.path)
         if pointer.generation > self.number:
             self.adopt(self.examined(pointer))
@@ -187,11 +186,11 @@ class Adoption:
         self._control.set_generation(generation.number, generation.file.fd)
 
     def must_own(self) -> None:
-        """Raise `UsageError` where it is not for this process to adopt."""
+        """Raise `UsageError` in a process that does not own the datasets."""
         if not self._control.is_owner():
             raise UsageError(
-                "negatives are adopted in the process that opened the dataset, for all of its"
-                " workers; call this there, or open the dataset anew in this process."
+                "a worker cannot adopt negatives: the process that opened the dataset does, for all"
+                " of its workers. Call this there, or open the dataset again in this process."
             )
 
     def __reduce__(self) -> tuple[Callable[..., Adoption], tuple[Any, ...]]:
@@ -203,6 +202,6 @@ def _gone(error: JasperError, number: int) -> JasperError:
         return error
     return MissingFileError(
         f"{error} Generation {number}, which this copy of the dataset serves, was removed from the"
-        " disk and its owner can no longer be asked: open the dataset anew, or publish with a"
+        " disk, and its owner does not have it open: open the dataset again, or publish with a"
         " larger keep."
     )

@@ -16,9 +16,9 @@ NAMES: Final = (*ARTIFACTS, SPLIT_INDICES)
 
 
 class Artifacts:
-    """Each artifact under its own name; kinds and shapes are those of `schema.ARTIFACTS`.
+    """Each artifact under its own name; `schema.ARTIFACTS` has the kinds and shapes.
 
-    Only declared: a table is looked up when it is asked for, until the dataset is closed.
+    They are only declared: a table is looked up at each access, until the dataset is closed.
     """
 
     _reader: SplitReader
@@ -49,11 +49,11 @@ class Artifacts:
         if name in NAMES:
             return self._reader.table(name)
         if hasattr(type(self), name) and reader is not None:
-            _ = reader.served  # a property that found the dataset closed ends up here
+            _ = reader.served  # reached if a property raised ClosedError: raise it again
         hint = nearest(name, dir(self))
         raise UnknownAttributeError(f"{type(self).__name__} has no attribute {name!r}{hint}")
 
-    if not TYPE_CHECKING:  # to type checkers, no attribute would be unknown
+    if not TYPE_CHECKING:  # else type checkers would accept any attribute
         __getattr__ = _attribute
 
     def __dir__(self) -> list[str]:

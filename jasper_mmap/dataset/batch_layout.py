@@ -1,7 +1,7 @@
-"""Where the columns of a batch lie in memory: fresh tensors, or places in one buffer.
+"""The memory layout of a batch's columns: fresh tensors, or places in one buffer.
 
-In a buffer the columns of embeddings come first and adjoin where each fills 64s of bytes, so that
-all rows of a batch can be written at once; so can the plain columns behind them.
+In a buffer the columns of embeddings come first, contiguous if the size of each is a multiple of
+64 bytes, so that all rows of a batch can be written at once; so can the plain columns after them.
 
 Shape letters as in `schema`.
 """
@@ -20,12 +20,12 @@ import torch
 from ..rules.schema import COLUMNS, PLAIN, WIDE, Column
 
 Columns = dict[str, torch.Tensor]
-"""Of a batch, or some of them, by name."""
+"""Columns of a batch by name, all or some."""
 _ALIGNMENT: Final = 64
 
 
 def empty_batch(size: int, embedding_dim: int, n_neg: int, device: torch.device) -> Columns:
-    """Uninitialised columns of a batch of `size` rows."""
+    """Allocate uninitialised columns of a batch of `size` rows."""
     sizes = {"B": size, "D": embedding_dim, "N": n_neg}
     return {
         c.name: torch.empty([sizes[d] for d in c.shape], dtype=c.dtype, device=device)
@@ -36,8 +36,8 @@ def empty_batch(size: int, embedding_dim: int, n_neg: int, device: torch.device)
 def empty_plain(
     batches: int, size: int, n_neg: int, device: torch.device
 ) -> tuple[torch.Tensor, Columns]:
-    """The plain columns of many batches [batches,B,...], and the bytes [batches,n] they view: each
-    row is what a buffer laid out by `Layout` holds in their place."""
+    """Allocate the plain columns of many batches [batches,B,...]; return the bytes [batches,n] that
+    they view, a row as in a buffer of `Layout`, and the columns."""
     places = _placed(PLAIN, {"B": size, "N": n_neg})
     packed = torch.empty((batches, places[-1].end), dtype=torch.uint8, device=device)
     columns = {}
@@ -49,8 +49,8 @@ def empty_plain(
 
 @dataclass(frozen=True)
 class Target:
-    """Where a batch is written: its columns; and where they adjoin, all of `WIDE` as one tensor
-    [rows,D] and the bytes of all of `PLAIN`."""
+    """Where a batch is written: its columns and, if they are contiguous, all of `WIDE` as one
+    tensor [rows,D] and the bytes of all of `PLAIN`."""
 
     columns: Mapping[str, torch.Tensor]
     wide: torch.Tensor | None = None
@@ -58,7 +58,7 @@ class Target:
 
 
 class _Place(NamedTuple):
-    """Of one column in a buffer, in bytes; `end` is where the next one may begin."""
+    """The place of one column in a buffer, in bytes; the next one may begin at `end`."""
 
     name: str
     shape: tuple[int, ...]
@@ -98,8 +98,8 @@ def _record(places: list[_Place]) -> np.dtype[np.void]:
 
 
 class Layout:
-    """A buffer of `nbytes`, whole pages, for any batch of up to `rows` rows; each column begins on
-    64 bytes."""
+    """The layout of a buffer of `nbytes`, whole pages, for a batch of up to `rows` rows; columns
+    are aligned to 64 bytes."""
 
     def __init__(self, rows: int, embedding_dim: int, n_neg: int) -> None:
         self._sizes = {"D": embedding_dim, "N": n_neg}
@@ -108,7 +108,7 @@ class Layout:
         self.nbytes = end + -end % mmap.PAGESIZE
 
     def _form(self, rows: int) -> tuple[list[_Place], np.dtype[np.void]]:
-        """The places of a batch of `rows` rows, and the record that they are."""
+        """The places of a batch of `rows` rows, and the record dtype that they form."""
         known = self._known.get(rows)
         if known is None:
             places = _placed(COLUMNS.values(), self._sizes | {"B": rows})
@@ -116,12 +116,12 @@ class Layout:
         return known
 
     def batch(self, buffer: Any, rows: int) -> Columns:
-        """Fresh tensors over `buffer`, each with a storage of its own that holds it.
+        """Create fresh tensors over `buffer`, each with its own storage that keeps it alive.
 
-        They are not views of one tensor: autograd counts the changes of each by itself, and to
-        save or send one does not take the others along.
+        They are not views of one tensor: autograd versions each one separately, and saving or
+        sending one does not include the others.
         """
-        # Fields of a record are made in less than half the time of arrays at an offset.
+        # Fields of a record take less than half the time of arrays at an offset.
         whole = np.ndarray((), self._form(rows)[1], buffer)
         return {name: torch.from_numpy(whole[name]) for name in COLUMNS}
 

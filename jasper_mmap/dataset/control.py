@@ -1,11 +1,11 @@
-"""The few integers that every worker must see: the generation, and of each split its epoch and
-forced variant.
+"""Control words, the few integers that every worker must see: the generation, and each split's
+epoch and forced variant.
 
-They lie in one page of anonymous shared memory, which belongs to the process that opened the
-dataset and to its DataLoader workers. Any other process that is started with the dataset (by fork
-or spawn), and any other pickle or deepcopy, begins with the words as they stood and has its own
-from then on. A process learns only after it was started whether it is a worker, so it keeps both:
-the page of its parent, which it follows as a worker, and the words for a page of its own.
+They are in one page of anonymous shared memory, used by the process that opened the dataset and
+its DataLoader workers. Any other process that is started with the dataset (by fork or spawn), and
+any other pickle or deepcopy, starts with a copy of the words and has its own from then on. A
+process knows only after its start whether it is a worker, so it keeps both: the page of its parent,
+which it follows as a worker, and the words for a page of its own.
 
 Each word is an aligned 64-bit integer written in one store, so a reader sees the old value or the
 new one.
@@ -27,16 +27,16 @@ from ..files.shared_memory import Descriptor, anonymous_memory, being_spawned
 NO_VARIANT: Final = -1
 _SIZE: Final = mmap.PAGESIZE
 _NUMBER_BITS: Final = 40
-"""Of a generation; `negatives.MAX_GENERATION` lies below, the owner's descriptor takes the rest."""
+"""Bits of a generation, above `pointer.MAX_GENERATION`; the owner's descriptor has the rest."""
 _NUMBER_MASK: Final = (1 << _NUMBER_BITS) - 1
 _PER_SPLIT: Final = 2
 
-# Of the worker that forked this process, which is no worker itself.
+# The info of a worker that forked this process, which is not a worker itself.
 _inherited_info: Any = None
 
 
 def in_worker() -> bool:
-    """Whether this process is a DataLoader's worker, ours or torch's."""
+    """Return whether this process is a DataLoader worker, ours or torch's."""
     info = get_worker_info()
     return info is not None and info is not _inherited_info
 
@@ -49,7 +49,7 @@ class Words(NamedTuple):
     """Variant number, or `NO_VARIANT`."""
     generation: int
     descriptor: int = -1
-    """The owner's, of that generation's file; -1 where it has none."""
+    """The owner's descriptor of that generation's file; -1 if it has none."""
 
 
 class _Page:
@@ -58,8 +58,8 @@ class _Page:
     def __init__(self, memory: Descriptor, owner: int) -> None:
         self.memory = memory
         self.owner = owner
-        # Not through libc as tables are: this one is unmapped only after the last `__del__` of
-        # whatever the garbage collector found together, which may still read it.
+        # Python's mmap, not libc as for tables: it is unmapped after the last `__del__` of objects
+        # that are collected together, which may still read it.
         self.words = memoryview(mmap.mmap(memory.fd, _SIZE)).cast("q")
 
     @classmethod
@@ -71,16 +71,16 @@ class _Page:
 
 
 class Control:
-    """Control words of `splits` splits that serve one generation.
+    """Control words of `splits` splits that share one generation.
 
-    A process other than a worker owns its words, and is the one to set them.
+    Every process except a worker owns its words and may set them.
     """
 
     def __init__(self, splits: int, start: Sequence[int] | None = None) -> None:
         self._count = 1 + splits * _PER_SPLIT
         self._start = tuple(start or [0] * self._count)
         self._followed: _Page | None = None
-        # Made when it is first needed: a worker needs none. A dict, whose setdefault is atomic.
+        # Created on first use: a worker needs none. A dict, since its setdefault is atomic.
         self._own: dict[None, _Page] = {}
         self._at_fork: tuple[_Page, tuple[int, ...]] | None = None
         _living[id(self)] = self
@@ -91,7 +91,7 @@ class Control:
 
     @property
     def page(self) -> _Page:
-        """The page that counts in this process."""
+        """The page that applies in this process."""
         if self._followed is not None and in_worker():
             return self._followed
         own = self._own.get(None)
@@ -99,29 +99,29 @@ class Control:
 
     @property
     def generation(self) -> tuple[int, int]:
-        """The number of the generation in service, and the owner's descriptor of its file."""
+        """The number of the served generation, and the owner's descriptor of its file."""
         return _unpacked(self.page.words[0])
 
     def set_generation(self, generation: int, descriptor: int = -1) -> None:
-        """Name what is to be served, in this process and in its workers."""
-        # One word, for a reader must not take a number together with another one's descriptor.
+        """Set the generation to serve, in this process and in its workers."""
+        # One word, so that a reader never combines a number with the descriptor of another one.
         self.page.words[0] = _packed(generation, descriptor)
 
     def is_owner(self) -> bool:
-        """Whether this process has words of its own, and is no worker of one that has."""
+        """Return whether this process owns its words, that is, is not a worker."""
         return self._followed is None or not in_worker()
 
     def lender(self, generation: int) -> Path | None:
-        """The name by which to open that generation's file in the process that started this one,
-        as long as it holds that open; None where it does not, or this process may not look (the
-        owner gave up root, or is not dumpable)."""
+        """The path of the descriptor by which the parent process has that generation open; None if
+        it has not, or if this process may not access it (the owner dropped root, or is not
+        dumpable)."""
         if self._followed is None:
             return None
         number, descriptor = _unpacked(self._followed.words[0])
         if number != generation or descriptor < 0:
             return None
         path = f"/proc/{self._followed.owner}/fd/{descriptor}"
-        # Not Path.exists: it raises where it may not look.
+        # Not Path.exists, which raises without permission.
         return Path(path) if os.path.exists(path) else None  # noqa: PTH110
 
     def _snapshot(self) -> tuple[_Page, tuple[int, ...]]:
@@ -133,7 +133,7 @@ class Control:
 
     def __reduce__(self) -> tuple[Callable[..., Control], tuple[Any, ...]]:
         page, words = self._snapshot()
-        # The descriptor of another process says nothing here.
+        # The descriptor of another process is meaningless here.
         start = (_packed(_unpacked(words[0])[0], -1), *words[1:])
         splits = (self._count - 1) // _PER_SPLIT
         if being_spawned():
@@ -150,7 +150,7 @@ class SplitWords:
         self._at = 1 + number * _PER_SPLIT
 
     def read(self) -> Words:
-        """As they are at this moment."""
+        """Return the words as they are now."""
         words = self.control.page.words
         return Words(words[self._at], words[self._at + 1], *_unpacked(words[0]))
 
@@ -192,7 +192,7 @@ def _before_fork() -> None:
 
 def _after_fork_in_child() -> None:
     global _inherited_info
-    # Before that is set: the child of a worker follows what the worker followed.
+    # Before `_inherited_info` is set: the child of a worker follows the same page as the worker.
     for reference in _living.valuerefs():
         control = reference()
         if control is not None:

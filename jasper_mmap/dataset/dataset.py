@@ -1,4 +1,4 @@
-"""`JASPERSteeringDataset`: joins the parts below; no arithmetic of its own."""
+"""`JASPERSteeringDataset`: combines the parts of this room; it computes nothing itself."""
 
 from __future__ import annotations
 
@@ -37,27 +37,27 @@ class JASPERSteeringDataset(Artifacts, Dataset[Batch]):
     """Batches of one split of a converted store.
 
     A map-style dataset: `dataset[position]` is a sample, `dataset.__getitems__(positions)` a whole
-    batch; positions number the pairs of the split. Each artifact is an attribute under its own
-    name (`question_embs`, ..., `hard_negatives`, `negative_tiers`; `split_indices` holds the
+    batch; positions number the pairs of the split from 0. Each artifact is an attribute under its
+    own name (`question_embs`, ..., `hard_negatives`, `negative_tiers`; `split_indices` holds the
     split's pair numbers, `pair_keyword_ids[i]` the 1-D int64 tensor of pair i) until `close()`.
     Tables are mapped, shared by all processes and never copied; writing to one in place changes
-    this process's view only. Pickles to a few kilobytes and opens again where it arrives.
+    this process's view only. A dataset pickles to a few kilobytes; the copy opens the store again.
 
     Args:
         dataset_dir: a folder that `jasper-convert` made; kept as an absolute path.
         split: "train", "val" or "test".
         epoch: sets the curriculum and the draw of steering variants; see `set_epoch`.
         device: "cpu" (or None) serves from the mapped files; a CUDA device gets one copy of every
-            table, and every tensor of a batch lies there.
-        seed: with it, batches are a function of the store, the epoch and the positions alone.
-        validate: "auto" trusts what the converter checked as long as sizes and times of the files
-            say that nothing changed; "full" recomputes every checksum and check.
+            table, and every tensor of a batch is on it.
+        seed: of the order and the draws; batches depend on nothing else that is random.
+        validate: "auto" trusts the converter's checks while sizes and times of the files are
+            unchanged; "full" recomputes every checksum and check.
 
     Raises:
         MissingFileError, ConfigError, FormatError, ContentError, StoreChangedError: the store is
-            not there, not sound, or being converted.
-        DeviceError, DeviceMemoryError: the device is not there or too small.
-        UnknownSplitError, UsageError: an argument cannot be.
+            missing, not sound, or being converted.
+        DeviceError, DeviceMemoryError: the device does not exist or has too little memory.
+        UnknownSplitError, UsageError: an argument is invalid.
     """
 
     dataset_dir: Path
@@ -87,7 +87,7 @@ class JASPERSteeringDataset(Artifacts, Dataset[Batch]):
         self.split = split
         self.seed = arguments.seed(seed)
         self.collective = False
-        """One of several ranks', which switch together (see `loader/ranks`)."""
+        """Whether it is one of several ranks', which switch together (see `loader/ranks`)."""
         self.epoch_calls = 0
         self._words = words
         self._words.set_epoch(arguments.integer("epoch", epoch))
@@ -119,10 +119,10 @@ class JASPERSteeringDataset(Artifacts, Dataset[Batch]):
         validate: Validation = "auto",
         placement: Placement | None = None,
     ) -> dict[Split, JASPERSteeringDataset]:
-        """The three splits over one set of mappings (on a device: over one copy).
+        """Open the three splits over one set of mappings (on a device: over one copy).
 
-        They serve one generation: what is adopted through one of them, all three serve. Epoch,
-        seed and forced steering are each one's own, and so is `close()`.
+        They share one generation: if one of them adopts it, all three serve it. Each has its own
+        epoch, seed, forced steering and `close()`.
         """
         served = PlacedStore(dataset_dir, placement or placement_for(device), validate=validate)
         splits = {s: JASPERSteeringDataset.__new__(JASPERSteeringDataset) for s in SPLITS}
@@ -159,24 +159,24 @@ class JASPERSteeringDataset(Artifacts, Dataset[Batch]):
 
     @property
     def reader(self) -> SplitReader:
-        """Reads batches of positions that are known to lie in the split."""
+        """The reader of batches, for positions that are known to be in range."""
         self._open()
         return self._reader
 
     @property
     def adoption(self) -> Adoption:
-        """Says which generation is served; shared by the splits of `create_combined_splits`."""
+        """The served generation; shared by the splits of `create_combined_splits`."""
         return self._reader.adoption
 
     def reload_negatives(
         self, source_dir: str | Path | None = None, *, allow_equal: bool = False
     ) -> int:
-        """Look for a newer generation now and serve it, in every worker too; the one in force.
+        """Look for a newer generation now and serve it, in every worker too; return its number.
 
         First publishes `hard_negatives.pt` and `negative_tiers.pt`, beside the store or in
-        `source_dir`, if they were overwritten since a generation was last made from them: waits for
-        the other one (some 5 s) where one was written alone, refuses equal ones unless
-        `allow_equal`, warns on a read-only store. A spoilt generation is an error and not served.
+        `source_dir`, if they were overwritten since a generation was last made from them. If only
+        one was, waits for the other (about 5 s). Refuses equal tables unless `allow_equal`; warns
+        on a read-only store. A damaged generation is an error and not served.
         """
         self.adoption.must_own()
         try:
@@ -185,52 +185,52 @@ class JASPERSteeringDataset(Artifacts, Dataset[Batch]):
                     self.dataset_dir, source_dir=source_dir, allow_equal=allow_equal
                 )
         except AccessError as error:
-            _log.warning("serving what is published, for nothing can be published here: %s", error)
+            _log.warning("serving the published negatives; cannot publish new ones here: %s", error)
         return self.adoption.reload()
 
     def set_epoch(self, epoch: int) -> None:
         """Move to `epoch` (>= 0) in this process and in every worker of this dataset.
 
-        It never communicates: ranks of torch.distributed agree on a generation by
-        `jasper_mmap.set_epoch`.
+        This never communicates; `jasper_mmap.set_epoch` makes the ranks of torch.distributed agree
+        on a generation.
         """
         self._words.set_epoch(arguments.integer("epoch", epoch))
         if not self.collective and not self.closed:
             self.adoption.release(self.split)
-        self.epoch_calls += 1  # tells samplers that their count of passes begins anew
+        self.epoch_calls += 1  # samplers restart their count of passes
 
     @property
     def files(self) -> list[Path]:
-        """The store's files that are served, the generation's included."""
+        """The served files of the store, including the generation's."""
         served = self._open()
         names = [entry.file for entry in served.store.manifest.artifacts.values()]
         return [served.path / n for n in (*names, f"{FOLDER}/{file_name(self.generation)}")]
 
     @property
     def store_id(self) -> str:
-        """Names the content of the store: equal stores have equal ones."""
+        """The id of the store's content: equal stores have equal ids."""
         return self._store_id
 
     def force_steering(self, variant: Variant | None) -> None:
-        """Give every pair this variant ("zero", "centroid", "keyword", "residual") from now on,
-        in every worker too; None goes back to the curriculum's draw."""
+        """Steer every pair by this variant ("zero", "centroid", "keyword", "residual") from now
+        on, in every worker too; None restores the curriculum's draw."""
         name = None if variant is None else arguments.variant_name(variant)
         self._words.set_forced(NO_VARIANT if name is None else VARIANTS.index(name))
 
     @property
     def current_epoch(self) -> int:
-        """The epoch that this process and its workers are in."""
+        """The epoch of this process and its workers."""
         return self._words.read().epoch
 
     @property
     def steering_probs(self) -> dict[Variant, float]:
-        """Probability of each variant in the current epoch, by the curriculum; a forced variant
-        does not change it."""
+        """Variant -> its probability in the current epoch, by the curriculum; a forced variant does
+        not change it."""
         return steering_probabilities(self._open().config, self.current_epoch)
 
     @property
     def generation(self) -> int:
-        """The generation of hard negatives that is served."""
+        """The number of the served generation of hard negatives."""
         return self._words.read().generation
 
     @property
@@ -245,17 +245,17 @@ class JASPERSteeringDataset(Artifacts, Dataset[Batch]):
 
     @property
     def config(self) -> dict[str, Any]:
-        """All of `config.json`, with the keys nobody reads here."""
+        """All of `config.json`, including unknown keys."""
         return self._open().config.raw
 
     @property
     def device(self) -> torch.device:
-        """Where the tables and every tensor of a batch lie."""
+        """The device of the tables and of every tensor of a batch."""
         return self._open().placement.device
 
     @property
     def memory_usage_mb(self) -> float:
-        """Bytes of all tables served, over 2**20; mapped ones, which processes share, in full."""
+        """Bytes of all served tables / 2**20; mapped ones, which processes share, count in full."""
         return (self._open().nbytes + self.adoption.current(self.generation).nbytes) / 2**20
 
     def _open(self) -> PlacedStore:
@@ -267,11 +267,11 @@ class JASPERSteeringDataset(Artifacts, Dataset[Batch]):
         return self._reader.closed
 
     def close(self) -> None:
-        """Let go of the mappings (they end with the last tensor or dataset that uses them)."""
+        """Release the mappings, which end with the last tensor or dataset that uses them."""
         self._reader.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        self._open()  # a closed one says so here, and not where it arrives
+        self._open()  # a closed dataset raises here, not where it is unpickled
         return self.__dict__
 
     def __enter__(self) -> Self:
@@ -285,7 +285,7 @@ class JASPERSteeringDataset(Artifacts, Dataset[Batch]):
 
 
 def _served_together(served: PlacedStore, splits: int) -> list[tuple[Adoption, SplitWords]]:
-    """Open the tables; for each of so many splits the generation that all serve, and its words."""
+    """Open the tables; return the shared generation and the control words of each split."""
     generation = served.open()
     if (note := default_curriculum(served.config)) is not None:
         _log.info("%s: %s", served.path, note)

@@ -1,7 +1,7 @@
-"""Pair numbers -> batches: every column read by rows straight into its place. Pure.
+"""Pair numbers -> batches: every column is read by rows directly into its place. Pure.
 
-In two steps. `Lookup.load` does for many batches at once what is small: the plain columns, and the
-numbers of the rows of embeddings. `Lookup.fill` then makes one batch, which is little more than a
+It takes two steps. `Lookup.load` looks up the small data of many batches at once: the plain
+columns, and the row numbers of the embeddings. `Lookup.fill` then makes one batch, mostly by a
 single `torch.index_select` of all its embeddings.
 
 Shape letters as in `schema`.
@@ -25,17 +25,17 @@ _PIECE_BYTES: Final = 1 << 21
 
 
 def rows_of(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """`table[index]` for a 1-D int64 `index`; unsigned tables come as int64."""
+    """Return `table[index]` for a 1-D int64 `index`; unsigned values as int64."""
     if (signed := SIGNED.get(table.dtype)) is not None:
         return as_int64(table.view(signed).index_select(0, index).view(table.dtype))
     return table.index_select(0, index)
 
 
 class Lookup:
-    """Room for `batches` batches of `batch_size` rows that need only be filled.
+    """The looked-up data of `batches` batches of `batch_size` rows.
 
-    It is used again and again: fresh memory would be faulted in, page by page, each time.
-    `tables` are a store's, `stack` joins those of embeddings, where they could be joined.
+    It is reused, since fresh memory would cause page faults each time. `tables` are a store's,
+    `stack` joins those of embeddings, if they can be joined.
     """
 
     def __init__(
@@ -71,19 +71,18 @@ class Lookup:
         variants: NDArray[np.int64],
         plain: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
-        """Look up the batches of the pair numbers `pairs` and steering `variants` (as many).
+        """Look up the batches of the pair numbers `pairs` and the steering `variants`, as many.
 
-        `negatives` are the tables of one generation. `pairs` is int64 on the tables' device and
-        lies in [0, N_p): that, and that the tables refer only to rows that exist, was checked
-        before. The plain columns of a single batch may go straight to their places `plain`; then
-        only `fill_wide` has something to write.
+        `negatives` are the tables of one generation. `pairs` is int64 on the tables' device, in
+        [0, N_p); this and all references between tables were checked before. The plain columns of a
+        single batch may be written directly to `plain`; then only `fill_wide` remains.
         """
         tables, stack = {**self._tables, **negatives}, self._stack
         self._variants = variants.reshape(self.shape)
         room = self._room if plain is None else plain
         drawn = torch.from_numpy(variants).to(pairs.device)
         questions, sources = rows_of(tables["pair_index"], pairs).to(torch.int64).unbind(1)
-        numbers = room["negative_tiers"]  # of the same form, until those are read
+        numbers = room["negative_tiers"]  # has the same shape, and is not used until tiers are read
         _read(tables["hard_negatives"], pairs, numbers)
         steering = pairs
         if stack is not None:
@@ -105,8 +104,8 @@ class Lookup:
                 place.copy_(values.view(place.shape))
 
     def fill(self, batch: int, target: Target) -> None:
-        """Write batch number `batch` of those that were loaded."""
-        assert self._packs_plain, "the plain columns went straight to their places"
+        """Write batch number `batch` of the loaded ones."""
+        assert self._packs_plain, "load() wrote the plain columns to their places; use fill_wide()"
         self.fill_wide(batch, target)
         if target.plain is not None:
             target.plain.copy_(self._packed[batch])
@@ -127,8 +126,8 @@ class Lookup:
                     _read(table, rows, out)
 
     def rows_read(self, batch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """The tables of embeddings and the numbers of those of their rows that `fill` will read,
-        as far as a column has a table of its own."""
+        """The tables of embeddings and the row numbers that `fill` will read, for each column that
+        has one table."""
         for _, table, rows in self._reads(batch):
             if table is not None:
                 yield table, rows
@@ -142,7 +141,7 @@ class Lookup:
                 yield column, self._tables[column.artifact] if column.artifact else None, rows
 
     def _steer(self, batch: int, pairs: torch.Tensor, out: torch.Tensor) -> None:
-        """Steering by groups of equal variant, from tables that could not be joined."""
+        """Read the steering variant by variant, from tables that could not be joined."""
         variants = self._variants[batch]
         out.zero_()
         for variant, name in enumerate(STEERING):
@@ -156,7 +155,7 @@ def _read(table: torch.Tensor, index: torch.Tensor, out: torch.Tensor) -> None:
     if table.dtype == out.dtype:
         torch.index_select(table, 0, index, out=out)
         return
-    # The rows of a large batch as a whole would be faulted in anew each time.
+    # In pieces: fresh memory for a whole large batch would cause page faults each time.
     piece = max(1, _PIECE_BYTES // (table.stride(0) * table.element_size()))
     for begin in range(0, len(index), piece):
         end = begin + piece

@@ -1,6 +1,6 @@
-"""What datasets serve from: a store's tables and its generations, placed, opened once a process.
+"""A store's tables and generations on their device, opened once a process and shared by datasets.
 
-Pickles as its recipe (path, store_id, config, device), and opens again at first use.
+It pickles as its recipe (path, store_id, config, device) and opens again at first use.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from .stack import Stack, map_stacked
 class PlacedGeneration:
     """The placed tables of one generation; the mapping ends with the last reference.
 
-    `file` stays open, so that workers can map it after its name is gone. `pointer` is what named
-    it, where this process knows.
+    `file` stays open, so that workers can map it after it was removed. `pointer` is the one that
+    named it, if known in this process.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class PlacedGeneration:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its tables; mapped ones count in full."""
+        """Total bytes of its tables; mapped ones count in full."""
         return sum(t.nbytes for t in self.tables.values())
 
 
@@ -77,7 +77,7 @@ class PlacedStore:
 
     @cached_property
     def store(self) -> Store:
-        """The mapped store; raises `StoreChangedError` if it is another than was pickled."""
+        """The mapped store; raises `StoreChangedError` if it is not the one that was pickled."""
         store = Store(self.path, validate=self._validate)
         if self._expected_id not in (None, store.store_id):
             raise changed(self.path)
@@ -85,7 +85,7 @@ class PlacedStore:
 
     @property
     def config(self) -> Config:
-        """As it stood when the dataset was first opened, in every process."""
+        """The configuration when the dataset was first opened, the same in every process."""
         return self._config or self.store.config
 
     @cached_property
@@ -95,13 +95,13 @@ class PlacedStore:
         self.placement.reserve(plain.values())
         if self.stack is None:
             return self.placement.place(plain)
-        # The parts of the stack stand for the tables it joins: no second mapping, no second copy.
+        # The stack's parts replace the tables it joins, which saves a second mapping or copy.
         rest = {name: table for name, table in plain.items() if name not in self.stack.parts}
         return {**self.placement.place(rest), **self.stack.parts}
 
     @cached_property
     def stack(self) -> Stack | None:
-        """The tables of embeddings joined to one, where that can be done."""
+        """The tables of embeddings joined to one, if possible."""
         store = self.store
         tables = {name: table_tensor(store.tables[name]) for name in GATHERED}
         if self.placement.copied:
@@ -122,7 +122,7 @@ class PlacedStore:
         }
 
     def open(self) -> PlacedGeneration:
-        """Open and place everything now; the generation in force."""
+        """Open and place everything now; return the current generation."""
         pointer, opened = self.store.current_generation(full=self._validate == "full")
         tables = [
             part
@@ -134,14 +134,14 @@ class PlacedStore:
         return self._placed(pointer, opened)
 
     def generation(self, pointer: Pointer, validate: Validation) -> PlacedGeneration:
-        """The generation that `pointer` names: "auto" trusts a file of its size and time, "full"
-        trusts none."""
+        """Return the generation that `pointer` names; "auto" trusts its size and time, "full" does
+        not."""
         placed = self._generations.get(pointer.generation)
         return placed or self._placed(pointer, self._checked(pointer, validate))
 
     def lent(self, number: int, at: Path | None) -> PlacedGeneration:
-        """A generation trusted to be sound, for a process that has checked it holds it open, under
-        the name `at`; the file of its number is taken where that name may not be opened."""
+        """Return a generation without checking it, since the process that has it open under the
+        path `at` did; if that path is not accessible, it is opened by its number."""
         try:
             opened = map_generation(self.path, number, self._sizes, at=at)
         except AccessError:
@@ -183,9 +183,9 @@ class PlacedStore:
 
 
 def changed(path: Path) -> StoreChangedError:
-    """The error of a dataset that outlived the store it was opened on."""
+    """The error of a dataset whose store was converted again."""
     return StoreChangedError(
-        f"{path}: was converted again since the dataset was opened; open it anew."
+        f"{path}: was converted again since the dataset was opened; open it again."
     )
 
 

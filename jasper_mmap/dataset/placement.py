@@ -1,4 +1,4 @@
-"""Where the tables lie while they are served: in the mapped files, or copied to a device."""
+"""Where the served tables are: in the mapped files, or copied to a device."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class Placement:
         free = self.free(self.device)
         if need > free:
             raise DeviceMemoryError(
-                f"{self.device}: the dataset needs {need / 2**20:,.0f} MB there and"
+                f"{self.device}: the dataset needs {need / 2**20:,.0f} MB there, but"
                 f" {free / 2**20:,.0f} MB are free. Serve it mapped with device='cpu', convert with"
                 " embeddings_dtype='float16' (half the bytes), or free memory on the device."
             )
 
     @plain_tensors
     def place(self, tables: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The tables where they are to be served from."""
+        """Return the tables where they are served from."""
         if not self.copied:
             return dict(tables)
         staging = _Staging(self.device)
@@ -55,7 +55,7 @@ class Placement:
 
     @plain_tensors
     def stack(self, tables: Mapping[str, torch.Tensor]) -> Stack | None:
-        """Copies of the tables joined to one; None where dtypes or widths differ."""
+        """Copy the tables joined to one; None if dtypes or widths differ."""
         if not joinable(tables):
             return None
         some = next(iter(tables.values()))
@@ -77,22 +77,21 @@ def device_named(device: str | torch.device | None) -> torch.device:
         return torch.device("cpu" if device is None else device)
     except (RuntimeError, TypeError):
         raise DeviceError(
-            f"unknown device {device!r:.100}: a dataset lies on 'cpu' or on a CUDA device ('cuda',"
-            " 'cuda:1')."
+            f"unknown device {device!r:.100}: it must be 'cpu' or a CUDA device ('cuda', 'cuda:1')."
         ) from None
 
 
 def placement_for(device: str | torch.device | None) -> Placement:
-    """The placement that `device` asks for; raises `DeviceError` where there is no such device."""
+    """The placement for `device`; raises `DeviceError` if there is no such device."""
     target = device_named(device)
     if target.type == "cpu":
         return Placement(target, copied=False)
     if target.type != "cuda":
-        raise DeviceError(f"device {device!r}: a dataset lies on 'cpu' or on a CUDA device.")
+        raise DeviceError(f"device {device!r}: it must be 'cpu' or a CUDA device.")
     if not torch.cuda.is_available():
         raise DeviceError(
-            f"device {device!r}: torch finds no CUDA device here; use device='cpu', or install a"
-            " CUDA build of torch on a machine with a GPU."
+            f"device {device!r}: torch finds no CUDA device; use device='cpu', or install a CUDA"
+            " build of torch on a machine with a GPU."
         )
     index = torch.cuda.current_device() if target.index is None else target.index
     if index >= torch.cuda.device_count():
@@ -104,7 +103,7 @@ def placement_for(device: str | torch.device | None) -> Placement:
 
 
 class _Staging:
-    """Copies through two bounded buffers, pinned for CUDA: the driver reading a private mapping
+    """Copies through two bounded buffers, pinned for CUDA: reading a private mapping, the driver
     may write-fault every page of it, and pageable copies are slower."""
 
     def __init__(self, device: torch.device) -> None:

@@ -1,7 +1,7 @@
-"""What a dataset hands out: a sample, and B samples that are one ready batch.
+"""What a dataset returns: a sample, and B samples that are one ready batch.
 
-`torch.utils.data.default_collate` is told of `Sample`: given `Rows` it takes the batch as it is, so
-a stock DataLoader gets whole batches; a custom `collate_fn` sees a sequence of B samples.
+`Sample` is registered with `torch.utils.data.default_collate`, which takes the batch of `Rows` as
+it is, so a stock DataLoader gets whole batches; a custom `collate_fn` sees B samples.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .batch_layout import Columns
 
 
 class Sample(dict[str, torch.Tensor]):
-    """One row of a batch, of a type that `default_collate` can be told of."""
+    """One row of a batch, of a type registered with `default_collate`."""
 
     @staticmethod
     def of(columns: Columns, row: int) -> Batch:

@@ -1,12 +1,12 @@
-"""Reusable batch buffers: a batch is gathered straight into a slot and served from there.
+"""Reusable batch buffers: a batch is gathered directly into a slot and served from there.
 
-All slots lie in one piece of memory, private or shared with workers; the free list stays in the
-process that owns them. A batch leases its slot: the storages of its tensors hold the lease,
-and when the last of them dies, wherever that is, the slot is free again. Freed slots are handed out
-most recently freed first, so that a few of them stay in the processor's cache.
+All slots are in one piece of memory, private or shared with workers; the free list is in the
+process that owns them. A batch leases its slot: the storages of its tensors hold the lease, and
+when the last of them dies, in any thread, the slot is free again. The slot freed last is reused
+first, so that a few slots stay in the processor's cache.
 
-A consumer that keeps batches makes the memory grow by further extents; the pages of a grown slot go
-back to the system when it is freed.
+If a consumer keeps batches, the memory grows by further extents; the pages of such a slot are
+returned to the system when it is freed.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from .batch_layout import Columns, Layout, Target
 
 
 class Extents:
-    """Memory of `count` slots and more, in mapped extents each as large as all before it together.
+    """Memory of `count` slots and more, in extents each as large as all before it together.
 
     The owner and its workers map the same extents of one anonymous file, each on first use;
-    without `shared` it is the owner's private memory.
+    without `shared` it is private memory of the owner.
     """
 
     def __init__(self, layout: Layout, count: int, shared: Descriptor | None) -> None:
@@ -47,7 +47,7 @@ class Extents:
     def target(self, slot: int, rows: int) -> Target:
         """Where to write a batch of `rows` rows into `slot`.
 
-        Nobody else sees these tensors, so they need not be fresh as those of a lease must.
+        These tensors stay internal, so they are reused, unlike those of a lease.
         """
         target = self._targets.get((slot, rows))
         if target is None:
@@ -57,7 +57,7 @@ class Extents:
         return target
 
     def locate(self, slot: int) -> tuple[mmap.mmap, int]:
-        """The mapping in which `slot` lies, and its offset there in bytes."""
+        """The mapping that contains `slot`, and its offset there in bytes."""
         extent = (slot // self._first).bit_length()
         begin = self._first << extent - 1 if extent else 0
         mapping = self._maps.get(extent)
@@ -66,24 +66,24 @@ class Extents:
         return mapping, (slot - begin) * self._layout.nbytes
 
     def _map(self, extent: int, begin: int, count: int) -> mmap.mmap:
-        """Slots `begin` to `begin + count`. Several threads and processes may do so at once."""
+        """Map slots `begin` to `begin + count`; threads and processes may do so at once."""
         length = count * self._layout.nbytes
         if self._shared is None:
             mapping = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         else:
-            # The byte behind an extent makes the file that long; truncating it to that length could
-            # make it shorter, where a later extent has come first.
+            # Writing a byte after the extent makes the file long enough; truncating it to that
+            # length could shorten it, if a later extent came first.
             offset = begin * self._layout.nbytes + extent * mmap.PAGESIZE
             os.pwrite(self._shared.fd, b"\0", offset + length)
             mapping = mmap.mmap(self._shared.fd, length, offset=offset)
         if length >= HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
-            with contextlib.suppress(OSError):  # a kernel without huge pages serves small ones
+            with contextlib.suppress(OSError):  # a kernel without huge pages uses small ones
                 mapping.madvise(mmap.MADV_HUGEPAGE)
         return self._maps.setdefault(extent, mapping)
 
 
 class _Lease(np.ndarray[Any, Any]):
-    """The bytes of one slot; frees it when it dies."""
+    """The bytes of one slot, which is freed when this dies."""
 
     owner: Slots
     slot: int
@@ -95,8 +95,8 @@ class _Lease(np.ndarray[Any, Any]):
 class Slots:
     """Hands out slots and takes them back, from any thread.
 
-    `fallbacks` counts how often none of the `count` regular slots was free and a grown one was
-    taken instead.
+    `fallbacks` counts how often none of the `count` regular slots was free and another one was
+    allocated or reused instead.
     """
 
     def __init__(self, layout: Layout, count: int, *, shared: bool) -> None:
@@ -113,14 +113,14 @@ class Slots:
         self._unused = itertools.count(count)
 
     def take(self) -> int | None:
-        """A free regular slot, if there is one."""
+        """Take a free regular slot, if there is one."""
         try:
             return self._free.pop()
         except IndexError:
             return None
 
     def take_grown(self) -> int:
-        """A slot beyond the regular ones, fresh memory."""
+        """Take a slot beyond the regular ones, in fresh memory."""
         self.fallbacks += 1
         try:
             return self._free_grown.pop()
@@ -130,7 +130,7 @@ class Slots:
     def give_back(self, slot: int) -> None:
         """Make `slot` free again.
 
-        A forked process has copies of the leases that were alive, whose end says nothing.
+        Leases that a forked process has inherited free nothing.
         """
         if self.memory is not None and this_process() != self._owner:
             return
@@ -139,12 +139,12 @@ class Slots:
             return
         mapping, offset = self.extents.locate(slot)
         advice = mmap.MADV_DONTNEED if self.memory is None else mmap.MADV_REMOVE
-        with contextlib.suppress(OSError):  # not every file system gives pages of a file back
+        with contextlib.suppress(OSError):  # not every file system can free pages of a file
             mapping.madvise(advice, offset, self.layout.nbytes)
         self._free_grown.append(slot)
 
     def lease(self, slot: int, rows: int) -> Columns:
-        """`slot` as a batch of `rows` rows that gives it back when it dies."""
+        """Return `slot` as a batch of `rows` rows, which frees the slot when it dies."""
         mapping, offset = self.extents.locate(slot)
         lease = _Lease(self.layout.nbytes, np.uint8, mapping, offset)
         lease.owner, lease.slot = self, slot

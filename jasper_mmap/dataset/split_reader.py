@@ -1,4 +1,4 @@
-"""Positions in a split -> batches: which pairs, steering and generation; then the gather."""
+"""Positions in a split -> batches: selects pairs, steering and generation, then gathers."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ SPLIT_INDICES: Final = "split_indices"
 
 
 class _Spares:
-    """Lookups to use again, by any thread: appending to and popping from a list is atomic."""
+    """Lookups to reuse, from any thread: append and pop of a list are atomic."""
 
     def __init__(self) -> None:
         self._kept: list[Lookup] = []
 
     def take(self, batches: int, batch_size: int) -> Lookup | None:
-        """One of that shape, if it comes first; others go."""
+        """Return the last one if it has that shape; otherwise drop it."""
         try:
             lookup = self._kept.pop()
         except IndexError:
@@ -46,13 +46,13 @@ class _Spares:
 
 
 class SplitReader:
-    """Reads batches of one split, as the control words say at that moment, until `close()`."""
+    """Reads batches of one split under its current control words, until `close()`."""
 
     def __init__(
         self, served: PlacedStore, adoption: Adoption, words: SplitWords, split: Split, seed: int
     ) -> None:
         self.n = len(served.tables[f"{split}_idx"])
-        """How many pairs the split has."""
+        """The number of pairs in the split."""
         self.words = words
         self.closed = False
         self._tables: tuple[PlacedStore, Adoption] | None = served, adoption
@@ -67,11 +67,11 @@ class SplitReader:
 
     @property
     def adoption(self) -> Adoption:
-        """Who says which generation to read; raises `ClosedError` after `close()`."""
+        """The served generation; raises `ClosedError` after `close()`."""
         return self._open()[1]
 
     def table(self, name: str) -> Table:
-        """The artifact `name` as it is served now, or the split's own pair numbers."""
+        """The artifact `name` as served now, or the split's own pair numbers."""
         served, adoption = self._open()
         if name == SPLIT_INDICES:
             return served.tables[f"{self._split}_idx"]
@@ -80,7 +80,7 @@ class SplitReader:
         return served.table(name)
 
     def close(self) -> None:
-        """Let go of the tables."""
+        """Release the tables."""
         self.closed = True
         self._tables = None
         self._spares = _Spares()
@@ -88,12 +88,12 @@ class SplitReader:
     def _open(self) -> tuple[PlacedStore, Adoption]:
         tables = self._tables
         if tables is None:
-            raise ClosedError("the dataset was closed; open it again to read from it.")
+            raise ClosedError("the dataset is closed; open it again to read from it.")
         return tables
 
     @plain_tensors
     def read(self, positions: NDArray[np.int64]) -> Columns:
-        """The batch of `positions` [B], in columns of its own."""
+        """Return the batch of `positions` [B], in new columns."""
         batch = self.new_batch(len(positions))
         if len(positions):
             lookup = self.look_up(positions, len(positions), self.words.read(), batch)
@@ -102,13 +102,13 @@ class SplitReader:
         return batch
 
     def new_batch(self, size: int) -> Columns:
-        """Uninitialised columns where the tables lie."""
+        """Allocate uninitialised columns on the device of the tables."""
         config = self.served.config
         device = self.served.placement.device
         return empty_batch(size, config.embedding_dim, config.n_neg, device)
 
     def spare(self, lookup: Lookup) -> None:
-        """Take back what is no longer needed. On a device a fill may still be under way."""
+        """Keep a lookup for reuse; not on a device, where a fill may still be running."""
         if self.served.placement.device.type == "cpu":
             self._spares.keep(lookup)
 
@@ -119,8 +119,8 @@ class SplitReader:
         words: Words,
         plain: Columns | None = None,
     ) -> Lookup:
-        """The batches of `positions`, each of `batch_size`, under these control words; `plain` as
-        in `Lookup.load`."""
+        """Look up the batches of `positions`, each of `batch_size`, under these control words;
+        `plain` as in `Lookup.load`."""
         served, adoption = self._open()
         device = served.placement.device
         if device.type != "cpu" and in_worker():
@@ -141,8 +141,8 @@ class SplitReader:
         )
         lookup.load(generation.tables, pairs, self._variants(positions, words), plain)
         if device.type == "cuda":
-            # When another generation is adopted, this one's memory must not be used anew while
-            # the trainer's stream still reads from it.
+            # After another generation is adopted, this one's memory must not be reused while the
+            # trainer's stream still reads from it.
             for table in generation.tables.values():
                 table.record_stream(torch.cuda.current_stream(device))
         return lookup

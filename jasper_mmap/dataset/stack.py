@@ -1,8 +1,7 @@
 """All tables of embeddings as one, so that a batch reads all of its embeddings in a single pass.
 
-Row 0 is zeros; each table's rows begin somewhere behind it. Mapped files cannot simply be joined,
-but they can be mapped at chosen addresses of one reserved range, at distances that are whole rows;
-the rows between are addresses that nothing reads.
+Row 0 is zeros; the rows of the tables follow. Files are joined by mapping them at chosen addresses
+of one reserved range, whole rows apart; the rows in between are never read.
 """
 
 from __future__ import annotations
@@ -33,12 +32,12 @@ class Stack:
     table: torch.Tensor
     first: Mapping[str, int]
     parts: Mapping[str, torch.Tensor]
-    """The joined tables themselves; mapped ones have each a storage of its own, for saving or
-    pickling a tensor takes the whole storage."""
+    """The joined tables themselves; mapped ones have separate storages, since saving or pickling a
+    tensor takes its whole storage."""
 
 
 def joinable(tables: Mapping[str, torch.Tensor]) -> bool:
-    """Whether tables are of one dtype and one width."""
+    """Return whether the tables have the same dtype and width."""
     return len({(t.dtype, t.shape[1:]) for t in tables.values()}) == 1
 
 
@@ -46,10 +45,10 @@ def joinable(tables: Mapping[str, torch.Tensor]) -> bool:
 def map_stacked(
     paths: Mapping[str, Path], like: Mapping[str, torch.Tensor], *, huge: bool = False
 ) -> Stack | None:
-    """Join the single tensors of safetensors files, `like` of which are mapped already.
+    """Join the tensors of safetensors files with one tensor each; `like` has them mapped.
 
-    None where it cannot be done: different dtypes or widths, data that does not begin where this
-    package's writer lets it begin, a system other than Linux, or one that refuses the mapping.
+    Returns None if that is impossible: different dtypes or widths, data that does not begin at
+    `ALIGNMENT`, a system other than Linux, or one that refuses the mapping.
     """
     if (
         not sys.platform.startswith("linux")
@@ -59,7 +58,7 @@ def map_stacked(
         or ALIGNMENT % mmap.PAGESIZE
     ):
         return None
-    # Whole rows apart, and each where its file's 2 MB blocks are 2 MB blocks of memory.
+    # Whole rows apart, and so that the files' 2 MB blocks are aligned to 2 MB in memory.
     some = next(iter(like.values()))
     row_bytes = some[0].nbytes
     step = math.lcm(HUGE_PAGE, row_bytes)
@@ -87,9 +86,9 @@ def _data_begin(path: Path) -> int:
 
 
 class _Range:
-    """A range of addresses, zeros where nothing was mapped.
+    """A range of addresses, zeros where nothing is mapped.
 
-    It begins ALIGNMENT bytes behind a 2 MB boundary, as data does in its file.
+    It begins ALIGNMENT bytes after a 2 MB boundary, like the data in its file.
     """
 
     def __init__(self, region: Region) -> None:
@@ -112,7 +111,7 @@ class _Range:
                 return False
             if map_at(address, length, flags, file.fileno(), ALIGNMENT) is None:
                 return False
-        # Around a row of a store that memory cannot hold, the kernel is not to read megabytes.
+        # For a store larger than memory the kernel must not read 2 MB around each row.
         LIBC.madvise(address, length, mmap.MADV_HUGEPAGE if huge else mmap.MADV_RANDOM)
         return True
 

@@ -1,4 +1,4 @@
-"""Whether a loader's first batch is what the schema of batches says. Shape letters as there."""
+"""Checking a loader's first batch against the schema of batches. Shape letters as there."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from .epochs import datasets_of
 from .loader import JASPERDataLoader
 
 _ROWS = 64
-"""Of a dataset that is given without a loader."""
+"""Batch size for a dataset that is given without a loader."""
 
 
 def validate_first_batch(loader: DataLoader[Any] | Dataset[Any]) -> bool:
-    """Read the first batch of the next pass and check everything about it; True, or it raises.
+    """Read the first batch of the next pass and check it; return True, or raise.
 
-    Keys, shapes, dtypes, device, NaN and Inf (unless the store was converted with some), ranges,
-    clusters, and zero steering where the variant is zero. `loader` is what `set_epoch` takes. A
-    loader of `create_loader` is not moved: the batch is made in this process and the pass does not
-    count. Any other DataLoader is iterated once. Raises `BatchError` (also an `AssertionError`)
-    naming key, row and value.
+    Checks keys, shapes, dtypes, device, NaN and Inf (unless the store was converted with some),
+    ranges, clusters, and that steering is zero where the variant is zero. `loader` is as for
+    `set_epoch`. A loader of `create_loader` is not advanced: the batch is made in this process and
+    the pass is not counted. Any other DataLoader is iterated once. Raises `BatchError` (also an
+    `AssertionError`) naming key, row and value.
     """
     datasets = datasets_of(loader, "validate_first_batch")
     if not isinstance(loader, DataLoader):
@@ -61,8 +61,8 @@ def _first(loader: DataLoader[Any]) -> Any:
 def _check_keys(batch: Any) -> None:
     if not isinstance(batch, Mapping):
         raise BatchTypeError(
-            f"a batch is a {type(batch).__name__}, not a dict of tensors; a collate_fn of your own"
-            " must return what the default one does."
+            f"a batch is a {type(batch).__name__}, not a dict of tensors; a custom collate_fn must"
+            " return what the default one does."
         )
     missing = [name for name in COLUMNS if name not in batch]
     unknown = [name for name in batch if name not in COLUMNS]
@@ -119,7 +119,7 @@ def _nonfinite_allowed(dataset: JASPERSteeringDataset) -> bool:
 def _check_clusters(clusters: torch.Tensor, datasets: list[JASPERSteeringDataset]) -> None:
     known = max(_manifest(dataset).sizes["N_c"] for dataset in datasets)
     wrong = (clusters < 0) | (clusters >= known)
-    _refuse("cluster_id", clusters, wrong, f"must be 0 to {known - 1}, for there are {known}")
+    _refuse("cluster_id", clusters, wrong, f"must be 0 to {known - 1}: there are {known} clusters")
 
 
 def _check_zero_steering(steering: torch.Tensor, variants: torch.Tensor) -> None:
@@ -132,7 +132,7 @@ def _refuse(name: str, values: torch.Tensor, wrong: torch.Tensor, rule: str) -> 
     if not bool(wrong.any()):
         return
     row, *rest = wrong.nonzero()[0].tolist()
-    place = f"row {row}" + (f", place {rest}" if rest else "")
+    place = f"row {row}" + (f", index {rest}" if rest else "")
     value = values[(row, *rest)].item()
     raise BatchError(
         f"{name}: {place} holds {value:.9g}, {rule}. Run jasper-mmap verify on the store."

@@ -1,7 +1,7 @@
-"""One look at a store's pointer after another, and what is remembered in between.
+"""Repeated looks at a store's pointer, and the state kept between them.
 
-It compares inode, time and size of the pointer, which costs about a microsecond and takes no lock.
-What it finds is checked in full before anything is switched.
+A look compares inode, time and size of the pointer, which takes about a microsecond and no lock.
+A new generation is checked in full before anything is switched.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from ..rules.names import Adopt
 from ..store.pointer import pointer_path, read_pointer
 
 Version = tuple[int, int, int]
-"""Inode, mtime_ns and bytes of what stands under a name: another file has another one."""
+"""Inode, mtime_ns and bytes of a file: they differ for another file of the same name."""
 
 _PATIENCE: Final = 5
-"""Looks in a row for which a missing or unreadable file is taken for a hiccup of the storage."""
+"""Consecutive looks for which a missing or unreadable file counts as a temporary failure."""
 
 _log = logging.getLogger("jasper_mmap")
 
 looking: dict[threading.Thread, queue.SimpleQueue[None]] = {}
-"""The threads of all watches, and what ends each."""
+"""Thread of a watch -> the queue that ends it."""
 
 
 class Look:
-    """One look at the pointer, and what is remembered from look to look.
+    """One look at the pointer, and the state kept from look to look.
 
-    `datasets` share `adoption`; with the last of them it ends.
+    `datasets` share `adoption`; it ends with the last of them.
     """
 
     def __init__(
@@ -55,25 +55,25 @@ class Look:
         adoption.listeners.append(self._reloaded)
         self._pointer = pointer_path(adoption.path)
         self._done: Version | None = None
-        """Of the pointer when it was last dealt with."""
+        """Version of the pointer that was handled last."""
         self._named = 0
-        """The generation that it named then."""
+        """The generation that it named."""
         self._newest: PlacedGeneration | None = None
         """The newest generation that passed its checks."""
         self._spoilt: tuple[Version | None, Path, Version | None] | None = None
-        """Versions of a pointer and its file that failed: looked at again when either changes."""
+        """Versions of a pointer and its file that failed: checked again when either changes."""
         self._reported: Version | None = None
         self._misses, self._missed = 0, _NOTHING
-        """How many looks in a row found this pointer, or none, but not what it names."""
+        """Number of consecutive looks at this version of the pointer that could not read it all."""
 
     def __call__(self) -> None:
         """Look once; raises `ClosedError` when every dataset is gone or closed."""
         adoption = self._adoption()
         if adoption is None or not any(self._open(dataset()) for dataset in self._datasets):
-            raise ClosedError("what was watched for was closed")
+            raise ClosedError("the watched datasets are closed")
         version = _version(self._pointer)
-        # What it named may not have been found by this watch, but served when it began, and then
-        # left again by ranks that agreed on an older one.
+        # The named generation may have been served before the watch began, and then replaced by an
+        # older one on which the ranks agreed.
         newest = self._newest
         known = max(adoption.number, newest.number if newest is not None else 0)
         done = version == self._done and self._named <= known
@@ -106,16 +106,16 @@ class Look:
             if pointer.generation > adoption.number:
                 self._newest = adoption.examined(pointer)
         except (MissingFileError, StorageError, AccessError) as error:
-            # Being replaced, or a network file system that is behind: it may be there next time.
+            # It may be just being replaced, or not yet visible on a network file system.
             key = version or _NOTHING
             self._misses = self._misses + 1 if key == self._missed else 1
             self._missed = key
             if self._misses >= _PATIENCE and self._reported != key:
                 self._reported = key
                 self.report(error)
-        except Exception as error:  # noqa: BLE001 - a spoilt file must not end the watch
+        except Exception as error:  # noqa: BLE001 - a damaged file must not end the watch
             if _version(self._pointer) != version:
-                return  # replaced since then: which one was read is not known
+                return  # replaced meanwhile: it is unknown which one was read
             self._spoilt = (version, path, file)
             if self._reported != version:
                 self._reported = version
@@ -125,7 +125,7 @@ class Look:
             self._spoilt, self._misses = None, 0
 
     def report(self, error: BaseException) -> None:
-        """Tell of an error; what fails here is logged only."""
+        """Report an error; a failure of the callback is only logged."""
         _log.error("watching %s: %s", self._pointer, error)
         _call(self._on_error, error)
 
@@ -135,7 +135,7 @@ class Look:
             _call(self._on_error, failure)
 
     def leave(self) -> None:
-        """Let go of what waits for an epoch, and hear of no more switches."""
+        """Drop the generation that waits for an epoch, and stop listening for switches."""
         adoption = self._adoption()
         if adoption is not None:
             adoption.leave(self._watching)
@@ -154,10 +154,10 @@ def _version(path: Path) -> Version | None:
 
 
 def _call(callback: Callable[[Any], None] | None, value: Any) -> BaseException | None:
-    """Call a user's callback; its failure, which must stop neither the watch nor the training.
+    """Call a user's callback; return its failure, which must stop neither watch nor training.
 
-    In a thread of the trainer's, where an epoch begins or somebody reloads, interrupts and
-    `SystemExit` pass: they are the trainer's.
+    In a thread of the trainer, where an epoch begins or negatives are reloaded, interrupts and
+    `SystemExit` pass through.
     """
     try:
         if callback is not None:

@@ -32,21 +32,21 @@ from .worker_pool import WorkerPool
 
 _log = logging.getLogger("jasper_mmap")
 _LOCAL_SLOTS = 2
-"""Without workers: the batch being made, and the one before it, which a loop still holds."""
+"""Without workers: the batch being made, and the previous one, which a loop still holds."""
 _PREFETCH, _PREFETCH_MAX = 2, 8
-"""Batches under way for each worker, as in torch; of small ones more, up to so many bytes."""
+"""Batches in flight per worker: as in torch, or more small ones within `_PREFETCH_BYTES`."""
 _PREFETCH_BYTES = 12 << 20
 _MOST = 1 << 40
-"""Of a batch size: products with the number of ranks fit 64 bits."""
+"""Limit of a batch size: its product with the number of ranks fits 64 bits."""
 
 
 class JASPERDataLoader(DataLoader[Batch]):
     """A DataLoader whose order is a function of (seed, epoch, pass) and which can be resumed.
 
-    `dataset_obj` is the dataset, `sampler_obj` the sampler (iterating it shows the positions of
-    the next pass without counting it). `state_dict()` tells how far the iteration started last has
-    come, in batches that were handed out; after `load_state_dict()` the next one goes on there.
-    Several threads may iterate it, each over a pass of its own.
+    `dataset_obj` is the dataset, `sampler_obj` the sampler (iterating it yields the positions of
+    the next pass without counting it). `state_dict()` has the progress of the latest iteration, in
+    batches that were returned; after `load_state_dict()` the next iteration continues there.
+    Several threads may iterate it, each over its own pass.
     """
 
     def __init__(
@@ -59,14 +59,14 @@ class JASPERDataLoader(DataLoader[Batch]):
         read_ahead: bool = False,
         **options: Any,
     ) -> None:
-        # Before super().__init__, which asks for `_index_sampler`.
+        # Before super().__init__, which reads `_index_sampler`.
         self._passes = passes
         self._planned = PlannedBatches(passes.peek())
         self._read_ahead = read_ahead
         self._last_pass: Pass | None = None
         self._slots: Slots | None = None
         self._pool: WorkerPool | None = None
-        # A generator of its own: torch would take the workers' seeds from the global one.
+        # Its own generator: torch would draw the workers' seeds from the global one.
         options.setdefault("generator", torch.Generator("cpu").manual_seed(dataset.seed))
         super().__init__(dataset, batch_size, sampler=sampler, **options)
         self.dataset_obj = dataset
@@ -75,8 +75,8 @@ class JASPERDataLoader(DataLoader[Batch]):
 
     @property
     def _index_sampler(self) -> BatchSampler:
-        # Where DataLoader takes its batches of positions from. Given as `batch_sampler` instead,
-        # `batch_size` and `drop_last` would read None and False, and tools would be misled.
+        # DataLoader takes its batches of positions from here. With `batch_sampler` instead,
+        # `batch_size` and `drop_last` would be None and False, which misleads tools.
         return self._planned
 
     @plain_tensors
@@ -86,11 +86,11 @@ class JASPERDataLoader(DataLoader[Batch]):
         return begun
 
     def _begin(self, plan: PassPlan) -> Pass:
-        _ = self.dataset_obj.reader  # a closed one says so, whatever its workers could still read
+        _ = self.dataset_obj.reader  # raises if it is closed, although workers could still read
         self._planned.plan = plan
         if self.collate_fn is default_collate:
             return self._own_pass(plan)
-        # A user's own collate sees samples, which is what torch's iterator is for.
+        # A custom collate_fn takes samples, as torch's iterator makes them.
         return ForeignPass(plan, self.dataset_obj, cast(Iterator[Columns], super().__iter__()))
 
     def _own_pass(self, plan: PassPlan) -> Pass:
@@ -131,8 +131,8 @@ class JASPERDataLoader(DataLoader[Batch]):
 
     @property
     def slot_fallbacks(self) -> int:
-        """How often a batch found no regular slot free and took fresh memory instead, because the
-        consumer keeps batches; counted for the workers (or slots) of this loader."""
+        """How often no regular slot was free, since the consumer keeps batches, so that a batch
+        took fresh memory."""
         slots = self._pool.slots if self._pool is not None else self._slots
         return 0 if slots is None else slots.fallbacks
 
@@ -143,14 +143,14 @@ class JASPERDataLoader(DataLoader[Batch]):
         return positions
 
     def set_epoch(self, epoch: int) -> None:
-        """The same as `jasper_mmap.set_epoch` of this loader."""
+        """Call `jasper_mmap.set_epoch` for this loader."""
         begin_epoch([self.dataset_obj], epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` of a like loader needs, as plain numbers and words."""
+        """Return the state for `load_state_dict` of a similar loader: plain numbers and strings."""
         last = self._last_pass
         if last is not None and last.epoch_calls != self.dataset_obj.epoch_calls:
-            last = None  # an epoch was begun since it handed out a batch
+            last = None  # an epoch was begun after its latest batch
         plan, count = (None, 0) if last is None else (last.plan, last.count)
         return {
             **self._passes.state_dict(plan, count),
@@ -158,18 +158,17 @@ class JASPERDataLoader(DataLoader[Batch]):
         }
 
     def load_state_dict(self, state: dict[str, Any], *, other_store: bool = False) -> None:
-        """Go on where `state` was taken; world size, batch size and workers may differ.
+        """Continue where `state` was taken; world size, batch size and workers may differ.
 
-        Raises `UsageError` for what is no state, `JasperError` where split, pairs or seed differ,
-        and `StoreChangedError` where the store is another one, unless `other_store`. Then nothing
-        has been moved.
+        Raises `UsageError` if it is not a state, `JasperError` if split, pairs or seed differ, and
+        `StoreChangedError` if the store differs, unless `other_store`. Then nothing has changed.
         """
         self._passes.load_state_dict(state, other_store=other_store)
         self._last_pass = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy has the same options and comes to the same pass next; slots, workers and the
-        # watch are of this process.
+        # A copy has the same options and the same next pass; slots, workers and the watch belong to
+        # this process.
         own = ("_last_pass", "_slots", "_pool", "watcher", "_iterator")
         return self.__dict__ | dict.fromkeys(own)
 
@@ -204,20 +203,19 @@ def create_loader(
     watch: bool | Adopt = False,
     warm: bool | Show = False,
 ) -> JASPERDataLoader:
-    """A loader of batches (see `schema.COLUMNS`) of one split of a store.
+    """Return a loader of batches (see `schema.COLUMNS`) of one split of a store.
 
-    Train is shuffled, val and test come in order; `drop_last=None` drops a partial last batch of
-    train only. With `distributed` each rank of torch.distributed takes its part and `batch_size`
-    is per rank. `persistent_workers=None` keeps workers from epoch to epoch where there are any.
-    `prefetch_factor=None` has 2 batches under way for each worker; of small ones 12 MB, at most 8.
-    `pin_memory` is ignored without an accelerator and for a dataset that lies on one. `watch`
-    adopts new hard negatives as long as the loader lives: at once with True or "now", from the
-    next `set_epoch` on with "epoch"; see `watch_negatives`. `warm` reads a store that fits into
-    memory through before the first batch, once a node; of a larger one the rows of coming batches
-    are fetched ahead. True logs that it reads; a function is called with the file at hand and the
-    bytes read and to be read in all.
+    Train is shuffled, val and test are in order; `drop_last=None` drops a partial last batch of
+    train only. With `distributed` each rank of torch.distributed takes its part, and `batch_size`
+    is per rank. `persistent_workers=None` keeps workers from epoch to epoch, if there are any.
+    `prefetch_factor=None` keeps 2 batches in flight per worker; of small batches 12 MB, at most 8.
+    `pin_memory` is ignored without an accelerator and for a dataset on one. `watch` adopts new hard
+    negatives while the loader lives: at once with True or "now", from the next `set_epoch` on with
+    "epoch"; see `watch_negatives`. `warm` reads a store that fits into memory before the first
+    batch, once a node; for a larger store, rows of the next batches are prefetched. True logs it;
+    a function is called with the current file, the bytes read so far, and the total bytes.
 
-    Raises what `JASPERSteeringDataset` raises, `UsageError` for arguments that cannot be, and
+    Raises what `JASPERSteeringDataset` raises, `UsageError` for invalid arguments, and
     `DeviceError` for workers with a dataset on a device.
     """
     batch_size = integer("batch_size", batch_size, 1, _MOST)
@@ -225,8 +223,8 @@ def create_loader(
     rank, world = rank_and_world() if distributed else (0, 1)
     if num_workers and device_named(device).type != "cpu":
         raise DeviceError(
-            f"num_workers={num_workers} with device={str(device)!r}: batches of a dataset on a"
-            " device are made there; use num_workers=0, or device='cpu' with workers."
+            f"num_workers={num_workers} with device={str(device)!r}: a dataset on a device makes"
+            " its batches there; use num_workers=0, or device='cpu' with workers."
         )
     dataset = JASPERSteeringDataset(dataset_dir, split, epoch, device, seed=seed, validate=validate)
     train = split == "train"
@@ -275,10 +273,10 @@ def create_loader(
 
 
 def _warmed(dataset: JASPERSteeringDataset, warm: bool | Show) -> bool:
-    """Bring the whole store into memory, if it fits there."""
+    """Read the whole store into memory if it fits; return whether it did."""
     files, show = dataset.files, warm if callable(warm) else None
     if not fits(files):
-        _log.info("%s does not fit into memory: rows are fetched ahead", files[0].parent)
+        _log.info("%s does not fit into memory: rows are prefetched", files[0].parent)
         return False
     if show is None:
         _log.info("reading %s into memory", files[0].parent)

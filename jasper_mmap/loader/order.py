@@ -1,6 +1,6 @@
-"""The order of an epoch: any part of it without the rest, shared by ranks, resumable.
+"""The order of an epoch: any part can be computed alone, divided among ranks and resumed.
 
-A `PassPlan` is the order of one pass as a pure function; a `PassCounter` says which one comes next.
+A `PassPlan` is the order of one pass, a pure function; a `PassCounter` selects the next pass.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from ..rules.arguments import integer
 from ..rules.permutation import permute
 
 _BLOCK = 1 << 14
-"""Positions computed at a time: with cold caches a call costs as much as thousands of them."""
+"""Positions computed per call: with cold caches a call costs as much as thousands of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PassPlan:
-    """Which positions each batch of one pass holds, for one of `world` ranks.
+    """The positions in each batch of one pass, for one of `world` ranks.
 
-    The global order of the split (shuffled by (seed, epoch, pass), or as it stands) is cut into
-    runs of world x batch_size; rank r takes the r-th batch_size of each, so the ranks together
-    consume what a single process would, batch by batch. Of the tail each rank takes an equal part:
-    as torch's DistributedSampler does, the order is continued from its beginning where it does not
-    divide evenly, or with `drop_last` cut. `start` is how much of the order earlier, interrupted
-    iterations of this pass consumed (of all ranks together).
+    The global order of the split (shuffled by (seed, epoch, pass), or as stored) is cut into runs
+    of world x batch_size; rank r takes the r-th batch_size of each, so the ranks together consume
+    the same as a single process, batch by batch. The last run is divided equally: as in torch's
+    DistributedSampler, it is padded from the beginning of the order, or cut with `drop_last`.
+    `start` is how much of the order earlier, interrupted iterations of this pass consumed, on all
+    ranks together.
     """
 
     n: int
@@ -48,7 +48,7 @@ class PassPlan:
 
     @property
     def samples(self) -> int:
-        """How many samples this rank is given, before a partial last batch is dropped."""
+        """Number of samples for this rank, before a partial last batch is dropped."""
         rest = self.n - self.start
         return rest // self.world if self.drop_last else -(-rest // self.world)
 
@@ -57,11 +57,11 @@ class PassPlan:
         return whole if self.drop_last else -(-self.samples // self.batch_size)
 
     def rows(self, batch: int) -> int:
-        """How many samples `batch` holds."""
+        """Number of samples in `batch`."""
         return min(self.batch_size, self.samples - batch * self.batch_size)
 
     def positions(self, batches: range) -> NDArray[np.int64]:
-        """Positions in the split of the samples of these batches (ascending), one after another."""
+        """Return the positions of the samples of these batches (ascending), concatenated."""
         # As many as there are at most, however large a batch could be.
         rows = max(0, min(self.batch_size, self.samples - batches.start * self.batch_size))
         begins = np.arange(batches.start, batches.stop, batches.step) * self.batch_size
@@ -83,11 +83,11 @@ class PassPlan:
 
     @property
     def ahead(self) -> int:
-        """How many batches are worth computing at once."""
+        """Number of batches to compute at once."""
         return max(1, _BLOCK // self.batch_size)
 
     def consumed(self, batches: int) -> int:
-        """How much of the global order is consumed after `batches` batches, `start` included."""
+        """How much of the global order is consumed after `batches` batches, including `start`."""
         if batches >= len(self):
             return self.n
         return self.start + batches * self.world * self.batch_size
@@ -98,18 +98,18 @@ _LIKE: Final = {
     "pairs": "a store whose split has {!r} pairs",
     "seed": "seed={!r}",
 }
-"""What a loader has to be made with, for each key of a state that says so."""
+"""Key of a state -> how to describe the loader that matches it."""
 
 _KEYS: Final = (*_LIKE, "epoch", "pass", "consumed")
-"""What a state of any version has."""
+"""The keys of a state of any version."""
 
 counting = ProcessLock()
-"""Held while a pass is counted and begun; one for all, for a counter can be copied."""
+"""Held while a pass is counted and begun; one for all, since a counter can be copied."""
 
 
 class _Next(NamedTuple):
-    """The pass that comes next: its number, how much of it was consumed before, the number of the
-    one after it, and the epoch that a state named, where one was loaded."""
+    """The next pass: its number, how much of it was already consumed, the number of the one after
+    it, and the epoch of the state, if one was loaded."""
 
     number: int
     start: int
@@ -121,7 +121,7 @@ _FIRST: Final = _Next(0, 0, 1)
 
 
 class PassCounter:
-    """Knows which pass of which epoch comes next, and where an interrupted one goes on."""
+    """Counts passes: knows the next one, and where an interrupted one continues."""
 
     def __init__(
         self,
@@ -142,12 +142,12 @@ class PassCounter:
         self._next = _FIRST
 
     def peek(self) -> PassPlan:
-        """The plan of the next iteration; looking at it changes nothing."""
+        """Return the plan of the next iteration, without counting it."""
         return self._plan(self._coming())
 
     def _coming(self) -> _Next:
-        # A training loop calls set_epoch after load_state_dict, perhaps for the epochs before too:
-        # the place is lost only where a pass of another epoch begins.
+        # A training loop calls set_epoch after load_state_dict, perhaps for earlier epochs too: the
+        # place is lost only when a pass of another epoch begins.
         called = self._seen_calls != self._dataset.epoch_calls
         if called and self._next.resumed != self._dataset.current_epoch:
             return _FIRST
@@ -169,13 +169,13 @@ class PassCounter:
         )
 
     def begin(self) -> PassPlan:
-        """The plan of the iteration that starts now; counts it. Call with `counting` held."""
+        """Count a pass and return its plan. Call with `counting` held."""
         coming, self._seen_calls = self._coming(), self._dataset.epoch_calls
         self._next = _Next(coming.following, 0, coming.following + 1)
         return self._plan(coming)
 
     def state_dict(self, plan: PassPlan | None, batches: int) -> dict[str, Any]:
-        """Where training stands: `batches` into `plan`, or before the next pass if it is None."""
+        """Return the state after `batches` of `plan`, or before the next pass if it is None."""
         coming = self._coming()
         following, after = self._plan(coming), coming.number
         if plan is None or plan.epoch != following.epoch or batches >= len(plan):
@@ -192,11 +192,11 @@ class PassCounter:
         }
 
     def load_state_dict(self, state: dict[str, Any], *, other_store: bool = False) -> None:
-        """Go on where `state_dict` was taken, also with another world or batch size."""
+        """Continue where `state_dict` was taken, also with another world or batch size."""
         dataset = self._dataset
         if not isinstance(state, Mapping):
             raise UsageError(
-                "not the state of a loader: it must be the dict that state_dict() gave, not a"
+                "not the state of a loader: it must be the dict that state_dict() returned, not a"
                 f" {type(state).__name__}."
             )
         if missing := [key for key in _KEYS if key not in state]:
@@ -206,7 +206,7 @@ class PassCounter:
             differs = {k: (state[k], v) for k, v in own.items() if state[k] != v}
             epoch, number = integer("epoch", state["epoch"]), integer("pass", state["pass"])
             consumed = integer("consumed", state["consumed"], high=len(dataset))
-            # What 0.1.0 wrote names neither.
+            # Version 0.1.0 wrote neither.
             following = integer("next_pass", state.get("next_pass", number + 1))
             store_id = state.get("store_id", dataset.store_id)
         except UsageError as error:
@@ -215,14 +215,14 @@ class PassCounter:
             wrong = "; ".join(f"{k} was {old!r}, is {new!r}" for k, (old, new) in differs.items())
             needed = ", ".join(_LIKE[k].format(old) for k, (old, _) in differs.items())
             raise JasperError(
-                f"the state is of another loader: {wrong}. It can be loaded into one with {needed}."
+                f"the state is of a different loader: {wrong}. Load it into one with {needed}."
             )
         if store_id != dataset.store_id and not other_store:
             raise StoreChangedError(
-                f"the state is of store {store_id!r:.50}, this loader serves {dataset.store_id!r}"
-                f" ({dataset.dataset_dir}). To go on with the same pairs in this store, pass"
-                " other_store=True to load_state_dict, or delete 'store_id' from the state where a"
-                " framework passes it."
+                f"the state is of store {store_id!r:.50}, but this loader serves"
+                f" {dataset.store_id!r} ({dataset.dataset_dir}). To continue with the same pairs in"
+                " this store, pass other_store=True to load_state_dict, or, if a framework passes"
+                " the state, delete 'store_id' from it."
             )
         dataset.set_epoch(epoch)
         self._seen_calls = dataset.epoch_calls

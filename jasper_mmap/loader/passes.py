@@ -1,4 +1,4 @@
-"""Iterating a plan in this process; and what any process does to make the batches of a plan."""
+"""Iterating over a plan in this process, and making the batches of a plan in any process."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from ..rules.schema import Batch
 from .order import PassPlan
 
 _BLOCKS: Final = 2
-"""The one that a batch is made from, and the one that a coming batch is in, to be read ahead; or
-those of two passes that take turns."""
+"""Blocks kept: that of the current batch and that of the batch being prefetched, or one for each of
+two interleaved passes."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class _Block:
 
 
 class PlanReader:
-    """Makes the batches of plans, of which it is asked for every `step`-th; looks many up at once.
+    """Makes every `step`-th batch of plans; looks up many batches at once.
 
-    With `ahead`, the kernel is told to fetch the rows of the batch that many batches later.
+    With `ahead`, it asks the kernel to prefetch the rows of the batch that many batches later.
     """
 
     def __init__(self, dataset: JASPERSteeringDataset, *, step: int = 1, ahead: int = 0) -> None:
@@ -45,7 +45,7 @@ class PlanReader:
         self._device = dataset.device
         self._step = step
         self._ahead = ahead
-        self._size = 1  # of the next block, so that the first batch waits for itself alone
+        self._size = 1  # of the next block: the first batch must not wait for others
         self._blocks: deque[_Block] = deque()
 
     def fill(self, plan: PassPlan, batch: int, target: Target) -> None:
@@ -59,20 +59,20 @@ class PlanReader:
         block.lookup.fill(block.batches.index(batch), target)
 
     def new(self, plan: PassPlan, batch: int) -> Columns:
-        """Batch number `batch` of `plan`, in columns of its own where the tables lie."""
+        """Make batch number `batch` of `plan` in new columns on the device of the tables."""
         columns = self._reader.new_batch(plan.rows(batch))
         self.fill(plan, batch, Target(columns))
         return columns
 
     def _block(self, plan: PassPlan, batch: int) -> _Block:
         words = self._reader.words.read()
-        # On a device what one stream has looked up another may not read yet.
+        # On a device, one stream may not read yet what another has looked up.
         stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
         state = (words, stream)
         for block in self._blocks:
             if batch in block.batches and block.state == state and block.plan == plan:
                 return block
-        # Only a last, partial batch is of another size, and is looked up alone.
+        # A partial last batch has another size and is looked up alone.
         whole = plan.samples // plan.batch_size
         batches = range(batch, max(whole, batch + 1), self._step)[: self._size]
         self._size = min(2 * self._size, plan.ahead)
@@ -84,8 +84,8 @@ class PlanReader:
 
 
 class Pass(Iterator[Batch]):
-    """One iteration over a loader, for one thread at a time; `count` batches of `plan` were handed
-    out so far."""
+    """One iteration over a loader, for one thread at a time; `count` batches of `plan` were
+    returned so far."""
 
     def __init__(
         self, plan: PassPlan, dataset: JASPERSteeringDataset, *, pin: bool = False
@@ -93,11 +93,11 @@ class Pass(Iterator[Batch]):
         self.plan = plan
         self.count = 0
         self.epoch_calls = dataset.epoch_calls
-        """Of the dataset when the latest batch was handed out, or the pass begun."""
+        """The dataset's `epoch_calls` at the latest batch, or when the pass began."""
         self._dataset = dataset
         self._reads = dataset.reader
         self._pin = pin
-        # Whoever has it may go on: taking from and adding to a list is atomic.
+        # A token that admits one thread: pop and append of a list are atomic.
         self._turn: list[None] = [None]
 
     def __len__(self) -> int:
@@ -106,13 +106,13 @@ class Pass(Iterator[Batch]):
     @plain_tensors
     def __next__(self) -> Batch:
         if self._reads.closed:
-            _ = self._reads.served  # raises, whatever was made ahead
+            _ = self._reads.served  # raises, even if batches were prefetched
         try:
             self._turn.pop()
         except IndexError:
             raise UsageError(
                 "another thread is taking a batch from this iterator; use it in one thread at a"
-                " time, or begin one for each thread with iter(loader)."
+                " time, or make one for each thread with iter(loader)."
             ) from None
         try:
             batch = self._next()
@@ -121,7 +121,7 @@ class Pass(Iterator[Batch]):
         finally:
             self._turn.append(None)
         if self._pin:
-            # torch's pinned memory, which it keeps until a non-blocking copy has read it.
+            # torch keeps its pinned memory until a non-blocking copy has read it.
             batch = {name: column.pin_memory() for name, column in batch.items()}
         return cast(Batch, batch)
 
@@ -130,7 +130,7 @@ class Pass(Iterator[Batch]):
 
 
 class LocalPass(Pass):
-    """Batches made in this process: in `slots`, or where the dataset lies if there are none."""
+    """Batches made in this process: in `slots`, or without any on the dataset's device."""
 
     def __init__(
         self,
@@ -161,7 +161,7 @@ class LocalPass(Pass):
 
 
 class ForeignPass(Pass):
-    """Batches of torch's own iterator, for what this package's do not cover."""
+    """Batches of torch's own iterator, for options that this package's iterators do not support."""
 
     def __init__(
         self, plan: PassPlan, dataset: JASPERSteeringDataset, batches: Iterator[Columns]

@@ -1,4 +1,4 @@
-"""The ranks of torch.distributed: who this one is, and all of them on one generation."""
+"""The ranks of torch.distributed: this process's rank, and agreeing on one generation."""
 
 from __future__ import annotations
 
@@ -17,28 +17,31 @@ _log = logging.getLogger("jasper_mmap")
 
 
 def rank_and_world() -> tuple[int, int]:
-    """This process's rank and the number of ranks; `UsageError` before `init_process_group`."""
+    """Return this process's rank and the number of ranks.
+
+    Raises `UsageError` before `init_process_group`.
+    """
     if not (dist.is_available() and dist.is_initialized()):
         raise UsageError(
             "distributed=True needs torch.distributed: call init_process_group first (torchrun"
-            " sets what it reads), or leave distributed out."
+            " sets its environment), or omit distributed."
         )
     return dist.get_rank(), dist.get_world_size()
 
 
 def agree(adoption: Adoption, split: Split) -> None:
-    """Bring every rank to the generation that rank 0 names: the newest that an epoch of `split`
+    """Make every rank serve the generation that rank 0 names, the newest that an epoch of `split`
     may adopt.
 
-    Every rank must call it. Where a rank cannot adopt it (spoilt, or not on its disk), all stay
-    where they are and say so; if they are not on the same one then, all raise `JasperError`.
+    Every rank must call it. If a rank cannot adopt it (damaged, or not on its disk), none does and
+    each logs an error; if the ranks then serve different generations, all raise `JasperError`.
     """
     if not (dist.is_available() and dist.is_initialized()):
         adoption.release(split)
         return
     named: list[Any] = [_description(adoption) if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(named, src=0)
-    pointer = Pointer.from_dict(named[0], "what rank 0 names")
+    pointer = Pointer.from_dict(named[0], "the generation that rank 0 names")
     failure = None
     try:
         generation = adoption.examined(pointer)
@@ -59,9 +62,9 @@ def agree(adoption: Adoption, split: Split) -> None:
 
 
 def _description(adoption: Adoption) -> dict[str, Any]:
-    """The pointer of what this rank would serve, without its history."""
+    """The pointer of the generation that this rank would serve, without its history."""
     generation = adoption.nominee
     pointer = generation.pointer
-    if pointer is None:  # a copy that came by pickle
+    if pointer is None:  # an unpickled copy
         pointer = read_pointer(adoption.path).of(generation.number)
     return asdict(replace(pointer, history=()))

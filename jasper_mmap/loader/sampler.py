@@ -18,18 +18,18 @@ from .order import PassCounter, PassPlan
 
 
 class _Sampler:
-    """What they have in common. Iterating one looks at the next pass without counting it."""
+    """The common part of the samplers. Iterating one does not count a pass."""
 
     passes: PassCounter
     dataset: Any
     follows_dataset = True
-    """Set together with its dataset, so `epochs.set_epoch` does not call it."""
+    """Marks that it follows its dataset's epoch, so `epochs.set_epoch` does not call it."""
 
     def __iter__(self) -> Iterator[int]:
         return _positions(self.passes)
 
     def set_epoch(self, epoch: int) -> None:
-        """The same as `jasper_mmap.set_epoch` of the loader, for tools that know the sampler."""
+        """Call `jasper_mmap.set_epoch` for the loader, for tools that know only the sampler."""
         begin_epoch([self.dataset], epoch)
 
 
@@ -82,7 +82,7 @@ class RankSampler(_Sampler, DistributedSampler[Any]):
         return self.passes.peek().samples
 
     def set_epoch(self, epoch: int) -> None:
-        """As of every sampler here; every rank calls it."""
+        """Call `jasper_mmap.set_epoch` for the loader; every rank must call it."""
         super().set_epoch(epoch)
         self.epoch = epoch
 
@@ -101,7 +101,7 @@ class PlannedBatches(BatchSampler):
         self.plan = plan
 
     def __iter__(self) -> Iterator[list[int]]:
-        return self._batches(self.plan)  # the one of now, not of when it is read
+        return self._batches(self.plan)  # the current plan, not that of the first `next`
 
     @staticmethod
     def _batches(plan: PassPlan) -> Iterator[list[int]]:
@@ -111,4 +111,4 @@ class PlannedBatches(BatchSampler):
                 yield block[begin : begin + plan.batch_size].tolist()
 
     def __len__(self) -> int:
-        return len(replace(self.plan, start=0))  # of a whole pass, also while one is resumed
+        return len(replace(self.plan, start=0))  # of a whole pass, even if it was resumed

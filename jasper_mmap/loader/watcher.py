@@ -1,7 +1,7 @@
-"""A thread that sees new generations and puts them in service.
+"""A thread that detects new generations and adopts them.
 
-It holds no reference to the loader or dataset that it watches for, so it ends with them even when
-nobody stops it.
+It holds no reference to the watched loader or dataset, so it ends with them even if it is not
+stopped.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .epochs import datasets_of
 from .generation_look import Look, looking
 
 _EXIT_S: Final = 1.0
-"""How long the end of the interpreter waits for a look that is under way."""
+"""How long the interpreter waits at exit for a look that is running."""
 
 _log = logging.getLogger("jasper_mmap")
 
@@ -43,28 +43,28 @@ def watch_negatives(
 ) -> Watcher:
     """Look for new hard negatives every `interval_s` seconds until `.stop()` or the end of `with`.
 
-    `loader_or_dataset` is what `set_epoch` takes. With `adopt="now"` a new generation is served
-    from the next batch on that is not queued yet, with "epoch" from the next `set_epoch` of what is
-    watched; the ranks of a loader made with `distributed=True` then all take the one that rank 0
-    names. Datasets of one `create_combined_splits` switch together, whichever is watched.
-    `on_reload(generation)` is called after a switch, in the thread that made it. A generation that
-    fails its checks is told once to `on_error` (and logged), never adopted, and the watch goes on;
-    so is whatever `on_reload` raises, but for interrupts and `SystemExit` in a thread of the
-    trainer's. Raises `UsageError` in a worker, and beside a watch of another `adopt`.
+    `loader_or_dataset` is as for `set_epoch`. With `adopt="now"` a new generation is served from
+    the next batch that is not queued yet, with "epoch" from the next `set_epoch`, where all ranks
+    of a loader made with `distributed=True` adopt the one that rank 0 names. Datasets of one
+    `create_combined_splits` switch together. `on_reload(generation)` is called after a switch, in
+    the thread that switched. A generation that fails its checks is never adopted; it is reported
+    once to `on_error` and to the log, and the watch continues. So are exceptions of `on_reload`,
+    except interrupts and `SystemExit` in a thread of the trainer. Raises `UsageError` in a worker,
+    and if another watch has a different `adopt`.
     """
     if adopt not in get_args(Adopt):
         raise UsageError(f"adopt must be 'now' or 'epoch', not {adopt!r}")
     interval_s = _seconds(interval_s)
     if in_worker():
-        raise UsageError("start the watch in the main process: it reaches all workers from there")
+        raise UsageError("start the watch in the main process, from where it reaches all workers")
     datasets = datasets_of(loader_or_dataset, "watch_negatives")
-    # A Subset or ConcatDataset may be a thing of the moment.
+    # Not a Subset or ConcatDataset, which may be short-lived.
     subjects = [loader_or_dataset] if isinstance(loader_or_dataset, DataLoader) else datasets
     return Watcher(subjects, datasets, interval_s, adopt, on_reload, on_error)
 
 
 def _seconds(given: Any) -> float:
-    """An interval that can be waited for; anything else is a `UsageError`."""
+    """`given` as a valid interval, or `UsageError`."""
     try:
         seconds = math.nan if isinstance(given, bool | str) else float(given)
     except (TypeError, ValueError, OverflowError):
@@ -75,7 +75,7 @@ def _seconds(given: Any) -> float:
 
 
 class Watcher:
-    """A watch under way; see `watch_negatives`."""
+    """A running watch; see `watch_negatives`."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class Watcher:
         on_reload: Callable[[int], None] | None,
         on_error: Callable[[Exception], None] | None,
     ) -> None:
-        # A SimpleQueue, for unlike an Event it may be put to while the collector runs.
+        # A SimpleQueue, which unlike an Event may be used during garbage collection.
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._pid = os.getpid()
         wake = self._wake
@@ -122,7 +122,7 @@ class Watcher:
             ) from None
 
     def stop(self) -> None:
-        """End the watch and wait for a look under way; what waits for an epoch is let go of."""
+        """End the watch, after a running look; drop a generation that waits for an epoch."""
         if os.getpid() != self._pid:
             return  # a forked process has a copy of this, but no thread
         self._wake.put(None)
@@ -131,7 +131,7 @@ class Watcher:
 
     @property
     def running(self) -> bool:
-        """Whether there is a thread that looks."""
+        """Whether its thread is running."""
         return self._thread.is_alive()
 
     def __enter__(self) -> Self:
@@ -147,7 +147,7 @@ class Watcher:
 
 
 class _Alive:
-    """Whether any of the `subjects` still lives; `ended` is called when the last one dies."""
+    """Whether any of the `subjects` is alive; `ended` is called when the last one dies."""
 
     def __init__(self, subjects: Sequence[object], ended: Callable[[], None]) -> None:
         self._ended = ended
@@ -176,7 +176,7 @@ def _watch(
                     looks.remove(look)
                     look.leave()
                 except BaseException as error:  # noqa: BLE001 - the watch must go on
-                    with suppress(BaseException):  # a handler of the log may fail as well
+                    with suppress(BaseException):  # a logging handler may fail too
                         look.report(error)
             try:
                 wake.get(timeout=interval_s)
@@ -191,7 +191,7 @@ def _watch(
 
 @atexit.register
 def _end_all() -> None:
-    """The interpreter must not go away under a thread that reads tensors."""
+    """End all watches at exit: the interpreter must not end while a thread reads tensors."""
     running = list(looking.items())
     for _, wake in running:
         wake.put(None)

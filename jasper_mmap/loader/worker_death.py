@@ -1,12 +1,12 @@
-"""A worker process as its trainer sees it, and how all of them end.
+"""The trainer's view of a worker process, and ending all of them.
 
-Whether it lives is asked of the kernel, by a descriptor of the process (pidfd): where a fork
-server started it, `multiprocessing` takes it for dead as soon as the server is, and a signal to
-the whole process group ends that one. Without pidfd (Linux before 5.3, some sandboxes) it is asked
-of `multiprocessing`.
+The kernel reports whether a worker lives, by a descriptor of the process (pidfd): with a fork
+server, `multiprocessing` considers it dead as soon as the server is, and a signal to the whole
+process group ends the server. Without pidfd (Linux before 5.3, some sandboxes) `multiprocessing`
+must do.
 
-What ends a worker by force is SIGKILL: one that is stopped, or busy with a user's init, answers to
-nothing milder.
+Workers are ended by force with SIGKILL: one that is stopped, or busy in a user's init, may ignore
+any other signal.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from .worker_process import STOP
 
 _REAP_S: Final = 1.0
 _PATIENCE_S: Final = 2.0
-"""How long workers may take to end by themselves; at the interpreter's exit those of all pools."""
+"""How long workers may take to end by themselves; at interpreter exit, those of all pools."""
 _FIRST, _SECOND = 101, 100
-"""Priorities among `multiprocessing`'s finalizers: from 0 on they run before it sends SIGTERM to
-all that is left, which workers may ignore, and waits for them without limit."""
+"""Priorities of `multiprocessing`'s finalizers: from 0 on they run before it sends SIGTERM, which
+workers may ignore, to all children and waits for them without limit."""
 
 _started: weakref.WeakSet[Any] = weakref.WeakSet()
 """The worker processes that this one started."""
 
 
 def _disown() -> None:
-    """In a process made by a bare `os.fork`: at its exit `multiprocessing`, which still takes its
-    parent's workers for its own children, would send them SIGTERM."""
+    """Forget the parent's workers after a bare `os.fork`: at exit, `multiprocessing` would take
+    them for children of this process and send them SIGTERM."""
     bookkeeping._children.difference_update(_started)  # type: ignore[attr-defined]
     _started.clear()
 
@@ -47,7 +47,7 @@ os.register_at_fork(after_in_child=_disown)
 
 
 class Child:
-    """One started process; as much of `multiprocessing`'s interface as is needed of it."""
+    """One started process, with the required part of `multiprocessing`'s interface."""
 
     def __init__(self, process: Any) -> None:
         self._process = process
@@ -57,15 +57,15 @@ class Child:
 
     @property
     def sentinel(self) -> int:
-        """What can be read from once the process has ended."""
+        """A descriptor that is readable once the process has ended."""
         return int(self._process.sentinel) if self._descriptor is None else self._descriptor.fd
 
     def is_alive(self) -> bool:
-        """Whether it still runs."""
+        """Return whether it is running."""
         return not self._ended(0.0)
 
     def join(self, timeout_s: float) -> None:
-        """Wait for its end, at most so long."""
+        """Wait up to `timeout_s` for its end."""
         if self._ended(timeout_s):
             self._process.join(_REAP_S)
 
@@ -76,13 +76,13 @@ class Child:
 
     @property
     def exitcode(self) -> int | None:
-        """As `multiprocessing` has it; what a lost fork server knew is lost (255)."""
+        """The exit code from `multiprocessing`; 255 if the fork server was lost."""
         self._process.join(_REAP_S)
         code: int | None = self._process.exitcode
         return code
 
     def kill(self) -> None:
-        """End it by SIGKILL, also where it is stopped."""
+        """End it by SIGKILL, even if it is stopped."""
         with contextlib.suppress(OSError):
             if self._descriptor is None:
                 self._process.kill()
@@ -96,10 +96,11 @@ def end_with(
     requests: tuple[Descriptor, ...],
     replies: Descriptor,
 ) -> util.Finalize:
-    """What ends `children`, called or when `pool` is gone or the interpreter ends; within 5 s.
+    """Return a finalizer that ends `children` within 5 s, when it is called, `pool` is collected or
+    the interpreter ends.
 
-    `requests` are the pipes by which they are told to. Of several pools all are told at exit before
-    the first is waited for.
+    `requests` are the pipes for the request to end. At exit, the workers of all pools get it before
+    any is waited for.
     """
     owner = os.getpid()
     util.Finalize(pool, _stop, (owner, requests), exitpriority=_FIRST)
@@ -107,13 +108,13 @@ def end_with(
 
 
 def _stop(owner: int, requests: tuple[Descriptor, ...]) -> None:
-    """Tell all workers to end; they are not waited for."""
+    """Request all workers to end, without waiting for them."""
     if os.getpid() != owner:
         return  # a forked copy of the pool: the workers are not its children
     for end in requests:
         if end.fd >= 0:
             with contextlib.suppress(OSError):
-                os.set_blocking(end.fd, False)  # a stuck worker may have let the pipe fill
+                os.set_blocking(end.fd, False)  # the pipe of a stuck worker may be full
                 os.write(end.fd, STOP)
         end.close()
 

@@ -1,4 +1,4 @@
-"""The pass that hands out what a pool of workers filled."""
+"""The pass over batches that a pool of workers fills."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class WorkerPass(Pass):
             slot = pool.slots.take()
             if slot is None:
                 if self._under_way + len(self._ready) >= pool.num_workers:
-                    break  # enough under way until a slot is free again
+                    break  # enough in flight until a slot is free again
                 slot = pool.slots.take_grown()
             pool.request(self, self._requested, slot)
             self._requested += 1
@@ -60,8 +60,8 @@ class WorkerPass(Pass):
     def _next(self) -> Columns:
         if not self._pool.is_own:
             raise UsageError(
-                "this iterator was begun in another process, whose workers serve it; begin one here"
-                " with iter(loader), which starts workers of this process."
+                "this iterator belongs to another process and its workers; make one here with"
+                " iter(loader), which starts workers of this process."
             )
         with self._pool.lock:
             return self._next_of_pool()
@@ -76,14 +76,14 @@ class WorkerPass(Pass):
             if not self._pool.receive(self._timeout_s):
                 raise WorkerError(
                     f"DataLoader timed out after {self._timeout_s:g} seconds: no worker made a"
-                    " batch in time. Allow more, or look at what keeps the workers."
+                    " batch in time. Raise the timeout, or find out what delays the workers."
                 )
         slot, error_bytes = self._ready.pop(batch)
         slots = self._pool.slots
         if error_bytes:
             data = slots.extents.bytes_of(slot)[:error_bytes].tobytes()
             slots.give_back(slot)
-            self.count += 1  # the next call goes on behind it
+            self.count += 1  # the next call continues after it
             pickle.loads(data).reraise()  # noqa: S301  # our own worker wrote it
         return slots.lease(slot, self.plan.rows(batch))
 

@@ -1,7 +1,7 @@
 """The trainer's side of worker processes.
 
-The protocol is that of `worker_process`. The trainer owns the slots: it names one with each request
-and frees it when the batch dies.
+`worker_process` describes the protocol. The trainer owns the slots: each request names one, which
+is free again when the batch dies.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class Client(Protocol):
     plan: PassPlan
 
     def arrived(self, batch: int, slot: int, error_bytes: int) -> None:
-        """Take a reply: `slot` holds `batch`, or a pickled exception of so many bytes."""
+        """Take a reply: `slot` holds `batch`, or a pickled exception of `error_bytes`."""
 
 
 class WorkerPool:
     """Worker processes of one loader, and the slots they fill.
 
-    Passes in several threads may use it: whoever holds `lock` reads the replies for all of them.
+    Passes in several threads may use it: the holder of `lock` reads the replies for all of them.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class WorkerPool:
         self.lock = threading.Lock()
         self.num_workers = num_workers
         self.outstanding_max = num_workers * prefetch
-        # One more than can be under way: the batch that the trainer works on.
+        # One more than can be in flight: the batch that the trainer uses.
         self.slots = Slots(layout, self.outstanding_max + 1, shared=True)
         self._asked: dict[int, tuple[weakref.ref[Client], int, int, int]] = {}
         self._ticket = 0
@@ -71,7 +71,7 @@ class WorkerPool:
         self._load = [0] * num_workers
         self._unsent = [b""] * num_workers
         together = min(max(1, prefetch // 2), MANY)
-        # Requests go out in groups as large as replies come in.
+        # Requests are sent in groups as large as those of replies.
         self.group = num_workers * together if together > 1 else 1
         pipes = [tuple(map(Descriptor, os.pipe())) for _ in range(num_workers)]
         requests, self._requests = zip(*pipes, strict=True)
@@ -102,7 +102,7 @@ class WorkerPool:
         if method != "fork":
             job.foreign = ()
         self._processes: list[Child] = []
-        # Before the first is started: whatever fails from then on, these workers are ended.
+        # Before the first is started, so that a failure ends the workers started so far.
         self.close = end_with(self, self._processes, self._requests, self._replies)
         with held_back(job.signals, method):
             for worker in range(num_workers):
@@ -120,24 +120,24 @@ class WorkerPool:
 
     @property
     def pids(self) -> list[int]:
-        """Process numbers of the workers."""
+        """Process ids of the workers."""
         return [process.pid for process in self._processes]
 
     @property
     def closed(self) -> bool:
-        """Whether its workers were ended."""
+        """Whether its workers have been ended."""
         return not self.close.still_active()
 
     @property
     def is_own(self) -> bool:
-        """Whether the workers are this process's; a forked one has but a copy of the pool."""
+        """Whether the workers belong to this process; a forked one has only a copy of the pool."""
         return self._owner == this_process()
 
     def request(self, owner: Client, batch: int, slot: int) -> None:
-        """Have a worker fill `slot` with `batch` of the owner's plan, once they are sent.
+        """Request a worker to fill `slot` with `batch` of the owner's plan; sent by `send`.
 
-        In order they take turns, so that each knows which batches will be its own; otherwise it is
-        the one with the least to do, lest a slow one come to hold all that may be under way.
+        In order, the workers take turns, so that each knows its next batches. Otherwise the one
+        with the fewest requests gets it, so that a slow worker does not collect them all.
         """
         worker = batch % self.num_workers
         if not self.in_order:
@@ -150,7 +150,7 @@ class WorkerPool:
         self._unsent[worker] += record
 
     def send(self) -> None:
-        """Let the workers have what was requested."""
+        """Send the requests to the workers."""
         try:
             for worker, records in enumerate(self._unsent):
                 self._unsent[worker] = b""
@@ -158,13 +158,13 @@ class WorkerPool:
                     piece = records[begin : begin + MANY * REQUEST.size]
                     os.write(self._requests[worker].fd, piece)
         except BrokenPipeError:
-            # It lives on for a moment, as far as a fork server has told.
+            # With a fork server, it may be reported as alive for a moment.
             self._processes[worker].join(_JOIN_S)
             self._report_dead()
             raise
 
     def receive(self, timeout_s: float | None) -> bool:
-        """Wait for replies and give each to the pass that asked; False if none came in time.
+        """Wait for replies and pass each to its pass; return False if none came in time.
 
         Raises `WorkerError` naming a worker that died.
         """
@@ -173,7 +173,7 @@ class WorkerPool:
             if not self._poll.poll(None if timeout_s is None else timeout_s * 1000):
                 return False
             replies = self._read_replies()
-        if not replies:  # then it is a worker that made the poll return
+        if not replies:  # a worker's end made the poll return
             self._report_dead()
         for ticket, size in REPLY.iter_unpack(replies):
             reference, worker, batch, slot = self._asked.pop(ticket)
@@ -196,19 +196,19 @@ class WorkerPool:
                 self.close()
                 if process.exitcode == UNGUARDED:
                     raise UsageError(
-                        "the script starts this loader again in each of its worker processes,"
-                        " which import it: put what it does under if __name__ == '__main__':."
+                        "the script starts this loader again in each of its worker processes, which"
+                        " import the script: put its code under if __name__ == '__main__':."
                     )
                 raise WorkerError(
                     f"DataLoader worker {worker} (pid {process.pid}) exited unexpectedly with exit"
-                    f" code {process.exitcode}; a negative one is the signal that killed it"
-                    " (-9 is often the system running out of memory)."
+                    f" code {process.exitcode}; a negative code is the signal that killed it"
+                    " (-9 often means that the system ran out of memory)."
                 )
 
 
 def _leave_if_unguarded() -> None:
-    """End a worker that was just started and that, importing the user's script, comes here: what
-    there is to say the trainer says, once."""
+    """Exit if this is a starting worker whose import of the user's script has come here; the
+    trainer reports it once."""
     process = multiprocessing.current_process()
     if process.name.startswith(_NAME) and getattr(process, "_inheriting", False):
         os._exit(UNGUARDED)

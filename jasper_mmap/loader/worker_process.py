@@ -1,16 +1,16 @@
 """A worker process: fills slots with batches, on request.
 
-Each worker reads its requests (which batch of which pass, into which slot) from a pipe of its own;
-the replies of all come back through one. Both are records of a few integers, at most `MANY` at a
-time: shorter than PIPE_BUF, which the kernel passes on whole. Positions, tensors and descriptors
-never cross; an exception crosses in the slot that its batch would have filled.
+Each worker reads its requests (which batch of which pass, into which slot) from its own pipe; all
+reply through one pipe. Both are records of a few integers, at most `MANY` at a time: less than
+PIPE_BUF, which the kernel writes atomically. Positions, tensors and descriptors are never sent; an
+exception is written into the slot of its batch.
 
-A worker ends when told to, or when the trainer ends. The trainer's signal handlers are the
-trainer's alone: a scheduler signals whole process groups. Were the handler of a trainer (save a
-checkpoint, leave) inherited, each worker would run it too; were the default restored, a worker
-would die and end the training. So a worker ignores those of `ENDING` that the trainer handles when
-it starts. Between its start and that moment they are blocked, as far as a start method hands down
-what is blocked: fork and spawn do, a fork server does not.
+A worker ends on request, or when the trainer ends. It does not run the trainer's signal handlers,
+since schedulers signal whole process groups: with an inherited handler (save a checkpoint, exit)
+each worker would run it too; with the default restored, a worker would die and end the training.
+So a worker ignores those of `ENDING` that the trainer handles when it starts. Until then they are
+blocked, as far as the start method passes the blocked signals on: fork and spawn do, a fork server
+does not.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ ENDING: Final = (
     signal.SIGALRM,
     signal.SIGXCPU,
 )
-"""What ends a process by default, and what a trainer may want to be told of instead. Not SIGCHLD:
-with it ignored, `subprocess` reports 0 for every failure."""
+"""Signals that end a process by default, and that a trainer may handle instead. Not SIGCHLD: if it
+is ignored, `subprocess` reports 0 for every failure."""
 _FAULTS: Final = {
     signal.SIGABRT,
     signal.SIGBUS,
@@ -75,35 +75,35 @@ WorkerInit = Callable[[int], None]
 
 @dataclass
 class Job:
-    """All that a worker is told when it starts."""
+    """Everything that a worker needs at its start."""
 
     dataset: JASPERSteeringDataset
     plan: PassPlan
-    """Of any pass: requests say what differs."""
+    """The plan of any pass: requests have what differs."""
     layout: Layout
     slots: int
     memory: Descriptor
     requests: tuple[Descriptor, ...]
-    """Of each worker."""
+    """One for each worker."""
     replies: Descriptor
     foreign: tuple[Descriptor, ...]
-    """The trainer's ends of the pipes, which a forked worker has to let go of."""
+    """The trainer's ends of the pipes, which a forked worker must close."""
     base_seed: int
     num_workers: int
     init: WorkerInit | None
     together: int
-    """So many replies may wait for each other."""
+    """Number of replies that may be sent together."""
     step: int
     ahead: int
     """Both for `PlanReader`."""
     trainer: int
-    """Its process number; a worker that a fork server started is no child of it."""
+    """Its process id, which is not the parent's of a worker that a fork server started."""
     signals: tuple[int, ...]
-    """Those that are the trainer's to handle."""
+    """Those that the trainer handles."""
 
 
 def work(worker: int, job: Job) -> None:
-    """Do the `job` as worker number `worker` until the trainer ends it; a process's target."""
+    """Run as worker number `worker` until the trainer ends it; the target of the process."""
     leave_to_trainer(job.signals)
     with contextlib.suppress(BrokenPipeError):  # the trainer died
         _serve(worker, job)
@@ -140,14 +140,14 @@ def _serve(worker: int, job: Job) -> None:
                 if failure is not None:
                     failure.reraise()  # type: ignore[no-untyped-call]
                 filler.fill(slot, batch, which)
-            except Exception:  # noqa: BLE001  # whatever it is, the trainer is to raise it
+            except Exception:  # noqa: BLE001  # the trainer raises it
                 size = _put_exception(failure or _failure(worker), filler.extents.bytes_of(slot))
             replies.add(ticket, size)
 
 
 class _Replies:
-    """On their way to the trainer, which a reply wakes: that takes as long as a small batch, so
-    they wait for each other, for a moment, while there is more to do."""
+    """Collects replies to the trainer. Waking it takes as long as a small batch, so while there is
+    more to do, replies are delayed shortly and sent together."""
 
     def __init__(self, job: Job) -> None:
         self._fd = job.replies.fd
@@ -170,7 +170,7 @@ class _Replies:
 
 
 class _Filler:
-    """Puts batches into slots."""
+    """Writes batches into slots."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -180,7 +180,7 @@ class _Filler:
         self._which: list[int] = []
 
     def fill(self, slot: int, batch: int, which: list[int]) -> None:
-        """Put `batch` of the pass `which` (epoch, pass number, start) into `slot`."""
+        """Write `batch` of the pass `which` (epoch, pass number, start) into `slot`."""
         if which != self._which:
             epoch, pass_number, start = self._which = which
             self._plan = replace(self._job.plan, epoch=epoch, pass_number=pass_number, start=start)
@@ -188,13 +188,13 @@ class _Filler:
 
 
 def _set_up(worker: int, job: Job) -> ExceptionWrapper | None:
-    """As torch's worker loop does: one thread, seeds of its own, `get_worker_info`, user's init."""
+    """Set up like a worker of torch: one thread, own seeds, `get_worker_info`, the user's init."""
     try:
         torch.set_num_threads(1)
         seed = job.base_seed + worker
         random.seed(seed)
         torch.manual_seed(seed)
-        np.random.seed(seed % (1 << 32))  # the generator that users' code may use
+        np.random.seed(seed % (1 << 32))  # the global generator, which users' code may use
         _utils.worker._worker_info = _utils.worker.WorkerInfo(
             id=worker, num_workers=job.num_workers, seed=seed, dataset=job.dataset
         )
@@ -206,7 +206,7 @@ def _set_up(worker: int, job: Job) -> ExceptionWrapper | None:
 
 
 def _failure(worker: int) -> ExceptionWrapper:
-    """The exception being handled, with its traceback as text, as torch's workers send it."""
+    """The current exception, with its traceback as text, in the form of torch's workers."""
     return ExceptionWrapper(  # type: ignore[no-untyped-call]
         where=f"in DataLoader worker process {worker}"
     )
@@ -222,20 +222,20 @@ def _put_exception(wrapped: ExceptionWrapper, target: NDArray[np.uint8]) -> int:
 
 
 def handled() -> tuple[int, ...]:
-    """Those of `ENDING` for which this process has a handler, or which it ignores."""
-    # None is a handler that is not Python's.
+    """The signals of `ENDING` that this process handles or ignores."""
+    # getsignal returns None for a handler that is not Python's.
     return tuple(n for n in ENDING if signal.getsignal(n) != signal.SIG_DFL)
 
 
 @contextmanager
 def held_back(numbers: tuple[int, ...], start_method: str) -> Iterator[None]:
-    """Block these signals in this thread, and so in the processes that the block starts."""
+    """Block these signals in this thread, and so in processes that the block starts."""
     if start_method == "forkserver":
-        # It is started at first use, and would hand down what is blocked to all that it ever forks.
+        # A server started here would pass the blocked signals on to all its later processes.
         yield
         return
     if start_method == "spawn":
-        resource_tracker.ensure_running()  # which unblocks some of them when it starts
+        resource_tracker.ensure_running()  # its start unblocks some of them
     before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
@@ -244,8 +244,8 @@ def held_back(numbers: tuple[int, ...], start_method: str) -> Iterator[None]:
 
 
 def leave_to_trainer(numbers: tuple[int, ...]) -> None:
-    """In a worker's main thread: ignore these, and run no handler that came with a fork."""
-    signal.set_wakeup_fd(-1)  # it would write to an event loop of the trainer
+    """In a worker's main thread: ignore these signals, and drop handlers inherited by fork."""
+    signal.set_wakeup_fd(-1)  # an inherited one would write to an event loop of the trainer
     for number in ENDING:
         signal.signal(number, signal.SIG_IGN if number in numbers else signal.SIG_DFL)
     for number in signal.valid_signals() - {*ENDING} - _FAULTS:

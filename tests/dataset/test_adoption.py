@@ -185,6 +185,6 @@ def test_pickled_copy_of_a_removed_generation_says_what_to_do(store: Path, oracl
         copied = pickle.dumps(dataset)
         for _ in range(2):
             publish_numbered(store, oracle, keep=1, grace_s=0)
-        with pytest.raises(MissingFileError, match="open the dataset anew"):
+        with pytest.raises(MissingFileError, match="open the dataset again"):
             pickle.loads(copied)[0]
         assert generation_served(dataset, oracle) == 1

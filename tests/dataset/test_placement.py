@@ -128,7 +128,7 @@ def test_too_little_memory_is_told_before_anything_is_copied(
         raise AssertionError("something was copied")
 
     monkeypatch.setattr(Placement, "place", place)
-    with pytest.raises(DeviceMemoryError, match=r"needs .* MB there and .* MB are free") as caught:
+    with pytest.raises(DeviceMemoryError, match=r"needs .* MB there, but .* MB are free") as caught:
         combined(demo_store, Placement(CPU, copied=True, free=lambda _: free))
     assert isinstance(caught.value, MemoryError)
     for way in ("device='cpu'", "float16", "free memory"):

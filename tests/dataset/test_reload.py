@@ -97,7 +97,7 @@ def test_reload_on_a_store_that_cannot_be_written_warns(
         monkeypatch.setattr(FileLock, "acquire", refuse)
         with caplog.at_level(logging.WARNING):
             assert dataset.reload_negatives() == 1
-        assert "serving what is published" in caplog.text
+        assert "serving the published negatives" in caplog.text
 
 
 @pytest.mark.parametrize("name", NAMES)

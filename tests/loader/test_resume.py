@@ -192,9 +192,9 @@ def test_state_of_another_loader_is_refused(loader: Any, change: Any, words: str
     [
         ({}, "it has no split, pairs, seed, epoch, pass, consumed."),
         ({"epoch": 1, "pass": 0, "consumed": 0, "seed": 42}, "it has no split, pairs."),
-        (5, "it must be the dict that state_dict() gave, not a int."),
-        ([], "it must be the dict that state_dict() gave, not a list."),
-        (None, "it must be the dict that state_dict() gave, not a NoneType."),
+        (5, "it must be the dict that state_dict() returned, not a int."),
+        ([], "it must be the dict that state_dict() returned, not a list."),
+        (None, "it must be the dict that state_dict() returned, not a NoneType."),
     ],
 )
 def test_what_is_no_state_is_refused(loader: Any, state: Any, words: str) -> None:
