@@ -1,7 +1,7 @@
-"""What all commands have in common: their options, how they print, and how they end.
+"""The common part of all commands: options, output, progress and exit status.
 
-Torch is not imported here, and rich only where something is printed with it: a command's help and
-its complaint about a wrong option come at once.
+This module does not import torch, and imports rich only to print with it, so help and usage errors
+appear at once.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from .progress import Show
 _DEBUG: Final = "--debug"
 _FAILED, _INTERRUPTED = 1, 130
 _EXIT_STATUS: Final = (
-    "Exit status: 0 done, 1 failed (stderr says why, a line a problem), 2 wrong usage, 130"
-    " interrupted."
+    "Exit status: 0 success, 1 failure (explained on stderr, a line per problem), 2 wrong usage,"
+    " 130 interrupted."
 )
 _PIPED_WIDTH: Final = 140
-"""Characters a line of a table may have where no terminal says."""
+"""Width of a table without a terminal, in characters."""
 _LINE_INTERVAL_S: Final = 5.0
 
 PATH: Final = click.Path(path_type=Path, readable=False)
 
 debug_option = click.option(
-    _DEBUG, is_flag=True, expose_value=False, help="Show the traceback of a failure."
+    _DEBUG, is_flag=True, expose_value=False, help="Show the traceback of an error."
 )
 """For every command that `run` runs."""
 
@@ -43,12 +43,12 @@ store_argument = click.argument("store", metavar="DIR", type=PATH)
 
 
 def json_option(text: str = "Print the answer as JSON.") -> Callable[..., Any]:
-    """`as_json`: whether a program reads the answer."""
+    """The option `--json`, passed as `as_json`."""
     return click.option("--json", "as_json", is_flag=True, help=text)
 
 
 def version_option(program: str) -> Callable[..., Any]:
-    """`--version`, which is looked up only when asked for."""
+    """The option `--version`, which is looked up only on use."""
 
     def show(context: click.Context, _option: click.Parameter, asked: bool) -> None:
         if asked and not context.resilient_parsing:
@@ -64,7 +64,7 @@ def version_option(program: str) -> Callable[..., Any]:
 
 
 def integers(low: int) -> Callable[..., Any]:
-    """An option's `callback` for integers separated by commas, none below `low`: a tuple."""
+    """An option's `callback` for comma-separated integers >= `low`; it returns a tuple."""
 
     def parsed(
         _context: click.Context, _option: click.Parameter, text: str | None
@@ -93,18 +93,18 @@ class Command(click.Command):
         super().__init__(*arguments, **settings)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """As click's, but for interrupts."""
+        """Invoke it as click does, except for interrupts."""
         with _interrupts():
             return super().invoke(ctx)
 
 
 class Group(Command, click.Group):
-    """A command with commands, for `run`."""
+    """A command with subcommands, for `run`."""
 
 
 @contextmanager
 def _interrupts() -> Iterator[None]:
-    """Keep interrupts from click, which would write a line of its own."""
+    """Hide interrupts from click, which would print its own line."""
     try:
         yield
     except KeyboardInterrupt:
@@ -117,26 +117,26 @@ def run(command: click.Command) -> NoReturn:
         status = command.main(standalone_mode=False)
     except click.Abort:
         if sys.stderr.isatty():
-            sys.stderr.write("\n")  # behind the terminal's ^C
+            sys.stderr.write("\n")  # after the terminal's ^C
         _fail("interrupted; run it again to complete it.", _INTERRUPTED)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except JasperError as error:
         _fail(str(error))
-    except Exception as error:  # noqa: BLE001 - whatever it is, it must not look like a result
+    except Exception as error:  # noqa: BLE001 - every failure must set the exit status
         text = " ".join(str(error).split())
-        _fail(f"unexpected {type(error).__name__}: {text} ({_DEBUG} shows where)")
+        _fail(f"unexpected {type(error).__name__}: {text} (use {_DEBUG} for a traceback)")
     sys.exit(status if isinstance(status, int) else 0)
 
 
 def echo(text: str, *, err: bool = False) -> None:
-    """Print a line as it stands, whatever it holds."""
+    """Print a line, with unprintable characters escaped."""
     click.echo(printable(text), err=err)
 
 
 def echo_json(value: Any) -> None:
-    """Print an answer for a program."""
+    """Print an answer as JSON."""
     click.echo(json.dumps(value, indent=2))
 
 
@@ -148,8 +148,8 @@ def echo_table(
     fold: bool = False,
     title: str | None = None,
 ) -> None:
-    """Print a table; the columns numbered by `right` are aligned there, and where a terminal is too
-    narrow cells are folded or cut."""
+    """Print a table, the columns numbered by `right` right-aligned; on a narrow terminal, cells are
+    folded or cut."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -170,7 +170,8 @@ def echo_table(
 
 @contextmanager
 def shown_progress(*, each: bool = False) -> Iterator[Show]:
-    """On stderr: a bar on a terminal, elsewhere a line every 5 s, with `each` one a name too."""
+    """Show progress on stderr: a bar on a terminal, else a line every 5 s, with `each` also for
+    each new name."""
     if not sys.stderr.isatty():
         yield _line_by_line(each)
         return
@@ -210,7 +211,7 @@ def _how_far(began: float, name: str, done: int, total: int) -> str:
 
 @contextmanager
 def answering() -> Iterator[None]:
-    """Keep out of the log what the answer of the command says itself."""
+    """Keep messages out of the log that the command prints in its answer."""
     log = logging.getLogger("jasper_mmap")
 
     def keep(record: logging.LogRecord) -> bool:

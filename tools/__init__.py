@@ -1,4 +1,4 @@
-"""Programs run from a checkout as `python -m tools.NAME`; nothing here is installed.
+"""Programs that are run from a checkout as `python -m tools.NAME` and not installed.
 
 May import: the ground.
 """

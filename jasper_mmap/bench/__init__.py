@@ -1,4 +1,4 @@
-"""How fast the batches of a store come. It starts processes too.
+"""The throughput of a store's batches, measured. It starts processes too.
 
 May import: the ground, files, files/pt, rules, store, negatives, dataset, loader.
 """

@@ -1,4 +1,4 @@
-"""The machine that figures were measured on, and whether other programs were using it."""
+"""The machine of a measurement, and whether other programs were using it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _LOOK_S: Final = 1.0
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on."""
+    """The properties of the machine that the figures depend on."""
     return {
         "cpu": _cpu_name(),
         "cores": cores(),
@@ -48,13 +48,13 @@ def _cpu_name() -> str:
 
 
 def busy() -> dict[str, float | None]:
-    """How busy the machine is with other programs: the load average of a minute, and the cores in
-    use while this process sleeps for a second (None without psutil)."""
+    """Measure the load of other programs: the load average of a minute, and the cores in use while
+    this process sleeps for a second (None without psutil)."""
     return {"average": os.getloadavg()[0], "cores_busy": cores_busy(_LOOK_S)}
 
 
 def was_quiet(before: dict[str, float | None], after: dict[str, float | None]) -> bool:
-    """Whether nothing else ran, as far as that can be seen; the average after the run holds the
-    run itself, so it says nothing."""
+    """Return whether no other program was active; the load average after the run is not used, since
+    it includes the run itself."""
     cores_used = max(before["cores_busy"] or 0.0, after["cores_busy"] or 0.0)
     return (before["average"] or 0.0) <= _QUIET_LOAD and cores_used <= _QUIET_CORES

@@ -1,8 +1,8 @@
-"""How fast batches come on this machine: the floor, our loader, and how both are measured.
+"""Measuring the throughput of batches: the floor, our loader, and the method.
 
-The floor is what `torch.index_select` of the same rows into preallocated outputs takes. A cell is
-one contender with one number of workers and one batch size; its windows alternate with windows of
-the floor, each in a process of its own, and its ratio is that of the medians.
+The floor is `torch.index_select` of the same rows into preallocated outputs. A cell is one
+contender with one number of workers and one batch size; its windows alternate with windows of the
+floor, each in its own process, and its ratio is that of the medians.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ SPLIT: Final = "train"
 _SEED: Final = 7
 _FLOOR_POSITIONS: Final = 1 << 20
 _PREFETCH: Final = 2
-"""Batches under way for each worker by torch's default."""
+"""Batches in flight per worker by torch's default."""
 _TIE: Final = 0.97
-"""Fewer workers are as good if they reach this share of the best."""
+"""Fewer workers are preferred if they reach this share of the best rate."""
 _SAME_BYTES: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """What was measured of one contender; rates in samples per second."""
+    """The measurement of one contender; rates in samples per second."""
 
     contender: str
     workers: int
@@ -51,25 +51,25 @@ class Cell:
     open_s: float
     first_batch_s: float
     memory: Memory | None
-    """Of its process and its workers; None without psutil."""
+    """Memory of its process and its workers; None without psutil."""
 
     @property
     def rate(self) -> float:
-        """Samples per second, the median of its windows."""
+        """The median of its windows, in samples per second."""
         return median(self.windows)
 
     @property
     def floor(self) -> float:
-        """Of the windows that alternated with this contender's."""
+        """The median of the floor's windows between this contender's."""
         return median(self.floor_windows)
 
     @property
     def ratio(self) -> float:
-        """Of its rate to the floor's."""
+        """Its rate divided by the floor's."""
         return self.rate / self.floor
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain numbers, with what follows from them."""
+        """The JSON form, including derived figures."""
         figures = asdict(self) | {
             "samples_per_s": self.rate,
             "low": min(self.windows),
@@ -97,7 +97,7 @@ class Skipped:
 
 @dataclass(frozen=True, kw_only=True)
 class Entrant:
-    """Who is to be measured; `open` and `load` as `Turns` takes them."""
+    """A contender to measure; `open` and `load` as for `Turns`."""
 
     name: str
     workers: int
@@ -107,7 +107,7 @@ class Entrant:
 
 @dataclass(frozen=True, kw_only=True)
 class Windows:
-    """How many and how long; one more of each kind comes first and is not counted."""
+    """Number and length of the windows; one more of each kind comes first and is not counted."""
 
     count: int
     seconds: float
@@ -116,7 +116,7 @@ class Windows:
 def measure(
     store: Path, batch_size: int, entrants: Iterable[Entrant], windows: Windows
 ) -> Iterator[Cell | Skipped]:
-    """Each entrant in turn, at one batch size, against the floor with all cores."""
+    """Measure each entrant at one batch size, against the floor with all cores."""
     with Turns(partial(open_floor, store, batch_size, cores())) as floor:
         for entrant in entrants:
             try:
@@ -150,29 +150,29 @@ def _measure_one(entrant: Entrant, batch_size: int, floor: Turns, windows: Windo
 
 
 class Consumer:
-    """The trainer: looks at one value of each batch, and holds it until the next one is there."""
+    """A trainer that reads one value of each batch, and holds the batch until the next one."""
 
     def __init__(self, batches: Iterator[Batch]) -> None:
         self._batches = batches
         self.batch: Batch | None = None
 
     def __call__(self) -> int:
-        """Take the next batch; how many samples it holds."""
+        """Take the next batch; return its number of samples."""
         self.batch = batch = next(self._batches)
         batch["negative_embs"][0, 0, 0].item()
         return len(batch["relevance"])
 
 
 def consuming(batches: Iterator[Batch], workers: int, prefetch: int | None = None) -> Running:
-    """A contender that is an endless iterator of batches made by `workers` processes, each with
-    `prefetch` under way (None: torch's default)."""
+    """A contender that iterates over endless batches of `workers` processes, each with `prefetch`
+    in flight (None: torch's default)."""
     return Running(Consumer(batches), workers * ((prefetch or _PREFETCH) + 1))
 
 
 def endless(
     loader: Iterable[Batch], before_epoch: Callable[[int], object] = lambda _: None
 ) -> Iterator[Batch]:
-    """The batches of `loader`, epoch after epoch."""
+    """Yield the batches of `loader`, epoch after epoch."""
     for epoch in itertools.count():
         before_epoch(epoch)
         empty = True
@@ -187,14 +187,14 @@ def endless(
 
 
 def open_ours(store: Path, workers: int, batch_size: int) -> Running:
-    """The package's own loader, as its README shows it."""
+    """Open the package's own loader, as in the README."""
     loader = create_loader(store, SPLIT, batch_size, num_workers=workers)
     batches = endless(loader, partial(set_epoch, loader))
     return consuming(batches, workers, loader.prefetch_factor)
 
 
 class _Floor:
-    """Batches of a shuffled epoch whose row numbers were all computed before."""
+    """Batches of a shuffled epoch whose row numbers are computed in advance."""
 
     def __init__(self, dataset: JASPERSteeringDataset, batch_size: int) -> None:
         generator = torch.Generator().manual_seed(_SEED)
@@ -235,27 +235,27 @@ class _Floor:
 
 
 def open_floor(store: Path, batch_size: int, threads: int) -> Running:
-    """The floor, read by `threads` threads."""
+    """Open the floor, read by `threads` threads."""
     torch.set_num_threads(threads)
     return Running(_Floor(JASPERSteeringDataset(store, SPLIT), batch_size).step, 0)
 
 
 def best(cells: Sequence[Cell]) -> Cell:
-    """The fastest cell; of those as good as that, the one with the fewest workers."""
+    """The cell with the fewest workers among those about as fast as the fastest."""
     limit = _TIE * max(cell.rate for cell in cells)
     return min((c for c in cells if c.rate >= limit), key=lambda cell: cell.workers)
 
 
 def ratio_text(ratio: float) -> str:
-    """Two digits that count, so that slow loaders can be told apart."""
+    """A ratio with two significant digits, which distinguish slow loaders."""
     return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.3f}"
 
 
 def floor_spread(cells: Iterable[Cell]) -> float:
-    """By what factor the floor itself varied in the run, at the batch size where it did most.
+    """The factor by which the floor varied during the run, at the batch size where it is largest.
 
-    It reads the same rows each time, so this is the machine's doing: also of a virtual one's host,
-    whose work no load average shows.
+    It reads the same rows each time, so the machine causes the variation, possibly the host of a
+    virtual machine, whose load is not visible.
     """
     windows: dict[int, list[float]] = {}
     for cell in cells:
@@ -264,7 +264,7 @@ def floor_spread(cells: Iterable[Cell]) -> float:
 
 
 def warm_up(folder: Path, progress: Show | None = None) -> None:
-    """Bring all files of `folder` into the page cache, in blocks as large as the kernel has."""
+    """Read all files of `folder` into the page cache, in large blocks if the kernel has them."""
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.stat().st_size]
-    if paths:  # or the store's own error says what is missing
+    if paths:  # else opening the store raises the error
         read_through(paths, progress)

@@ -1,4 +1,4 @@
-"""Processes seen from outside, by psutil (extra `bench`); without it their memory is not known."""
+"""Memory and CPU use of processes, by psutil (extra `bench`); unknown without it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ else:
 _IDLE_S: Final = 0.05
 _IDLE_PATIENCE_S: Final = 3.0
 _PAUSE_S: Final = 0.25
-"""Where idleness cannot be seen: workers prefetch a few batches, of milliseconds each."""
+"""Pause without psutil: workers prefetch a few batches, which takes milliseconds each."""
 
 
 class Memory(NamedTuple):
-    """Bytes of a process and of all it started; `uss` is what none shares, `pss` shares divided."""
+    """Bytes of a process and its descendants; USS counts unshared memory, PSS also a share of the
+    shared memory."""
 
     parent_rss: int
     workers_pss: int
@@ -28,7 +29,7 @@ class Memory(NamedTuple):
 
 
 def wait_until_idle(pid: int) -> None:
-    """Wait until no process of the tree computes: they have prefetched all they may."""
+    """Wait until no process of the tree uses the CPU: prefetching has finished."""
     if not _KNOWN:
         time.sleep(_PAUSE_S)
         return
@@ -40,7 +41,7 @@ def wait_until_idle(pid: int) -> None:
 
 
 def memory(pid: int) -> Memory | None:
-    """Of the process `pid` and of its workers, all under it, together."""
+    """The memory of the process `pid` and of its workers, all its descendants."""
     if not _KNOWN:
         return None
     used = {}
@@ -50,7 +51,7 @@ def memory(pid: int) -> Memory | None:
     parent = used.pop(pid, None)
     return Memory(
         parent_rss=parent.rss if parent else 0,
-        workers_pss=sum(getattr(worker, "pss", 0) for worker in used.values()),  # Linux tells it
+        workers_pss=sum(getattr(worker, "pss", 0) for worker in used.values()),  # only on Linux
         workers_uss=sum(worker.uss for worker in used.values()),
     )
 
@@ -71,7 +72,7 @@ def _cpu_s(pid: int) -> float:
 
 
 def cores_busy(seconds: float) -> float | None:
-    """Cores of this machine that were in use during `seconds`, in which this process sleeps."""
+    """Measure the cores in use for `seconds`, during which this process sleeps."""
     if not _KNOWN:
         time.sleep(seconds)
         return None

@@ -1,4 +1,4 @@
-"""What a benchmark tells: its cells as a table, and under which conditions they were measured."""
+"""The report of a benchmark: a table of its cells, and the conditions of the measurement."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .machine import MB, machine, was_quiet
 from .measure import Cell, Windows, floor_spread, ratio_text
 
 _STEADY: Final = 1.5
-"""The floor's fastest window over its slowest, at most, on a quiet machine."""
+"""Limit of the floor's fastest window over its slowest on a quiet machine."""
 _HEADER: Final = (
     "B",
     "loader",
@@ -34,7 +34,7 @@ class Figures(NamedTuple):
 
 
 def table_of(cells: Sequence[Cell]) -> Figures:
-    """One row a cell; memory only where it is known."""
+    """A row for each cell; memory columns only if it is known."""
     known = any(cell.memory for cell in cells)
     header = _HEADER + _MEMORY if known else _HEADER
     rows = [_figures(cell) + (_memory(cell) if known else ()) for cell in cells]
@@ -65,7 +65,7 @@ def _memory(cell: Cell) -> tuple[str, ...]:
 def conditions(
     before: dict[str, float | None], after: dict[str, float | None], cells: Iterable[Cell]
 ) -> dict[str, Any]:
-    """What the figures depend on, and whether something disturbed them."""
+    """The conditions that the figures depend on, and whether the machine was quiet."""
     spread = floor_spread(cells)
     return {
         "machine": machine(),
@@ -77,7 +77,7 @@ def conditions(
 
 
 def sentences_of(answer: dict[str, Any], windows: Windows) -> list[str]:
-    """The machine, its load, how often was measured, and a warning if it was not quiet."""
+    """Sentences about the machine, its load and the windows, and a warning if it was not quiet."""
     about, before, after = answer["machine"], answer["load_before"], answer["load_after"]
     lines = [
         f"{about['cpu']}, {about['cores']} cores, {size(about['memory_mb'] * MB)};"
@@ -90,15 +90,15 @@ def sentences_of(answer: dict[str, Any], windows: Windows) -> list[str]:
     ]
     if not answer["quiet"]:
         lines.append(
-            "warning: the machine was not quiet (other programs, or its host): these figures are"
-            " not its own. What several threads read together suffers most."
+            "warning: the machine was not quiet (other programs, or its host), so these figures are"
+            " unreliable, most of all those of several threads."
         )
     return lines
 
 
 def _busy_text(before: dict[str, Any], after: dict[str, Any]) -> str:
     if before["cores_busy"] is None:
-        return "how busy other programs were, and memory, are not known without psutil"
+        return "the load of other programs and memory are unknown without psutil"
     return (
         f"cores busy with other programs {before['cores_busy']:.2f} before,"
         f" {after['cores_busy']:.2f} after"

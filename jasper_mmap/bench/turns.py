@@ -1,8 +1,7 @@
-"""Processes that take turns at running, so that noise of the machine hits each of them alike.
+"""Processes that run in turns, so that noise of the machine affects all of them alike.
 
-The driver starts each contender in a process (and session) of its own and tells it through a pipe
-to run for a while; the others wait. A process ends when the driver says so, or when the pipe closes
-because the driver died.
+The driver starts each contender in its own process (and session) and lets it run for a while by a
+message through a pipe; the others wait. A process ends when the driver closes the pipe or dies.
 """
 
 from __future__ import annotations
@@ -37,29 +36,29 @@ class Running(NamedTuple):
     """An opened contender."""
 
     step: Callable[[], int]
-    """Makes and consumes one batch; tells how many samples it held."""
+    """Makes and consumes one batch; returns its number of samples."""
     ahead: int
-    """Batches that may lie ready from before a turn: not counted as made in it."""
+    """Batches that may be ready before a turn, and so are not counted in it."""
 
 
 class Started(NamedTuple):
-    """What starting a contender took."""
+    """The times of starting a contender."""
 
     open_s: float
     first_batch_s: float
 
 
 class Turns:
-    """A contender in a process of its own, started and waiting for its turns.
+    """A contender in its own process, started and waiting for its turns.
 
-    `opener` (picklable) opens it there. `load` runs before and is not counted: imports.
+    `opener` (picklable) opens it there. `load`, for imports, runs before and is not counted.
     Raises `ContenderError`.
     """
 
     def __init__(
         self, opener: Callable[[], Running], load: Callable[[], object] | None = None
     ) -> None:
-        # Forked from a server that has imported torch and done nothing: quick, and all start alike.
+        # Forked from a server that has only imported torch: quick, and the same start for all.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["torch"])
         self._connection, there = context.Pipe()
@@ -76,13 +75,13 @@ class Turns:
 
     @property
     def pid(self) -> int:
-        """The number of its process."""
+        """The id of its process."""
         return int(self._process.pid or 0)
 
     def run(self, seconds: float) -> float:
-        """Let it run for about `seconds`; the samples per second it made.
+        """Let it run for about `seconds`; return its samples per second.
 
-        Returns when its workers have prefetched all they may, or the next one's turn would suffer.
+        Returns after its workers have finished prefetching, so as not to disturb the next turn.
         """
         self._connection.send(seconds)
         rate: float = self._receive(seconds + _TURN_TIMEOUT_S)
@@ -92,23 +91,24 @@ class Turns:
     def _receive(self, timeout_s: float) -> Any:
         ready = connection.wait([self._connection, self._process.sentinel], timeout_s)
         if not ready:
-            raise ContenderError(f"gave no answer in {timeout_s:.0f} s")
+            raise ContenderError(f"no answer within {timeout_s:.0f} s")
         try:
             answer = self._connection.recv()
         except (EOFError, ConnectionError):
             self._process.join(_END_TIMEOUT_S)
-            raise ContenderError(f"its process ended, exit code {self._process.exitcode}") from None
+            code = self._process.exitcode
+            raise ContenderError(f"its process ended with exit code {code}") from None
         if isinstance(answer, str):
             raise ContenderError(answer)
         return answer
 
     def close(self, patience_s: float = _END_TIMEOUT_S) -> None:
-        """End the process and all it started, by force after `patience_s`."""
+        """End the process and its descendants, by force after `patience_s`."""
         self._connection.close()
         self._process.join(patience_s)
         if self._process.is_alive():
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)  # the whole session is its own
+                os.killpg(self.pid, signal.SIGKILL)  # its own session
             self._process.join()
 
     def __enter__(self) -> Self:
@@ -124,7 +124,7 @@ class Turns:
 
 
 def in_own_process(work: Callable[[], object]) -> None:
-    """Run `work` to its end in a process of its own; raises `ContenderError` as it failed."""
+    """Run `work` to its end in its own process; raises `ContenderError` if it fails."""
     Turns(_Once(work)).close()
 
 
@@ -151,10 +151,10 @@ def _serve(
     opener: Callable[[], Running],
 ) -> None:
     multiprocessing.set_start_method(start_method, force=True)
-    with Path(os.devnull).open("w") as nothing:  # libraries chat, and so do their workers
+    with Path(os.devnull).open("w") as nothing:  # silences libraries and their workers
         os.dup2(nothing.fileno(), 1)
         os.dup2(nothing.fileno(), 2)
-    os.setsid()  # an interrupt at the terminal reaches the driver alone, which then ends us
+    os.setsid()  # so that Ctrl-C reaches only the driver, which then ends this process
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     try:
         if load is not None:
@@ -168,11 +168,11 @@ def _serve(
             driver.send(_turn(running, driver.recv()))
     except (EOFError, ConnectionError):
         pass
-    except Exception as error:  # noqa: BLE001 - the driver tells it
+    except Exception as error:  # noqa: BLE001 - the driver reports it
         with contextlib.suppress(OSError):
             driver.send(f"{type(error).__name__}: {error}")
     finally:
-        running = _IDLE  # the loader goes, and with it the loader's workers
+        running = _IDLE  # drops the loader and so its workers
         for child in multiprocessing.active_children():
             child.terminate()
             child.join()

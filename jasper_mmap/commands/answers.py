@@ -1,4 +1,4 @@
-"""What the commands answer, in words: tables and plain lines on stdout."""
+"""The answers of the commands as text: tables and plain lines on stdout."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ..store.pointer import Pointer, generations_on_disk, read_pointer
 from ..store.verify import VerifyReport
 
 _NOTE_LENGTH: Final = 160
-"""Characters of a note that are shown."""
+"""Characters of a note that are printed."""
 
 
 def print_verification(report: VerifyReport) -> None:
-    """All problems, notes and counts, and one line that sums them up."""
+    """Print all problems, notes and counts, and a line that summarises them."""
     if report.problems:
         echo_table(("file", "problem"), ((p.file, p.message) for p in report.problems), fold=True)
     for note in report.notes:
@@ -40,7 +40,7 @@ def print_verification(report: VerifyReport) -> None:
 
 
 def print_summary(summary: dict[str, Any]) -> None:
-    """What `summary.summarise` put together."""
+    """Print the result of `summary.summarise`."""
     generation = summary["generation"]
     echo(f"store {summary['store']}")
     echo(
@@ -76,7 +76,7 @@ def print_summary(summary: dict[str, Any]) -> None:
     )
     note = f", note: {generation['note']:.{_NOTE_LENGTH}}" if generation["note"] else ""
     echo(
-        f"hard negatives: generation {generation['number']} in force ({size(generation['bytes'])},"
+        f"hard negatives: current generation {generation['number']} ({size(generation['bytes'])},"
         f" published {generation['when']:.40} by {generation['by']:.80}{note}),"
         f" {generation['published']} in the history"
     )
@@ -103,7 +103,7 @@ def _shape(artifact: dict[str, Any]) -> str:
 
 
 def print_publication(store: Path, generation: int, *, as_json: bool) -> None:
-    """What was published as `generation`; first what looks like a mistake."""
+    """Print what was published as `generation`, after a warning if it looks like a mistake."""
     pointer, n_pairs = _pointer_and_pairs(store)
     entry = _entry(pointer, generation)
     warning = suspicion(shares(pointer.of(generation), n_pairs))
@@ -116,7 +116,7 @@ def print_publication(store: Path, generation: int, *, as_json: bool) -> None:
 
 
 def print_history(store: Path, *, as_json: bool) -> None:
-    """Each generation there was."""
+    """Print all generations in the history."""
     pointer, n_pairs = _pointer_and_pairs(store)
     on_disk = generations_on_disk(store)
     shown = [
@@ -131,7 +131,7 @@ def print_history(store: Path, *, as_json: bool) -> None:
         echo_json(shown)
         return
     for entry in shown:
-        state = "in force" if entry["in_force"] else "" if entry["on_disk"] else "removed"
+        state = "current" if entry["in_force"] else "" if entry["on_disk"] else "removed"
         about = "; ".join(filter(None, (entry["note"][:_NOTE_LENGTH], *_counts(entry, n_pairs))))
         echo(
             f"{entry['generation']:>6}  {entry['when'][:19]}  {size(entry['bytes']):>10}"

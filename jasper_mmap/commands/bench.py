@@ -1,6 +1,6 @@
-"""The command `jasper-mmap bench`: how fast a store's batches come on this machine.
+"""The command `jasper-mmap bench`: the throughput of a store's batches on this machine.
 
-What it needs of the package is imported when it is called.
+It imports the rest of the package when it is called.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ from ..console import (
 @store_argument
 @click.option("--batch-size", type=click.IntRange(1), default=512, show_default=True)
 @click.option(
-    "--workers", callback=integers(0), help="E.g. 0,2,4.  [default: 0 to the number of cores]"
+    "--workers",
+    callback=integers(0),
+    help="Numbers of workers to measure, e.g. 0,2,4.  [default: 0 to the number of cores]",
 )
 @click.option("--windows", "count", type=click.IntRange(1), default=5, show_default=True)
 @click.option(
@@ -35,7 +37,7 @@ from ..console import (
     type=click.FloatRange(0, min_open=True),
     default=1.0,
     show_default=True,
-    help="Length of a window.",
+    help="Length of a measuring window.",
 )
 @json_option()
 @debug_option
@@ -48,12 +50,11 @@ def bench(
     seconds: float,
     as_json: bool,
 ) -> None:
-    """Measure how fast the batches of a store come.
+    """Measure the throughput of a store's batches.
 
-    Also with how many workers they come fastest. The floor is what torch's index_select of the same
-    rows into preallocated memory takes, measured in turns with the loader. The trainer does nothing
-    here: one that is busy gains from workers even where none is the fastest. Needs a machine that
-    does nothing else.
+    Finds the best number of workers. The floor is torch's index_select of the same rows into
+    preallocated memory, measured in turns with the loader. No training happens here: a busy trainer
+    gains from workers even if 0 workers are the fastest. Run it on an idle machine.
     """
     from ..bench.machine import busy, cores
     from ..bench.measure import Cell, Entrant, Skipped, Windows, best, measure, open_ours, warm_up

@@ -1,6 +1,6 @@
-"""The command `jasper-mmap`: what there is to do with a converted store.
+"""The command `jasper-mmap` for converted stores.
 
-What a command needs of the package is imported when it is called: torch is not, for a help.
+Each command imports what it needs when it is called, so help does not import torch.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ def command() -> None:
 @command.command()
 @store_argument
 @click.option("--quick", is_flag=True, help="Only sizes, headers, shapes and index ranges.")
-@click.option("--no-renew", is_flag=True, help="Leave the stamps of sound files as they are.")
+@click.option("--no-renew", is_flag=True, help="Do not renew the stamps of sound files.")
 @json_option()
 @debug_option
 def verify(store: Path, *, quick: bool, no_renew: bool, as_json: bool) -> None:
     """Recompute every checksum and check of a store.
 
-    All problems are listed, each with its remedy, and any problem is a failure. Where files are
-    sound but have another time than was stamped, as after a copy, the stamps are renewed, so that
-    opening the store need not read those files again.
+    Lists all problems, each with its remedy, and fails if there is any. If the time of a sound file
+    differs from its stamp, as after a copy, the stamp is renewed, so that opening the store does
+    not check the file again.
     """
     from ..negatives.renewal import verify_store
     from .answers import print_verification
@@ -67,10 +67,10 @@ def verify(store: Path, *, quick: bool, no_renew: bool, as_json: bool) -> None:
 @json_option()
 @debug_option
 def inspect(store: Path, *, as_json: bool) -> None:
-    """Show what a store holds.
+    """Show the content of a store.
 
     Artifacts with shapes, dtypes and sizes, splits, steering probabilities by epoch, clusters and
-    tiers, the generation of hard negatives in force, and what was counted as worth a look.
+    tiers, the current generation of hard negatives, and warnings.
     """
     from ..store.summary import summarise
     from .answers import print_summary

@@ -1,6 +1,6 @@
-"""The commands about generations of hard negatives: publish, rollback, generations, watch.
+"""The commands for generations of hard negatives: publish, rollback, generations, watch.
 
-What they need of the package is imported when they are called.
+Each imports what it needs when it is called.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _publishing(command: Callable[..., None]) -> Callable[..., None]:
             type=click.IntRange(1),
             default=KEEP,
             show_default=True,
-            help="Generations that stay on disk.",
+            help="Number of generations to keep on disk.",
         ),
         click.option(
             "--lock-timeout",
@@ -46,35 +46,37 @@ def _publishing(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _limited(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that say what publishing refuses."""
+    """The options that limit what publishing accepts."""
     meanings = {
         "--max-false-negatives": "contain another correct source of the question",
         "--max-own-source": "contain the pair's own source",
         "--max-repeats": "contain a source twice",
-        "--max-changed": "differ from the generation in force",
+        "--max-changed": "differ from the current generation",
     }
     for name, meaning in reversed(meanings.items()):
-        text = f"Refuse if more than this share of rows (0 to 1) {meaning}."
+        text = f"Refuse if more than this share (0 to 1) of rows {meaning}."
         command = click.option(name, type=_SHARE, help=text)(command)
     return click.option(
-        "--allow-equal", is_flag=True, help="Take negatives and tiers of equal values."
+        "--allow-equal", is_flag=True, help="Accept negatives and tiers of equal values."
     )(command)
 
 
 @click.command()
 @store_argument
-@click.option("--negatives", required=True, type=PATH, help="Source numbers: .pt, .safetensors.")
-@click.option("--tiers", required=True, type=PATH, help="Their tiers, 1 to 4.")
-@click.option("--note", default="", help="Kept in the history.")
+@click.option(
+    "--negatives", required=True, type=PATH, help="File of source numbers, .pt or .safetensors."
+)
+@click.option("--tiers", required=True, type=PATH, help="File of their tiers, 1 to 4.")
+@click.option("--note", default="", help="Text for the history.")
 @_limited
 @_publishing
 @json_option()
 @debug_option
 def publish(store: Path, negatives: Path, tiers: Path, as_json: bool, **options: Any) -> None:
-    """Check new hard negatives and put them in force.
+    """Check and publish new hard negatives.
 
-    Running trainers that watch the store adopt them; what was in force stays so if anything is
-    wrong.
+    They become the current generation, which running trainers that watch the store adopt. If
+    anything is wrong, the current generation stays the same.
     """
     from ..negatives.publish import publish_negatives
     from .answers import print_publication
@@ -90,16 +92,16 @@ def publish(store: Path, negatives: Path, tiers: Path, as_json: bool, **options:
     "--to",
     "generation",
     type=click.IntRange(1),
-    help="The generation to go back to.  [default: the one before the one in force]",
+    help="The generation to roll back to.  [default: the one before the current one]",
 )
-@click.option("--note", default="", help="Kept in the history.")
+@click.option("--note", default="", help="Text for the history.")
 @_publishing
 @json_option()
 @debug_option
 def rollback(store: Path, as_json: bool, **options: Any) -> None:
     """Publish an older generation again.
 
-    It gets the next number: the number in force only rises.
+    It gets the next number, since numbers only rise.
     """
     from ..negatives.publish import rollback_negatives
     from .answers import print_publication
@@ -114,9 +116,9 @@ def rollback(store: Path, as_json: bool, **options: Any) -> None:
 @json_option()
 @debug_option
 def generations(store: Path, as_json: bool) -> None:
-    """Show which generations there were.
+    """List all generations.
 
-    Also which is in force, and which are no longer on disk.
+    Marks the current one, and those that were removed from the disk.
     """
     from .answers import print_history
 
@@ -128,29 +130,29 @@ def generations(store: Path, as_json: bool) -> None:
 @click.option(
     "--inbox",
     metavar="PATTERN",
-    help="A folder, or a pattern of the files of hard negatives.  [default: DIR/inbox]",
+    help="A folder, or a pattern for the files of hard negatives.  [default: DIR/inbox]",
 )
 @click.option(
     "--interval",
     type=_SECONDS,
     default=1.0,
     show_default=True,
-    help="Seconds between two looks, above 0.",
+    help="Seconds between two looks, > 0.",
 )
 @click.option(
     "--settle",
     type=_AMOUNT,
     default=2.0,
     show_default=True,
-    help="Seconds that files must rest.",
+    help="Seconds for which files must not change.",
 )
-@click.option("--once", is_flag=True, help="Handle what is complete now, and end.")
+@click.option("--once", is_flag=True, help="Publish the complete pairs now, and exit.")
 @click.option(
     "--keep-days",
     type=_AMOUNT,
-    help="Remove files that lay in done/ and failed/ for so many days.  [default: keep them]",
+    help="Remove files from done/ and failed/ after this many days.  [default: keep them]",
 )
-@json_option("Print a JSON object an event.")
+@json_option("Print each event as a JSON object.")
 @_limited
 @_publishing
 @debug_option
@@ -164,13 +166,13 @@ def watch(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Publish what a miner drops into an inbox.
+    """Publish pairs of files dropped into an inbox.
 
-    It runs until interrupted. A pair is two files whose names differ in hard_negatives and
-    negative_tiers only. It is taken once both are there and rest, and then moved to done/ or, with
-    the reason beside, to failed/. What is wrong with the store or the disk is said once and tried
-    again. One line an event on stdout; ends cleanly on SIGINT and SIGTERM. With --once, status 1
-    tells that a pair was refused or could not be published.
+    Runs until interrupted. A pair is two files whose names differ only in hard_negatives and
+    negative_tiers. Once both exist and no longer change, it is published and moved to done/, or
+    refused and moved to failed/, beside the reason. An error of the store or the disk is logged
+    once and retried. Prints a line per event; exits cleanly on SIGINT and SIGTERM. With --once, the
+    exit status is 1 if a pair was refused or could not be published.
     """
     from ..negatives.dropped import Place
     from ..negatives.inbox import Inbox

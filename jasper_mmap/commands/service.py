@@ -1,4 +1,4 @@
-"""How a command that runs for months is heard and ended: log lines on stdout, and signals."""
+"""Output and end of a command that runs as a service: log lines on stdout, and signals."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from ..printable import printable
 
 
 class Finite(click.FloatRange):
-    """A number within bounds, and one that can be waited for: neither infinite nor NaN."""
+    """A number within bounds and valid as a timeout: neither infinite nor NaN."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """As click's, but finite."""
+        """Convert it as click does; refuse infinity and NaN."""
         number = super().convert(value, param, ctx)
         if not number <= threading.TIMEOUT_MAX:
             self.fail(f"{value} is not a finite number.", param, ctx)
@@ -33,13 +33,13 @@ class Finite(click.FloatRange):
 
 @contextmanager
 def logged_to_stdout(*, as_json: bool) -> Iterator[None]:
-    """What the package logs, a line an event: time (UTC), level and message, or a JSON object."""
+    """Print the package's log, a line per event: time (UTC), level and message, or JSON."""
     log = logging.getLogger("jasper_mmap")
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     handler = _Lines(sys.stdout)
     handler.setFormatter(_Json() if as_json else _Text())
-    # The inbox says itself what was published, with the names of the files.
+    # The inbox logs what was published itself, with the names of the files.
     handler.addFilter(lambda record: record.module != "publish" or record.levelno > logging.INFO)
     before = log.level
     log.addHandler(handler)
@@ -52,10 +52,10 @@ def logged_to_stdout(*, as_json: bool) -> Iterator[None]:
 
 
 class _Lines(logging.StreamHandler[TextIO]):
-    """Nobody may be reading any more, or the disk of the log be full: no reason to end."""
+    """A handler that survives a closed pipe or a full disk."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        """Leave it at that."""
+        """Ignore the error."""
 
 
 class _Text(logging.Formatter):
@@ -85,31 +85,31 @@ class _Json(_Text):
 
 
 class Signals:
-    """SIGINT and SIGTERM as they come, for a loop to see when it is ready; SIGHUP is harmless."""
+    """Collects SIGINT and SIGTERM until a loop handles them."""
 
     def __init__(self) -> None:
-        # A handler may put to this one at any time.
+        # A SimpleQueue, which a signal handler may use at any time.
         self._came: queue.SimpleQueue[signal.Signals] = queue.SimpleQueue()
 
     def came(self) -> bool:
-        """Whether one came."""
+        """Return whether one has arrived."""
         return not self._came.empty()
 
     def wait(self, seconds: float) -> signal.Signals | None:
-        """The first that came, or comes within so many seconds."""
+        """Return the first one, waiting up to `seconds` for it; None if none arrives."""
         try:
             return self._came.get(timeout=seconds)
         except queue.Empty:
             return None
 
     def put(self, number: int, _: FrameType | None) -> None:
-        """The handler."""
+        """Record a signal; this is the handler."""
         self._came.put(signal.Signals(number))
 
 
 @contextmanager
 def signals_held() -> Iterator[Signals]:
-    """While in the block, signals end nothing."""
+    """Within the block, record SIGINT and SIGTERM and ignore SIGHUP."""
     signals = Signals()
     handlers = {signal.SIGINT: signals.put, signal.SIGTERM: signals.put}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}

@@ -68,7 +68,7 @@ class PassPlan:
         own = (begins[:, None] + np.arange(rows)).ravel()
         own = own[: np.searchsorted(own, self.samples)]
         if self.world > 1:
-            # Of each run of world * size in the order this rank takes the rank-th part; the last
+            # This rank takes the rank-th part of each run of world * size in the order; the last
             # run is shorter.
             whole, tail = divmod(self.samples, self.batch_size)
             batch = own // self.batch_size

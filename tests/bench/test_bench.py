@@ -137,7 +137,7 @@ def test_bench_command_works_without_psutil(demo_store: Path) -> None:
     told = run()
     assert "ours" in told
     assert "best here: num_workers=1" in told
-    assert "not known without psutil" in told
+    assert "unknown without psutil" in told
     assert "PSS" not in told
     answer = json.loads(run("--json"))
     (cell,) = answer["cells"]

@@ -150,7 +150,7 @@ def test_inspect_reads_well_in_a_pipe(jasper: Command, real_store: Path) -> None
         *ARTIFACTS,
         "4,806 x 384",
         "3,827",
-        "generation 1 in force",
+        "current generation 1",
         "warning: 1,545 rows of negatives contain another correct source of the question",
     ):
         assert words in out

@@ -156,7 +156,7 @@ def test_store_whose_pt_files_are_gone_is_told_so(folder: Path, tmp_path: Path) 
     for path in folder.glob("*.pt"):
         path.unlink()
     before = snapshot(folder)
-    with pytest.raises(MissingFileError, match=r"converted store, whose \.pt files are gone"):
+    with pytest.raises(MissingFileError, match=r"converted store without \.pt files"):
         convert(folder)
     assert snapshot(folder) == before
 

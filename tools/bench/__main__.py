@@ -1,9 +1,9 @@
-"""Run `python -m tools.bench [DIR]` to measure how fast batches come, ours and other loaders'.
+"""Run `python -m tools.bench [DIR]` to compare the throughput of our loader and of others.
 
 DIR is a store or a builder's folder; without it large random data (D=768, N=12) is made. Every cell
-(a loader, a number of workers, a batch size) runs in a process of its own, in turns with the floor:
+(a loader, a number of workers, a batch size) runs in its own process, in turns with the floor:
 `torch.index_select` of the same rows into preallocated outputs. `--quick` takes under a minute.
-Measure on a machine that does nothing else.
+Measure on an idle machine.
 """
 
 import json
@@ -44,13 +44,13 @@ ALL = {contender.name: contender for contender in (*CONTENDERS, *LIBRARIES)}
 QUICK = ("ours", "per-sample")
 QUICK_PAIRS = 20_000
 RECORD_PAIRS = 20_000
-"""As many are stored where each pair brings its negatives' embeddings: 52 KB at D=768, N=12."""
+"""Limit of the pairs stored with their negatives' embeddings: 52 KB each at D=768, N=12."""
 ONE_THREAD = "floor-1"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What is to be measured, and of what."""
+    """What to measure, on which data."""
 
     dir: Path | None
     cache: Path
@@ -60,7 +60,7 @@ class Settings:
     batch_sizes: Sequence[int]
     windows: Windows
     fresh: bool
-    """Read files in anew, whatever lies in memory of them."""
+    """Drop the files from the page cache first and read them again."""
 
 
 def _in_own_process(work: Callable[[], object], _folder: Path) -> None:
@@ -70,7 +70,7 @@ def _in_own_process(work: Callable[[], object], _folder: Path) -> None:
 def prepared(
     contenders: Sequence[Contender], inputs: Inputs, *, fresh: bool
 ) -> Iterator[Contender | Skipped]:
-    """Each contender once its files are written and in memory, or why it is left out."""
+    """Yield each contender after its files are written and in memory, or why it is skipped."""
     for contender in contenders:
         folder = contender.folder(inputs)
         try:
@@ -91,7 +91,7 @@ def prepared(
 def entrants(
     contenders: list[Contender], inputs: Inputs, workers: Sequence[int], batch_size: int
 ) -> Iterator[Entrant]:
-    """All cells of one batch size: the floor of one thread, then each contender."""
+    """The entrants of one batch size: the floor with one thread, then each contender."""
     yield Entrant(name=ONE_THREAD, workers=0, open=partial(open_floor, inputs.store, batch_size, 1))
     for contender in contenders:
         for count in workers:
@@ -100,7 +100,8 @@ def entrants(
 
 
 def disk_use(contenders: list[Contender], inputs: Inputs) -> dict[str, dict[str, float]]:
-    """What each contender keeps on disk, in all and for a pair; our store stands for its users."""
+    """The bytes of each contender on disk, total and per pair; our store counts for all that read
+    it."""
     with JASPERSteeringDataset(inputs.store, SPLIT) as dataset:
         pairs, train = len(dataset.hard_negatives), len(dataset)
     used = {}
@@ -118,7 +119,7 @@ def disk_use(contenders: list[Contender], inputs: Inputs) -> dict[str, dict[str,
 
 
 def run(settings: Settings) -> tuple[list[Cell], dict[str, Any]]:
-    """Measure it and print the figures; the cells, and the answer as plain values."""
+    """Measure and print the figures; return the cells, and the answer as plain values."""
     before = busy()
     inputs = inputs_of(settings.dir, settings.cache, settings.pairs)
     ready = list(prepared(settings.contenders, inputs, fresh=settings.fresh))
@@ -155,7 +156,7 @@ def run(settings: Settings) -> tuple[list[Cell], dict[str, Any]]:
 
 
 def show(cells: list[Cell], skipped: list[Skipped], disk: dict[str, dict[str, float]]) -> None:
-    """The table, what is on disk, and what was left out."""
+    """Print the table, the sizes on disk, and the skipped contenders."""
     echo("")
     echo_table(*table_of(cells))
     echo("")
@@ -176,29 +177,31 @@ def _contenders(
         return None
     names = text.split(",")
     if unknown := set(names) - ALL.keys():
-        raise click.BadParameter(f"{', '.join(sorted(unknown))} is none of {', '.join(ALL)}")
+        raise click.BadParameter(
+            f"unknown contender {', '.join(sorted(unknown))}: choose from {', '.join(ALL)}"
+        )
     return [ALL[name] for name in names]
 
 
 @click.command(cls=Command, help=(__doc__ or "").partition("\n\n")[2])
 @click.argument("folder", metavar="[DIR]", type=PATH, required=False)
 @click.option("--quick", is_flag=True, help="Few pairs, few contenders, short windows.")
-@click.option("--only", callback=_contenders, help=f"Of {','.join(ALL)}.")
+@click.option("--only", callback=_contenders, help=f"Some of {','.join(ALL)}.")
 @click.option(
     "--workers", callback=integers(0), default="0,2", show_default=True, help="E.g. 0,2,4."
 )
 @click.option("--batch-sizes", callback=integers(1), help="E.g. 32,512.")
-@click.option("--windows", "count", type=click.IntRange(1), help="How many are counted.")
+@click.option("--windows", "count", type=click.IntRange(1), help="Number of measuring windows.")
 @click.option("--seconds", type=click.FloatRange(0, min_open=True), help="Length of a window.")
-@click.option("--pairs", type=click.IntRange(1), help="Of the random data.")
+@click.option("--pairs", type=click.IntRange(1), help="Number of pairs of the random data.")
 @click.option(
     "--cache",
     type=PATH,
     default=Path(tempfile.gettempdir()) / "jasper-bench",
     show_default=True,
-    help="Kept between runs.",
+    help="Folder for data that is kept between runs.",
 )
-@click.option("--json", "json_file", type=PATH, help="File to write.")
+@click.option("--json", "json_file", type=PATH, help="JSON file to write.")
 @click.option("--plot", "plot_file", type=PATH, help="SVG file to write.")
 @debug_option
 def command(
@@ -215,10 +218,10 @@ def command(
     json_file: Path | None,
     plot_file: Path | None,
 ) -> None:
-    """Measure, print the table, and write the files that were asked for."""
+    """Measure, print the table, and write the requested files."""
     if plot_file is not None:
         check_plotting()
-    # Said of what other libraries leave to Python's clean-up when their process ends.
+    # Silences warnings about resources that other libraries do not release.
     os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
     settings = Settings(
         dir=folder,

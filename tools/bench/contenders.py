@@ -1,4 +1,4 @@
-"""What a user could write without another library, as contenders of `python -m tools.bench`.
+"""Loaders that a user could write without other libraries, as contenders of the benchmark.
 
 Each makes the nine columns of a batch from the train split, shuffled. `prepare` writes its files,
 `open` starts it. Shape letters: `B` batch, `D` embedding_dim, `N` n_neg, `N_p` pairs.
@@ -24,33 +24,33 @@ from tools.bench.inputs import Inputs
 
 Rows = NDArray[np.int64]
 Read = Callable[[str, Tensor], Tensor]
-"""The rows of a table, named, that a 1-D int64 tensor numbers."""
+"""Reads the rows of a named table by a 1-D int64 tensor."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """One way to load batches; all functions are of a module, so that they can be pickled."""
+    """One way to load batches; all functions are module-level, so that they can be pickled."""
 
     name: str
     what: str
     open: Callable[[Path, int, int], Running]
-    """From its folder, the number of workers and the batch size."""
+    """Opens it, given its folder, the number of workers and the batch size."""
     folder: Callable[[Inputs], Path]
     prepare: Callable[[Path, Path, int], object] | None = None
     """Writes its folder, given the folder, the store and how many pairs to materialise."""
     load: Callable[[], object] | None = None
     """Imports what it needs; not counted as opening."""
     materialises: bool = False
-    """Stores each pair with its negatives' embeddings, of a part of the pairs only."""
+    """It stores each pair with its negatives' embeddings, and only a part of the pairs."""
 
 
 def share_by_name() -> None:
-    """Pass tensors between processes as named files, of torch's two ways the faster one."""
+    """Pass tensors between processes as named files, the faster of torch's two ways."""
     torch.multiprocessing.set_sharing_strategy("file_system")  # type: ignore[no-untyped-call]
 
 
 def stock_loader(dataset: Any, workers: int, **options: Any) -> DataLoader[Any]:
-    """torch's own, with workers that stay."""
+    """torch's DataLoader with persistent workers."""
     return DataLoader(dataset, num_workers=workers, persistent_workers=workers > 0, **options)
 
 
@@ -62,7 +62,7 @@ def open_stock(store: Path, workers: int, batch_size: int) -> Running:
 
 
 class PerSampleDataset(Dataset[dict[str, Tensor]]):
-    """The dataset that users have: all is loaded, a pair at a time, a generator of its own."""
+    """A typical dataset of users: it loads all files and makes one pair at a time."""
 
     def __init__(self, folder: Path, split: str, seed: int = 42) -> None:
         for name in ARTIFACTS:
@@ -139,7 +139,7 @@ class VectorisedDataset(Dataset[Batch]):
 
 
 def vectorised(dataset: Any, workers: int, batch_size: int, **options: Any) -> Iterator[Any]:
-    """Whole batches of `dataset[positions]`, shuffled: no collate is left to do."""
+    """Whole batches of `dataset[positions]`, shuffled, without a collate step."""
     share_by_name()
     sampler = BatchSampler(RandomSampler(dataset), batch_size, drop_last=True)
     return endless(stock_loader(dataset, workers, batch_size=None, sampler=sampler, **options))
@@ -163,7 +163,7 @@ def _as(table: Tensor, dtype: type[np.generic]) -> Tensor:
 
 
 def prepare_npy(folder: Path, store: Path, _pairs: int) -> None:
-    """One `.npy` file a table."""
+    """Write one `.npy` file for each table."""
     for name, table in plain_tables(store):
         np.save(folder / f"{name}.npy", table.numpy())
 

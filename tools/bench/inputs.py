@@ -1,4 +1,4 @@
-"""What a benchmark reads: a builder's folder, its store, and each contender's own files.
+"""The input of a benchmark: a builder's folder, its store, and each contender's own files.
 
 Run `python -m tools.bench.inputs DIR` to make only the synthetic folder.
 """
@@ -30,7 +30,7 @@ MADE_FROM = "made_from.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """One dataset as a builder's folder of `.pt` files and as a store, and where more may go."""
+    """One dataset as a builder's folder of `.pt` files and as a store, and a folder for others."""
 
     pt: Path
     store: Path
@@ -38,12 +38,12 @@ class Inputs:
 
     @property
     def store_id(self) -> str:
-        """Names the content of the store."""
+        """The id of the store's content."""
         return read_manifest(self.store).store_id
 
 
 def make_folder(dst: Path, pairs: int, dim: int = DIM, n_neg: int = N_NEG) -> None:
-    """Write a builder's folder of random numbers; only its shapes are like a real one."""
+    """Write a builder's folder of random numbers in realistic shapes."""
     generator = torch.Generator().manual_seed(0)
 
     def floats(*shape: int) -> Tensor:
@@ -74,7 +74,7 @@ def make_folder(dst: Path, pairs: int, dim: int = DIM, n_neg: int = N_NEG) -> No
             for s, part in zip(SPLITS, torch.split(order, cuts), strict=True)
         },
     }
-    # Hardly any zero steering: its one row would make a batch cheaper than the floor's.
+    # Little zero steering, whose single row would make a batch cheaper than the floor's.
     probabilities = {"zero": 0.01, "centroid": 0.33, "keyword": 0.33, "residual": 0.33}
     config = {"embedding_dim": dim, "n_neg": n_neg, "steering_probabilities": probabilities}
     dst.mkdir(parents=True, exist_ok=True)
@@ -84,9 +84,9 @@ def make_folder(dst: Path, pairs: int, dim: int = DIM, n_neg: int = N_NEG) -> No
 
 
 def inputs_of(folder: Path | None, cache: Path, pairs: int) -> Inputs:
-    """The dataset of `folder` (a store or a builder's folder), or a synthetic one of `pairs`.
+    """Return the dataset of `folder` (a store or a builder's folder), or a random one of `pairs`.
 
-    What has to be made for it goes into `cache`, where a later run finds it.
+    Generated files go into `cache`, for later runs.
     """
     if folder is None:
         work = cache / f"synthetic_{pairs}"
@@ -106,7 +106,7 @@ def inputs_of(folder: Path | None, cache: Path, pairs: int) -> Inputs:
 
 
 def make_once(dst: Path, made_from: str, make: Callable[[Path], object]) -> None:
-    """Have `make` fill the new folder `dst`, unless it was made from just that before."""
+    """Fill the new folder `dst` by `make`, unless it was made from the same data before."""
     note = dst.with_name(f"{dst.name}.{MADE_FROM}")
     if note.exists() and json.loads(note.read_text()) == made_from:
         return
@@ -118,10 +118,9 @@ def make_once(dst: Path, made_from: str, make: Callable[[Path], object]) -> None
 
 
 def drop_from_memory(folder: Path) -> None:
-    """Write the files of `folder` to disk and let the page cache forget them.
+    """Write the files of `folder` to disk and drop them from the page cache.
 
-    Pages that a program read in at random are small ones, and stay small however often the file is
-    read through again.
+    Pages that were read at random are small, and reading the file again does not enlarge them.
     """
     if not hasattr(os, "posix_fadvise"):
         return

@@ -1,8 +1,8 @@
 """Other libraries as contenders of `python -m tools.bench`, each in its fastest practical form.
 
-None is needed: one that is not installed is told as skipped. All four come with
-`pip install -e '.[contenders]' torch==X`; without torch's own version X pip may exchange it for a
-CUDA build.
+All are optional: one that is not installed is reported as skipped. Install all four with
+`pip install -e '.[contenders]' torch==X`; without the installed version X, pip may replace torch by
+a CUDA build.
 Hugging Face datasets, LitData and MosaicML Streaming store samples, as records (`records`);
 tensordict maps the tables themselves.
 """
@@ -41,7 +41,7 @@ LAYOUT_FILE = "layout.json"
 
 
 def _load(module: str) -> Any:
-    """Import a library that may be missing; `Any`, since types are checked without it."""
+    """Import an optional library; typed `Any`, since types are checked without it."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if module == "streaming":
         _let_torchvision_load()
@@ -52,10 +52,10 @@ _kept: list[Any] = []
 
 
 def _let_torchvision_load() -> None:
-    """Let `import torchvision` work although it may have been built for another torch.
+    """Make `import torchvision` work even if it was built for another torch.
 
-    streaming imports it for its vision datasets. Beside a CPU build of torch the CUDA build, which
-    pip fetches, lacks its operators and stops at two of them, which nothing here calls.
+    streaming imports it for its vision datasets. pip installs its CUDA build, whose import fails
+    beside a CPU build of torch for lack of two operators, which are not used here.
     """
     try:
         importlib.import_module("torchvision")
@@ -67,7 +67,7 @@ def _let_torchvision_load() -> None:
 
 
 def _records(folder: Path, store: Path, pairs: int) -> Records:
-    """The records to write; tells their layout in `folder`."""
+    """Return the records to write; save their layout in `folder`."""
     records = Records(store, pairs)
     (folder / LAYOUT_FILE).write_text(json.dumps(asdict(records.layout)))
     return records
@@ -92,7 +92,7 @@ def prepare_datasets(folder: Path, store: Path, pairs: int) -> None:
 
 
 class _ArrowDataset(Dataset[Tensor]):
-    """Arrow's rows, many at a time, without a Python object for each."""
+    """Arrow's rows, many at a time, without a Python object for each row."""
 
     def __init__(self, rows: Any, layout: RecordLayout) -> None:
         self._rows = rows
@@ -110,7 +110,7 @@ class _ArrowDataset(Dataset[Tensor]):
 
 
 def open_datasets(folder: Path, workers: int, batch_size: int) -> Running:
-    """Rows gathered in Arrow's own format, which spares the formatting into numpy or torch."""
+    """Rows gathered in Arrow's own format, without conversion to numpy or torch."""
     layout = _layout(folder)
     rows = _load("datasets").load_from_disk(folder / DATA).with_format("arrow")
     batches = vectorised(_ArrowDataset(rows, layout), workers, batch_size)
@@ -147,7 +147,7 @@ def prepare_litdata(folder: Path, store: Path, pairs: int) -> None:
 
 
 def open_litdata(folder: Path, workers: int, batch_size: int) -> Running:
-    """Its own loader; decoding a batch at once, its default, is several times slower here."""
+    """Its own loader; its default of decoding a batch at once is several times slower here."""
     litdata, layout = _load("litdata"), _layout(folder)
     dataset = litdata.StreamingDataset(
         str(folder / DATA), shuffle=True, drop_last=True, batch_decode=False

@@ -10,7 +10,7 @@ LEGEND_COLUMNS = 3
 
 
 def check_plotting() -> None:
-    """Raise `UsageError` where matplotlib is not installed."""
+    """Raise `UsageError` if matplotlib is not installed."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -18,8 +18,8 @@ def check_plotting() -> None:
 
 
 def plot(cells: Sequence[Cell], names: dict[str, str], title: str, path: Path) -> None:
-    """Write an SVG file: groups of (workers, batch size), a bar a contender; `names` are what the
-    legend tells."""
+    """Write an SVG file: groups of (workers, batch size), a bar for each contender; `names` are for
+    the legend."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 

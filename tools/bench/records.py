@@ -1,7 +1,7 @@
-"""A pair with all it needs as one record of bytes, for libraries that store samples, not tables.
+"""A pair with all its data as one record of bytes, for libraries that store samples, not tables.
 
-Those libraries know no rows of other tables: each record repeats the embeddings of its negatives.
-Packed into one column, with a batch unpacked as views in the trainer, is their fastest form.
+Those libraries cannot refer to rows of other tables, so each record repeats the embeddings of its
+negatives. Their fastest form is one packed column, of which the trainer unpacks a batch as views.
 Shape letters: `B` batch, `D` embedding_dim, `N` n_neg; a record has R = N + 5 embeddings.
 """
 
@@ -29,11 +29,11 @@ class RecordLayout:
 
     @property
     def nbytes(self) -> int:
-        """Of one record, a multiple of 8."""
+        """Bytes of one record, a multiple of 8."""
         return -(-(8 * (1 + self.n_neg) + 8 + 4 * self.dim * (self.n_neg + 5)) // 8) * 8
 
     def dtype(self) -> np.dtype[np.void]:
-        """As numpy reads a record."""
+        """The dtype of a record in numpy."""
         fields = [
             ("ints", np.int64, (1 + self.n_neg,)),
             ("floats", np.float32, (2,)),

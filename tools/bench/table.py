@@ -14,7 +14,8 @@ from jasper_mmap.console import PATH, Command, debug_option, echo, run
 
 
 def markdown(answer: dict[str, Any]) -> str:
-    """One row a contender and number of workers, one column a batch size, the fastest in bold."""
+    """A table with a row per contender and number of workers, a column per batch size, the fastest
+    in bold."""
     cells = answer["cells"]
     sizes = sorted({cell["batch_size"] for cell in cells})
     rates = {(c["workers"], c["contender"], c["batch_size"]): c for c in cells}
@@ -50,7 +51,7 @@ def _figure(cell: dict[str, Any], cells: list[dict[str, Any]]) -> str:
 def command(file: Path) -> None:
     """Print the README's table of a benchmark's JSON.
 
-    Below it stands what it was measured with.
+    The machine and the method follow below it.
     """
     answer = json.loads(file.read_text())
     machine, windows = answer["machine"], answer["windows"]

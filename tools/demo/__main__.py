@@ -1,10 +1,10 @@
-"""Run `python -m tools.demo [DIR]` to see all of it work: convert, verify, train, evaluate.
+"""Run `python -m tools.demo [DIR]` to see the whole package work: convert, verify, train, evaluate.
 
 Without DIR a small synthetic builder's folder is made first. A two-layer predictor then trains on
 batches of two workers; half-way another process publishes new hard negatives (those of
 `--new-negatives`, on synthetic data re-mined ones), which the running loader adopts. The exit
-status is 1 where the folder does not convert, is not sound or gives no number as a loss, and on
-synthetic data unless the loss fell and retrieval with each steering is far above chance.
+status is 1 if the folder does not convert, is not sound or gives a nonfinite loss, and on synthetic
+data unless the loss falls and retrieval with each steering is far above chance.
 
 Shape letters: `B` batch, `D` embedding_dim, `N` n_neg.
 """
@@ -57,7 +57,7 @@ ADOPTION_TIMEOUT_S = 30.0
 
 
 class Predictor(nn.Module):
-    """Question and steering `[B,D]` to the normalised place `[B,D]` where the source should be."""
+    """Predicts the normalised source embedding `[B,D]` from question and steering `[B,D]`."""
 
     def __init__(self, dim: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ def similarities(predictor: Predictor, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def info_nce(predictor: Predictor, batch: Batch) -> Tensor:
-    """Return the loss of telling each target from its negatives and the batch's other targets."""
+    """Return the loss of classifying each target against its negatives and the other targets."""
     predicted, own = similarities(predictor, batch)
     others = predicted @ normalize(batch["target_source_emb"], dim=1).T
     others = others.masked_fill(torch.eye(len(others), dtype=torch.bool), -torch.inf)
@@ -96,7 +96,7 @@ def info_nce(predictor: Predictor, batch: Batch) -> Tensor:
 def train_epoch(
     predictor: Predictor, optimiser: torch.optim.Optimizer, loader: Iterable[Batch]
 ) -> float:
-    """Take one step a batch; return the mean loss."""
+    """Take one step per batch; return the mean loss."""
     losses = []
     for batch in loader:
         loss = info_nce(predictor, batch)
@@ -147,7 +147,7 @@ def publish_meanwhile(store: Path, folder: Path) -> None:
     publisher.start()
     publisher.join()
     if publisher.exitcode:
-        raise JasperError(f"{folder}: its negatives were not published; the reason stands above.")
+        raise JasperError(f"{folder}: its negatives were not published; see the error above.")
 
 
 def wait_for_adoption(dataset: JASPERSteeringDataset, *, after: int) -> None:
@@ -160,7 +160,7 @@ def wait_for_adoption(dataset: JASPERSteeringDataset, *, after: int) -> None:
 
 
 def held_out_loader(store: Path) -> JASPERDataLoader | None:
-    """Return a loader of val, or of test where val is empty; None where both are."""
+    """Return a loader of val, or of test if val is empty; None if both are."""
     for split in ("val", "test"):
         loader = create_loader(store, split, EVALUATION_BATCH)
         if len(loader):
@@ -190,9 +190,9 @@ def demonstrate(
     batch_size: int,
     seed: int,
 ) -> list[str]:
-    """Do it all, with what has to be made of the rest in `scratch`; return what failed.
+    """Run all steps, with temporary files in `scratch`; return the failures.
 
-    What a named folder's data is hard to learn from is told and is no failure.
+    If the data of a given folder is hard to learn from, that is reported and not a failure.
     """
     synthetic = source is None
     if source is None:
@@ -202,9 +202,9 @@ def demonstrate(
     echo(f"converted {source} to {store}: {size(report.bytes_written)}")
     for name, count in report.warnings.items():
         if count:
-            echo(f"worth a look: {count} {MEANING[name]}")
+            echo(f"warning: {count} {MEANING[name]}")
     for note in report.notes:
-        echo(f"worth a look: {note}")
+        echo(f"warning: {note}")
     verified = verify_store(store)
     if not verified.ok:
         return [problem.message for problem in verified.problems]
@@ -222,7 +222,7 @@ def demonstrate(
     missed = shortcomings(trained, results, dataset.n_neg)
     if synthetic:
         if not missed:
-            echo("Loss fell and every steering beats chance by far.")
+            echo("The loss fell and every steering is far above chance.")
         return missed
     for text in missed:
         echo(f"hard to learn from: {text}")
@@ -230,7 +230,7 @@ def demonstrate(
 
 
 def save_remined(source: Path, folder: Path) -> Path:
-    """Save other negatives for the builder's folder `source` in `folder`, and return that."""
+    """Save re-mined negatives of the builder's folder `source` in `folder`; return that."""
     folder.mkdir()
     for artifact, tensor in zip(NEGATIVES, remine_negatives(source, seed=1), strict=True):
         torch.save(tensor, folder / artifact.source)
@@ -239,8 +239,8 @@ def save_remined(source: Path, folder: Path) -> Path:
 
 @click.command(cls=Command)
 @click.argument("source", metavar="[DIR]", type=PATH, required=False)
-@click.option("--new-negatives", type=PATH, help="Folder of the negatives to publish.")
-@click.option("--store", type=PATH, help="Where to keep the store.  [default: nowhere]")
+@click.option("--new-negatives", type=PATH, help="Folder of new negatives to publish.")
+@click.option("--store", type=PATH, help="Folder of the store.  [default: a temporary one]")
 @click.option("--epochs", type=click.IntRange(1), default=6, show_default=True)
 @click.option("--batch-size", type=click.IntRange(1), default=BATCH_SIZE, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -250,7 +250,7 @@ def command(
 ) -> None:
     """Convert, verify, train on and evaluate the builder's folder DIR.
 
-    Without DIR a small synthetic one is made, on which the loss must fall.
+    Without DIR a small synthetic folder is made, on which the loss must fall.
     """
     with tempfile.TemporaryDirectory(prefix="jasper-demo-") as folder:
         scratch = Path(folder)

@@ -42,7 +42,7 @@ def make_builder_folder(
     untidy: frozenset[str] = frozenset(),
     config_changes: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write the folder and return it; what an earlier call wrote there is replaced.
+    """Write the folder and return it; files of an earlier call are replaced.
 
     A table whose values do not fit `int_dtype` gets the next wider type that holds them.
     `untidy` takes any of UNTIDY: "views" and "noncontiguous" surround the values with poison (NaN
@@ -71,7 +71,7 @@ def make_builder_folder(
         "embedding_dim": dim,
         "n_neg": n_neg,
         "steering_probabilities": {"zero": 0.1, "centroid": 0.2, "keyword": 0.4, "residual": 0.3},
-        "builder": "tools.demo.folder",  # keys nobody reads, as real builders leave them
+        "builder": "tools.demo.folder",  # unused keys, as in folders of real builders
         "random_seed": seed,
     }
     if curriculum:
@@ -119,8 +119,8 @@ def _synthesise(
     def noise(n: int) -> Tensor:
         return torch.randn(n, dim, generator=generator) / math.sqrt(dim)
 
-    # Every pair is born with a source of its own; spare sources no pair uses follow them, so that
-    # each cluster has N sources which are nobody's answer.
+    # Every pair starts with its own source; spare sources, which no pair uses, follow, so that each
+    # cluster has N sources that are not an answer.
     starts = torch.rand(n_pairs, generator=generator) < 0.6
     starts[:3] = True  # at least three questions, one for each split
     pair_question = starts.cumsum(0) - 1

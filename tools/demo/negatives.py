@@ -24,8 +24,8 @@ def mine_negatives(
 ) -> tuple[Tensor, Tensor]:
     """Return distinct negatives `[N_p,N]` and their tiers `[N_p,N]`, lowest tier first.
 
-    Tier 1 lies in the pair's cluster, 2 in the cluster next to it, 3 is most similar to the
-    question, 4 random in other clusters and less similar than the mean. Where a tier has too few
+    Tier 1 is in the pair's cluster, 2 in the nearest other cluster, 3 is most similar to the
+    question, 4 is random in other clusters and less similar than the mean. If a tier has too few
     candidates (tiny folders), any source that is not an answer fills it.
     """
     answers = _answers(pair_index, len(questions))

@@ -1,4 +1,4 @@
-"""What the demonstration reports, and what it fails to show.
+"""The results of the demonstration, and its failures.
 
 Shape letters: `N` n_neg.
 """
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from jasper_mmap.console import echo_table
 
 LOSS_MUST_FALL_TO = 0.8
-"""The last epoch's loss as a share of the first one's, at most."""
+"""Limit of the last epoch's loss as a share of the first one's."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """What the report says of one epoch; `loss` is the mean over its batches."""
+    """The report of one epoch; `loss` is the mean over its batches."""
 
     number: int
     zero_share: float
@@ -25,7 +25,7 @@ class Epoch:
 
 @dataclass(frozen=True, kw_only=True)
 class Retrieval:
-    """How well a split's targets are found among their own negatives."""
+    """How well a split's targets are ranked among their own negatives."""
 
     accuracy: float
     """Share of pairs whose target is nearer to the prediction than all N negatives."""
@@ -34,7 +34,7 @@ class Retrieval:
 
 
 def print_training(epochs: list[Epoch]) -> None:
-    """What each epoch was trained on, and its loss."""
+    """Print the zero steering, negatives and loss of each epoch."""
     rows = [
         (
             str(epoch.number),
@@ -50,7 +50,7 @@ def print_training(epochs: list[Epoch]) -> None:
 
 
 def print_retrieval(results: dict[str, Retrieval], split: str, n_neg: int) -> None:
-    """The accuracy and mean rank of each forced steering, and those of chance."""
+    """Print the accuracy and mean rank of each forced steering, and those of chance."""
     chance = Retrieval(accuracy=1 / (n_neg + 1), mean_rank=(n_neg + 2) / 2)
     rows = [
         (name, f"{result.accuracy:.1%}", f"{result.mean_rank:.2f}")
@@ -61,13 +61,13 @@ def print_retrieval(results: dict[str, Retrieval], split: str, n_neg: int) -> No
 
 
 def shortcomings(epochs: list[Epoch], results: dict[str, Retrieval], n_neg: int) -> list[str]:
-    """Return what the demonstration failed to show; nothing if all is well."""
+    """Return the failures of the demonstration; [] on success."""
     first, last = epochs[0].loss, epochs[-1].loss
     chance = 1 / (n_neg + 1)
     least = min(3 * chance, (1 + chance) / 2)
     failed = no_numbers(epochs)
     if not failed and not last <= LOSS_MUST_FALL_TO * first:
-        failed.append(f"the loss went from {first:.3f} to {last:.3f}: it should fall by a fifth")
+        failed.append(f"the loss went from {first:.3f} to {last:.3f}, but should fall by a fifth")
     failed += [
         f"{name} steering: {result.accuracy:.1%} ranked first, at least {least:.1%} expected"
         for name, result in results.items()
@@ -77,7 +77,7 @@ def shortcomings(epochs: list[Epoch], results: dict[str, Retrieval], n_neg: int)
 
 
 def no_numbers(epochs: list[Epoch]) -> list[str]:
-    """Return the epochs whose loss is no number: batches that nothing can be trained on."""
+    """Return messages about the epochs whose loss is not finite."""
     return [
         f"the loss of epoch {epoch.number} is {epoch.loss}"
         for epoch in epochs

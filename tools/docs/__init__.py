@@ -1,4 +1,4 @@
-"""The API reference: web pages made from the docstrings of the public interface.
+"""The API reference: web pages built from the docstrings of the public interface.
 
 May import: console, the ground.
 """

@@ -12,7 +12,7 @@ import pdoc
 from jasper_mmap.console import Command, run
 
 MODULES = ("jasper_mmap", "jasper_mmap.errors", "jasper_converters")
-"""What has a page: the public interface, under the names that are installed."""
+"""The modules with a page: the public interface, under the installed names."""
 
 
 def build(folder: Path) -> None:
