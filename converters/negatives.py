@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from jasper_mmap.negatives.candidate import Candidate, examine
-from jasper_mmap.negatives.publish import changed_rows, lost_or_read
+from jasper_mmap.negatives.publish import changed_rows, readable_pointer
 from jasper_mmap.negatives.write import Change, Staged, next_generation, successor, with_source
 from jasper_mmap.rules.schema import NEGATIVES
 from jasper_mmap.store.generations import stamped_generation
@@ -63,7 +63,7 @@ def settle(
     new store if the store changed, or if its time differs from its stamp.
     """
     dst, at = stage.store, stage.path(POINTER)
-    before = lost_or_read(dst)
+    before = readable_pointer(dst)
     sound = sound_pointer(dst, old)
     if candidate and staged and (sound is None or _is_news(staged, sound, force)):
         number = next_generation(dst, before)

@@ -200,7 +200,7 @@ def commit(
             (folder / CONFIG_FILE).replace(store / CONFIG_FILE)
         atomic.sync_folder(store)
         if change is not None:
-            change.put_in_force(store)
+            change.commit(store)
         if manifest is not None:
             (folder / MANIFEST_FILE).replace(store / MANIFEST_FILE)
             atomic.sync_folder(store)

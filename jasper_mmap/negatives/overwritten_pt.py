@@ -15,7 +15,7 @@ from ..store.folder import Store
 from ..store.pointer import FOLDER, made_from_files, read_pointer
 from .builder_pair import PAIRS, PairWatch, warn_of_half
 from .candidate import take_in
-from .publish import check_same_store, lost_or_read, put_in_force
+from .publish import check_same_store, publish_candidate, readable_pointer
 from .write import publisher_lock, with_source, write_pointer, write_staged
 
 _CANDIDATE: Final = ".candidate.tmp"
@@ -51,7 +51,7 @@ def publish_overwritten(
     if missing:
         _warn_of_missing(folder, missing)
         return
-    before = lost_or_read(folder)
+    before = readable_pointer(folder)
     made = made_from_files(before) if before else None
     if made is None:  # never published from files, or the history was lost
         return
@@ -61,7 +61,7 @@ def publish_overwritten(
     store = Store(folder)
     with publisher_lock(folder, LOCK_TIMEOUT_S):
         check_same_store(store)
-        before = lost_or_read(folder)
+        before = readable_pointer(folder)
         made = made_from_files(before) if before else None
         if before is None or made is None or made["source"] == stamps:
             return  # another process was first
@@ -79,7 +79,7 @@ def publish_overwritten(
             write_pointer(folder, with_source(before, candidate.source))
             return
         note = "the builder's files were overwritten"
-        put_in_force(store, before, candidate, note=note, staged=staged)
+        publish_candidate(store, before, candidate, note=note, staged=staged)
         warn_of_half(read_pointer(folder), made)
 
 

@@ -77,8 +77,8 @@ def publish_negatives(
     candidate = take_in(store, hard_negatives, negative_tiers, allow_equal=allow_equal)
     with publisher_lock(store.path, lock_timeout_s):
         check_same_store(store)
-        before = lost_or_read(store.path)
-        return put_in_force(
+        before = readable_pointer(store.path)
+        return publish_candidate(
             store,
             before,
             candidate,
@@ -115,7 +115,7 @@ def rollback_negatives(
         number = _older(store.path, before, generation)
         candidate = _read_back(store, before, number)
         note = note or f"rollback to {number}"
-        return put_in_force(store, before, candidate, note=note, keep=keep, grace_s=grace_s)
+        return publish_candidate(store, before, candidate, note=note, keep=keep, grace_s=grace_s)
 
 
 def _checked(
@@ -129,7 +129,7 @@ def _checked(
     )
 
 
-def lost_or_read(folder: Path) -> Pointer | None:
+def readable_pointer(folder: Path) -> Pointer | None:
     """Return the pointer; None if there is none or, with a warning, if it is damaged: publishing
     is the remedy."""
     try:
@@ -150,7 +150,7 @@ def check_same_store(store: Store) -> None:
         )
 
 
-def put_in_force(
+def publish_candidate(
     store: Store,
     before: Pointer | None,
     candidate: Candidate,
@@ -190,7 +190,7 @@ def put_in_force(
             changed_rows=changed,
         )
         at = atomic.sibling_of(pointer_path(folder))
-        Change.written(pointer, at, staged).put_in_force(folder)
+        Change.written(pointer, at, staged).commit(folder)
     except BaseException:
         _take_back(folder, number)
         raise
@@ -217,7 +217,7 @@ def _take_back(folder: Path, number: int) -> None:
     after all (only the last sync may have failed)."""
     with suppress(JasperError, OSError):
         atomic.sweep(folder / FOLDER)
-        pointer = lost_or_read(folder)
+        pointer = readable_pointer(folder)
         if pointer is None or pointer.generation != number:
             (folder / FOLDER / file_name(number)).unlink(missing_ok=True)
 

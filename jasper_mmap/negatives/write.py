@@ -79,7 +79,7 @@ class Change:
         atomic.write_json(at, asdict(pointer))
         return cls(pointer, at, staged)
 
-    def put_in_force(self, store: Path) -> None:
+    def commit(self, store: Path) -> None:
         """Move the generation to its place, then the pointer; every change is committed here.
 
         Call with `publisher_lock` held. A kill in between leaves the previous generation current.
