@@ -79,7 +79,7 @@ def _put_in_place(stage: Staging, targets: list[Path]) -> None:
     stage.committing = True
     with atomic.storage_errors(stage.store):
         for path in targets:
-            (stage.folder / path.name).replace(path)
+            atomic.rename(stage.folder / path.name, path)
         atomic.sync_folder(stage.store)
 
 

@@ -80,8 +80,8 @@ class Staging:
             for path in self.folder.iterdir():
                 # A folder is not ours: it stays, and so does `.converting`.
                 if not path.name.startswith(_LOCK) and (path.is_symlink() or not path.is_dir()):
-                    path.unlink()
-            (self.folder / _LOCK).unlink(missing_ok=True)
+                    atomic.remove(path)
+            atomic.remove(self.folder / _LOCK, missing_ok=True)
 
     def take_back(self) -> None:
         """Restore the disk as it was before this conversion."""
@@ -90,15 +90,15 @@ class Staging:
                 self.clear()
             else:
                 for path in self._written:
-                    path.unlink(missing_ok=True)
+                    atomic.remove(path, missing_ok=True)
                 lost = {path.name for path in self._written}
                 kept = {n: e for n, e in self._before.entries.items() if e.file not in lost}
                 self._write(replace(self._before, entries=kept))
         for folder in self._made:
             with suppress(OSError):
                 for path in folder.glob(".lock*"):
-                    path.unlink()
-                folder.rmdir()
+                    atomic.remove(path)
+                atomic.remove_folder(folder)
 
 
 def read_journal(store: Path) -> Journal:
@@ -146,7 +146,7 @@ def staging(store: Path) -> Iterator[Staging]:
         # Fails, as intended, if the folder is not empty: files for the next run, or another lock.
         for path in {folder: None, **dict.fromkeys(missing)}:
             with suppress(OSError):
-                path.rmdir()
+                atomic.remove_folder(path)
 
 
 def _lock(folder: Path, held: ExitStack) -> None:
@@ -192,15 +192,15 @@ def commit(
 
     with atomic.storage_errors(store):
         if manifest is not None and (moved or (config is not None and publishes)):
-            (store / MANIFEST_FILE).unlink(missing_ok=True)
+            atomic.remove(store / MANIFEST_FILE, missing_ok=True)
             atomic.sync_folder(store)
         for name in moved:
-            (folder / name).replace(store / name)
+            atomic.rename(folder / name, store / name)
         if config is not None:
-            (folder / CONFIG_FILE).replace(store / CONFIG_FILE)
+            atomic.rename(folder / CONFIG_FILE, store / CONFIG_FILE)
         atomic.sync_folder(store)
         if change is not None:
             change.commit(store)
         if manifest is not None:
-            (folder / MANIFEST_FILE).replace(store / MANIFEST_FILE)
+            atomic.rename(folder / MANIFEST_FILE, store / MANIFEST_FILE)
             atomic.sync_folder(store)

@@ -1,4 +1,7 @@
-"""Durable file writes: temporary sibling, fsync, the umask's mode, rename, fsync of the folder."""
+"""Durable file writes: temporary sibling, fsync, the umask's mode, rename, fsync of the folder.
+
+Whatever the packages create, write, rename, remove and sync on a disk goes through here.
+"""
 
 from __future__ import annotations
 
@@ -27,18 +30,17 @@ def replacing(path: Path) -> Iterator[io.FileIO]:
     """
     sibling = sibling_of(path)
     with storage_errors(path):
-        # Not tempfile, whose files have mode 0600 under any umask.
-        with _named(path):
-            fd = os.open(sibling, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
-            with _file(fd) as file:
-                yield file
-                os.fsync(fd)
             with _named(path):
-                sibling.replace(path)
+                file = create(sibling)
+            with file:
+                yield file
+                os.fsync(file.fileno())
+            with _named(path):
+                rename(sibling, path)
         except BaseException:
             with contextlib.suppress(OSError):
-                sibling.unlink()
+                remove(sibling)
             raise
         sync_folder(path.parent)
 
@@ -48,7 +50,10 @@ def sibling_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(6)}{TEMPORARY}")
 
 
-def _file(fd: int) -> io.FileIO:
+def create(path: Path) -> io.FileIO:
+    """A new file of the umask's mode; there must be nothing of this name."""
+    # Not tempfile: its files are 0600 whatever the umask says.
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         return io.FileIO(fd, "wb")
     except BaseException:
@@ -101,6 +106,26 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def rename(source: Path, target: Path) -> None:
+    """Move a file into the place of what is at `target`; it lasts once that folder is synced."""
+    source.replace(target)
+
+
+def remove(path: Path, *, missing_ok: bool = False) -> None:
+    """Remove a file or a link."""
+    path.unlink(missing_ok=missing_ok)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove an empty folder."""
+    folder.rmdir()
+
+
+def make_folder(folder: Path, *, parents: bool = False) -> None:
+    """Make a folder where it is missing."""
+    folder.mkdir(parents=parents, exist_ok=True)
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames and removals in `folder` durable."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -122,7 +147,7 @@ def own_folder(folder: Path, *, parents: bool = False) -> None:
     """
     with storage_errors(folder):
         refuse_link(folder)
-        folder.mkdir(parents=parents, exist_ok=True)
+        make_folder(folder, parents=parents)
 
 
 def refuse_link(path: Path) -> None:
@@ -139,7 +164,7 @@ def sweep(folder: Path) -> None:
     with storage_errors(folder):
         for leftover in folder.glob(f".*{TEMPORARY}"):
             if leftover.is_symlink() or not leftover.is_dir():
-                leftover.unlink(missing_ok=True)
+                remove(leftover, missing_ok=True)
 
 
 def exists(path: Path) -> bool:

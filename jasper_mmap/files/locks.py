@@ -39,7 +39,7 @@ def exclusive(path: Path, timeout_s: float, remedy: str) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
-            holder.unlink(missing_ok=True)
+            atomic.remove(holder, missing_ok=True)
         with suppress(OSError):  # the work is done; the lock ends with this process at the latest
             lock.release()
 
@@ -65,10 +65,9 @@ def _check_lock_file(path: Path) -> None:
 
 def _write_new(path: Path, text: str) -> None:
     """Replace `path`, even if it is a link, with a new file. Call with the lock held."""
-    path.unlink(missing_ok=True)
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    with os.fdopen(fd, "w") as file:
-        file.write(text)
+    atomic.remove(path, missing_ok=True)
+    with atomic.create(path) as file:
+        atomic.write_all(file, text.encode())
 
 
 def process_name() -> str:

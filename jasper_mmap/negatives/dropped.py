@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from ..errors import JasperError, MissingFileError, UsageError
-from ..files.atomic import own_folder, storage_errors
+from ..files.atomic import make_folder, own_folder, storage_errors
 from ..files.stamp import Stamp
 from ..printable import printable
 from ..rules.schema import NEGATIVES
@@ -59,7 +59,7 @@ class Place:
             own_folder(self.folder)
         elif missing:
             with storage_errors(self.folder):
-                self.folder.mkdir(parents=True)
+                make_folder(self.folder, parents=True)
         return missing
 
     def pair(self, name: str) -> Pair:

@@ -66,10 +66,10 @@ class Filing:
 def _rename_all(pairs: list[tuple[Path, Path]]) -> None:
     for done, (path, target) in enumerate(pairs):
         try:
-            path.replace(target)
+            atomic.rename(path, target)
         except OSError:
             for moved, put in pairs[:done]:
-                put.replace(moved)
+                atomic.rename(put, moved)
             raise
 
 
@@ -95,6 +95,6 @@ def remove_expired(inbox: Path, keep_days: float) -> list[Path]:
                 continue  # the user's own file
             with suppress(FileNotFoundError):
                 if path.lstat().st_mtime <= until:
-                    path.unlink()
+                    atomic.remove(path)
                     removed.append(path)
     return removed

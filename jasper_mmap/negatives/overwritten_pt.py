@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from ..errors import FormatError, MissingFileError
-from ..files.atomic import exists, storage_errors
+from ..files.atomic import exists, remove, storage_errors
 from ..rules import arguments
 from ..rules.names import LOCK_TIMEOUT_S
 from ..rules.schema import NEGATIVES
@@ -75,7 +75,7 @@ def publish_overwritten(
         staged = write_staged(folder / FOLDER / _CANDIDATE, candidate.tables)
         if staged.written.sha256 == made["sha256"]:
             with storage_errors(staged.path):
-                staged.path.unlink()
+                remove(staged.path)
             write_pointer(folder, with_source(before, candidate.source))
             return
         note = "the builder's files were overwritten"

@@ -219,7 +219,7 @@ def _take_back(folder: Path, number: int) -> None:
         atomic.sweep(folder / FOLDER)
         pointer = readable_pointer(folder)
         if pointer is None or pointer.generation != number:
-            (folder / FOLDER / file_name(number)).unlink(missing_ok=True)
+            atomic.remove(folder / FOLDER / file_name(number), missing_ok=True)
 
 
 def changed_rows(

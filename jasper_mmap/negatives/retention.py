@@ -33,7 +33,7 @@ def remove_old(store: Path, pointer: Pointer, keep: int, grace_s: float) -> None
             # A generation without an entry was never current: use the time of its file.
             since = replaced.get(number) or path.stat().st_mtime
             if number not in stay and time.time() - since > grace_s:
-                path.unlink(missing_ok=True)
+                atomic.remove(path, missing_ok=True)
                 removed.append(number)
         if removed:
             atomic.sync_folder(store / FOLDER)

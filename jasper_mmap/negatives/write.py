@@ -87,9 +87,9 @@ class Change:
         folder = store / FOLDER
         with atomic.storage_errors(pointer_path(store)):
             if self.staged is not None:
-                self.staged.path.replace(folder / self.pointer.file)
+                atomic.rename(self.staged.path, folder / self.pointer.file)
                 atomic.sync_folder(folder)
-            self.at.replace(pointer_path(store))
+            atomic.rename(self.at, pointer_path(store))
             atomic.sync_folder(folder)
 
 

@@ -146,3 +146,41 @@ def test_only_schema_lists_artifacts_or_batch_keys(module: str) -> None:
         if len(names & table.keys()) > MAX_NAMES_TOGETHER
     }
     assert not listed
+
+
+CHANGING = {
+    *("fsync", "rename", "unlink", "rmdir", "rmtree", "mkdir", "makedirs", "touch"),
+    *("write_bytes", "write_text", "symlink_to", "hardlink_to"),
+}
+"""Methods of `Path` and functions of `os` and `shutil` that change a disk, or sync it."""
+LAYER = "jasper_mmap.files.atomic"
+WRITING = re.compile("[rwabx+]*[wax+][b+]*")
+
+
+def changes_of(path: Path) -> Iterator[str]:
+    """Yield the calls in a file that change the disk or open a file to do so, `atomic`'s apart."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and node.attr == "O_CREAT":
+            yield f"{node.lineno}: {node.attr}"
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func).rpartition(".")[2]
+        of_path = isinstance(node.func, ast.Attribute) and ast.unparse(node.func.value) != "atomic"
+        modes = [a.value for a in ast.walk(node) if isinstance(a, ast.Constant)]
+        if (
+            (of_path and name in CHANGING)
+            # That of `Path` has one argument, that of a string two, that of a dataclass is bare.
+            or (of_path and name == "replace" and len(node.args) == 1)
+            or (name in ("open", "fdopen") and any(WRITING.fullmatch(str(m)) for m in modes))
+        ):
+            yield f"{node.lineno}: {name}"
+
+
+@pytest.mark.parametrize(
+    "module", [m for m in FILES if room_of(m).startswith(("files", "store", "negatives", "conv"))]
+)
+def test_only_one_module_changes_a_store(module: str) -> None:
+    """What is made, renamed, removed and synced goes through `files.atomic`: there a power cut and
+    failing calls are tried."""
+    changes = list(changes_of(FILES[module]))
+    assert bool(changes) == (module == LAYER), changes
