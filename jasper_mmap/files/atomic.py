@@ -122,8 +122,13 @@ def remove_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path, *, parents: bool = False) -> None:
-    """Make a folder where it is missing."""
-    folder.mkdir(parents=parents, exist_ok=True)
+    """Make a folder where it is missing, so that it lasts as long as what will be synced in it."""
+    missing = [path for path in folder.parents if not path.exists()] if parents else []
+    for path in (*reversed(missing), folder):
+        if not path.is_dir():
+            path.mkdir(exist_ok=True)
+            with contextlib.suppress(PermissionError):  # may be written, but not read
+                sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
