@@ -80,7 +80,7 @@ def _put_in_place(stage: Staging, targets: list[Path]) -> None:
     with atomic.storage_errors(stage.store):
         for path in targets:
             atomic.rename(stage.folder / path.name, path)
-        atomic.sync_folder(stage.store)
+        atomic.make_last(targets[-1])
 
 
 def _save(value: torch.Tensor | list[Any], path: Path) -> None:

@@ -200,7 +200,7 @@ def commit(
             atomic.rename(folder / CONFIG_FILE, store / CONFIG_FILE)
         atomic.sync_folder(store)
         if change is not None:
-            change.commit(store)
+            change.commit(store, last=manifest is None)
         if manifest is not None:
             atomic.rename(folder / MANIFEST_FILE, store / MANIFEST_FILE)
-            atomic.sync_folder(store)
+            atomic.make_last(store / MANIFEST_FILE)

@@ -44,6 +44,10 @@ class StorageError(JasperError, OSError):
     """Disk full, quota, I/O error, no descriptor left. The previous state is kept."""
 
 
+class DurabilityError(JasperError, OSError):
+    """What was written is current, but the disk could not confirm it: a power cut may undo it."""
+
+
 class ConfigError(JasperError, KeyError):
     """`config.json` lacks, misspells or repeats a key, or holds an invalid value."""
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AccessError, FormatError, JasperError, StorageError
-from .failures import TEMPORARY, failure, missing
+from .failures import TEMPORARY, failure, missing, not_durable, user_path
 from .jsonfile import MOST_BYTES, parsed, read_small
 
 
@@ -42,7 +42,7 @@ def replacing(path: Path) -> Iterator[io.FileIO]:
             with contextlib.suppress(OSError):
                 remove(sibling)
             raise
-        sync_folder(path.parent)
+        make_last(path)
 
 
 def sibling_of(path: Path) -> Path:
@@ -129,6 +129,19 @@ def make_folder(folder: Path, *, parents: bool = False) -> None:
             path.mkdir(exist_ok=True)
             with contextlib.suppress(PermissionError):  # may be written, but not read
                 sync_folder(path.parent)
+
+
+def make_last(path: Path) -> None:
+    """Sync the folder of `path`, which was just renamed and is what readers see from now on.
+
+    Raises `DurabilityError` where that fails; `OSError` of a file that is still being prepared.
+    """
+    try:
+        sync_folder(path.parent)
+    except OSError as error:
+        if user_path(path, path) != path:
+            raise
+        raise not_durable(error, path) from None
 
 
 def sync_folder(folder: Path) -> None:

@@ -14,7 +14,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Final
 
-from ..errors import MissingFileError, StorageError
+from ..errors import DurabilityError, MissingFileError, StorageError
 
 STAGING: Final = ".converting"
 """The folder inside a store in which a conversion prepares its files."""
@@ -117,9 +117,18 @@ def failure(error: OSError, path: Path, verb: str) -> StorageError:
     """The error of a call that failed while it read or wrote (`verb`) `path`."""
     # A rename has two names; the second one is the final file.
     where = user_path(error.filename2 or error.filename or path, user_path(path, path))
+    return StorageError(f"{where}: {_reason(error, verb)}")
+
+
+def not_durable(error: OSError, path: Path) -> DurabilityError:
+    """The error where `path` was put in its place, but then its folder could not be synced."""
+    return DurabilityError(
+        f"{path}: is current, but may not survive a power cut: {_reason(error, 'sync')}"
+    )
+
+
+def _reason(error: OSError, verb: str) -> str:
     reason = _REASONS.get(error.errno or 0)
     if reason is None:
-        reason = f"cannot {verb} it: {error.strerror or error}. Run it again."
-    elif reason is not _FULL:
-        reason = f"cannot {verb} it: {reason}"
-    return StorageError(f"{where}: {reason}")
+        return f"cannot {verb} it: {error.strerror or error}. Run it again."
+    return reason if reason is _FULL else f"cannot {verb} it: {reason}"

@@ -64,7 +64,8 @@ def publish_negatives(
 
     Raises `ContentError`, `ContentTypeError` or `IndexRangeError` naming file, row and value,
     `BusyError` naming the holder of the lock after `lock_timeout_s`, `AccessError` or
-    `StorageError` if it cannot be written. Then the current generation stays the same.
+    `StorageError` if it cannot be written. Then the current generation stays the same; with
+    `DurabilityError` the new one is current, but may not survive a power cut.
     """
     limits = Limits(
         max_false_negatives=max_false_negatives,

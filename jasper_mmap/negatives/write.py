@@ -79,10 +79,12 @@ class Change:
         atomic.write_json(at, asdict(pointer))
         return cls(pointer, at, staged)
 
-    def commit(self, store: Path) -> None:
+    def commit(self, store: Path, *, last: bool = True) -> None:
         """Move the generation to its place, then the pointer; every change is committed here.
 
         Call with `publisher_lock` held. A kill in between leaves the previous generation current.
+        Raises `DurabilityError` if the pointer is in its place, but its folder cannot be synced;
+        not if something that readers need is still to come (`last` is false).
         """
         folder = store / FOLDER
         with atomic.storage_errors(pointer_path(store)):
@@ -90,7 +92,10 @@ class Change:
                 atomic.rename(self.staged.path, folder / self.pointer.file)
                 atomic.sync_folder(folder)
             atomic.rename(self.at, pointer_path(store))
-            atomic.sync_folder(folder)
+            if last:
+                atomic.make_last(pointer_path(store))
+            else:
+                atomic.sync_folder(folder)
 
 
 def write_pointer(store: Path, pointer: Pointer) -> None:

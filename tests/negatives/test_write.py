@@ -44,7 +44,7 @@ def test_every_generation_comes_into_force_by_one_commit(
     before = (built / "negatives/CURRENT.json").read_bytes()
     commits: list[Change] = []
     with monkeypatch.context() as patch:
-        patch.setattr(Change, "commit", lambda change, _: commits.append(change))
+        patch.setattr(Change, "commit", lambda change, _, **__: commits.append(change))
         WAYS[way](built, new)
     assert (built / "negatives/CURRENT.json").read_bytes() == before
     (change,) = commits
