@@ -59,7 +59,9 @@ def convert(
     are errors unless `allow_nonfinite`, negatives and tiers of equal values unless `allow_equal`.
     Only what changed since the last conversion is written; with `force`, everything. An existing
     store stays in service until all is written and checked. Raises a `JasperError` naming file,
-    place and remedy, and leaves the disk as it was; after a kill, run it again to complete it.
+    place and remedy, and leaves the disk as it was; after a kill, or an error while files were
+    moved into place, run it again to complete it. With `DurabilityError` the new store is complete,
+    but may not survive a power cut.
     """
     if embeddings_dtype not in (None, SOURCE, *NARROW_DTYPES):
         raise UsageError(
@@ -122,7 +124,7 @@ class _Conversion:
         return noted == (config.sha256, plan.embeddings_dtype) and old.beyond_float32 is not None
 
     def _plan(self) -> Plan:
-        return make_plan(self._src, self._dst, self._settings, read_journal(self._dst).entries)
+        return make_plan(self._src, self._dst, self._settings, read_journal(self._dst))
 
     def _precheck(self, plan: Plan) -> Precheck:
         return precheck(

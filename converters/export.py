@@ -56,7 +56,7 @@ def export_pt(store: str | Path, dst: str | Path) -> list[Path]:
 
 def _check_free(stage: Staging, targets: list[Path]) -> None:
     """Raise `ExistsError` if a target exists that no killed export has written."""
-    if stage.journal.entries:
+    if stage.journal.entries or stage.journal.failed:
         raise ExistsError(
             f"{stage.folder}: holds an interrupted conversion; export into another folder, or"
             " complete it with jasper-convert."

@@ -64,7 +64,7 @@ def settle(
     """
     dst, at = stage.store, stage.path(POINTER)
     before = readable_pointer(dst)
-    sound = sound_pointer(dst, old)
+    sound = None if stage.journal.failed else sound_pointer(dst, old)
     if candidate and staged and (sound is None or _is_news(staged, sound, force)):
         number = next_generation(dst, before)
         reserved = stage.journal.generation  # the number of an interrupted conversion

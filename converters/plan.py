@@ -26,6 +26,7 @@ from jasper_mmap.store.manifest import STAGING, Entry, Manifest, narrowed_to, re
 from jasper_mmap.store.pointer import Pointer, made_from_files, read_pointer
 
 from .source import derived_stamp, stamp
+from .staging import Journal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ class Plan:
     negatives_source: dict[str, Any]
     old: Manifest | None
     pointer: Pointer | None
-    """None if there is no generation, or if the current one is damaged."""
+    """None if there is no generation, or if the current one is damaged or not trusted."""
     embeddings_dtype: str | None
     """The dtype to which embeddings and steering are narrowed, if any."""
     force: bool
@@ -91,7 +92,7 @@ class Plan:
         )
 
 
-def make_plan(src: Path, dst: Path, settings: Settings, journal: Mapping[str, Entry]) -> Plan:
+def make_plan(src: Path, dst: Path, settings: Settings, journal: Journal) -> Plan:
     """Compare the builder's folder with the store and with the files of an interrupted run.
 
     Raises `MissingFileError` naming the missing `.pt` files.
@@ -99,16 +100,19 @@ def make_plan(src: Path, dst: Path, settings: Settings, journal: Mapping[str, En
     check_files(src)
     old = _old_manifest(dst, force=settings.force)
     asked = settings.embeddings_dtype
-    before = old.narrowed_to if old else narrowed_to(journal.values())
+    known = [*journal.entries.values(), *journal.failed.values()]
+    before = old.narrowed_to if old else narrowed_to(known)
     embeddings_dtype = None if asked == SOURCE else asked or before
     tasks = []
     for artifact in STORED:
         derived = artifact.derived and not (src / artifact.source).exists()
         source = task_stamp(artifact, derived, src)
         task = Task(artifact=artifact, source=source, derived=derived, entry=None)
-        places = [(old.artifacts[artifact.name], dst, old.beyond_float32)] if old else []
-        if artifact.name in journal:
-            left = journal[artifact.name]
+        places = []
+        if old and not journal.failed:
+            places = [(old.artifacts[artifact.name], dst, old.beyond_float32)]
+        if artifact.name in journal.entries:
+            left = journal.entries[artifact.name]
             places += [(left, dst, None), (left, dst / STAGING, None)]
         for entry, folder, counts in places:
             beyond = _beyond(artifact, entry, counts)
@@ -125,7 +129,7 @@ def make_plan(src: Path, dst: Path, settings: Settings, journal: Mapping[str, En
         tasks=tuple(tasks),
         negatives_source=negatives_stamps(src),
         old=old,
-        pointer=sound_pointer(dst, old),
+        pointer=None if journal.failed else sound_pointer(dst, old),
         embeddings_dtype=embeddings_dtype,
         force=settings.force,
     )

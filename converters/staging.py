@@ -2,14 +2,17 @@
 
 It holds the lock that excludes other conversions, the staged files, and the journal with an entry
 for each complete file. A conversion that fails removes what it made; one that is killed leaves the
-folder, and the next one continues from the journal.
+folder, and the next one continues from the journal. If a system call fails during
+the commit, files in their place may not be on the disk, even if a later sync succeeds: the journal
+is then renamed, and the next conversion writes everything again.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from jasper_mmap.errors import ExistsError, JasperError, MissingFileError
@@ -22,11 +25,15 @@ from jasper_mmap.store.manifest import MANIFEST_FILE, STAGING, Entry, Manifest
 from jasper_mmap.store.pointer import FOLDER
 
 JOURNAL = "journal.json"
+_FAILED = "failed.json"
+"""The journal of a conversion that failed in its commit."""
 STAGED_NEGATIVES = "negatives.safetensors"
 _LOCK = ".lock"
 _LOCK_TIMEOUT_S = 0.2
 """Just long enough for another conversion to finish removing the folder."""
 _ATTEMPTS = 10
+
+_log = logging.getLogger("jasper_mmap")
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,9 @@ class Journal:
     """Artifact -> entry of a complete file, staged or already in the store."""
     generation: int
     """The number under which it was publishing negatives; 0 before that."""
+    failed: dict[str, Entry] = field(default_factory=dict)
+    """The same of a conversion whose commit failed. Nothing that is in the store can be trusted
+    then."""
 
 
 class Staging:
@@ -83,6 +93,11 @@ class Staging:
                     atomic.remove(path)
             atomic.remove(self.folder / _LOCK, missing_ok=True)
 
+    def distrust(self) -> None:
+        """Let the next conversion write everything anew."""
+        with suppress(OSError):
+            atomic.rename(self.folder / JOURNAL, self.folder / _FAILED)
+
     def take_back(self) -> None:
         """Restore the disk as it was before this conversion."""
         with suppress(OSError, JasperError):
@@ -103,7 +118,13 @@ class Staging:
 
 def read_journal(store: Path) -> Journal:
     """The journal of an interrupted conversion; an empty one if there is none."""
-    path = store / STAGING / JOURNAL
+    journal = _read(store / STAGING / JOURNAL)
+    failed = _read(store / STAGING / _FAILED)
+    generation = max(journal.generation, failed.generation)
+    return Journal(journal.entries, generation, failed.entries)
+
+
+def _read(path: Path) -> Journal:
     try:
         atomic.refuse_link(path.parent)
         value = atomic.read_json(path)
@@ -138,10 +159,15 @@ def staging(store: Path) -> Iterator[Staging]:
             try:
                 yield current
             except Exception:
-                if not current.committing:
+                if current.committing:
+                    current.distrust()
+                else:
                     current.take_back()
                 raise
-            current.clear()
+            try:
+                current.clear()
+            except JasperError as error:
+                _log.warning("%s: complete, but %s could not be removed: %s", store, STAGING, error)
     finally:
         # Fails, as intended, if the folder is not empty: files for the next run, or another lock.
         for path in {folder: None, **dict.fromkeys(missing)}:
