@@ -38,29 +38,27 @@ class Fault:
         self._number = number
         self.calls: list[str] = []
         """The names of the calls so far."""
-        self.path: Any = None
-        """What the failed call was given first."""
         self.failed = False
 
-    def __call__(self, name: str, first: Any) -> None:
-        """Count one call, and fail where it is its turn."""
+    def __call__(self, name: str, first: Any, *_: Any) -> None:
+        """Count one call, and fail where it is its turn; it is given what the call is."""
         self.calls.append(name)
         # Python itself repeats what a signal interrupted, but for `close`.
         if self._number == errno.EINTR and not name.endswith("close"):
             return
         if len(self.calls) - 1 == self._at:
-            self.path, self.failed = first, True
+            self.failed = True
             named = isinstance(first, str | os.PathLike) and not name.startswith("file.")
             raise OSError(self._number, os.strerror(self._number), *([str(first)] * named))
 
 
 def _failing(fault: Fault, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
     def call(*arguments: Any, **options: Any) -> Any:
-        first = arguments[0] if arguments else None
+        given = arguments or (None,)
         if name.endswith("close"):
             original(*arguments, **options)
-            return fault(name, first)
-        fault(name, first)
+            return fault(name, *given)
+        fault(name, *given)
         return original(*arguments, **options)
 
     return call
@@ -86,7 +84,7 @@ def _raw_file(fault: Fault) -> type[io.FileIO]:
         original = getattr(RawFile, method)
 
         def counted(self: Any, *given: Any, _name: str = method, _original: Any = original) -> Any:
-            fault(f"file.{_name}", None)
+            fault(f"file.{_name}", self, *given)
             return _original(self, *given)
 
         setattr(File, method, counted)
