@@ -2,9 +2,9 @@
 
 It holds the lock that excludes other conversions, the staged files, and the journal with an entry
 for each complete file. A conversion that fails removes what it made; one that is killed leaves the
-folder, and the next one continues from the journal. If a system call fails during
-the commit, files in their place may not be on the disk, even if a later sync succeeds: the journal
-is then renamed, and the next conversion writes everything again.
+folder, and the next one continues from the journal. If a system call fails during the commit, files
+in their place may not be on the disk, even if a later sync succeeds: the journal is then renamed,
+and the next conversion writes everything again.
 """
 
 from __future__ import annotations
