@@ -47,7 +47,7 @@ def edit_pointer(store: Path, change: Callable[[dict[str, Any]], object]) -> Non
 def forge_generation(
     store: Path, change: Callable[[dict[str, torch.Tensor]], object], *, touch: bool = True
 ) -> None:
-    """Change tensors of the generation in force, and have the pointer vouch for the new bytes."""
+    """Change tensors of the current generation, and have the pointer vouch for the new bytes."""
 
     def vouch(pointer: dict[str, Any]) -> None:
         path = store / "negatives" / pointer["file"]

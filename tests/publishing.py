@@ -124,8 +124,8 @@ def saved(tables: Tables, folder: Path, prefix: str = "") -> tuple[Path, Path]:
     return first, second
 
 
-def in_force(store: Path) -> dict[str, Any]:
-    """Return what the pointer's file says, read without the package."""
+def current_pointer(store: Path) -> dict[str, Any]:
+    """Return the content of the pointer's file, read without the package."""
     pointer: dict[str, Any] = json.loads((store / FOLDER / POINTER).read_text())
     return pointer
 

@@ -66,7 +66,7 @@ def assert_pass_equals_oracle(
 
 
 def variants_of(dataset: JASPERSteeringDataset) -> list[int]:
-    """Return the variant of every position of the split in the epoch in force."""
+    """Return the variant of every position of the split in the current epoch."""
     return [int(s["steering_variant"]) for s in dataset.__getitems__(list(range(len(dataset))))]
 
 

@@ -111,7 +111,7 @@ def test_changed_negatives_become_the_next_generation(folder: Path, tmp_path: Pa
     assert torch.equal(found, load(folder, "hard_negatives"))
 
 
-def test_published_negatives_stay_in_force(folder: Path, tmp_path: Path) -> None:
+def test_published_negatives_stay_current(folder: Path, tmp_path: Path) -> None:
     """Only `force` puts the builder's own back, when they are no news; and only once."""
     store = tmp_path / "store"
     convert(folder, store)
@@ -123,7 +123,7 @@ def test_published_negatives_stay_in_force(folder: Path, tmp_path: Path) -> None
 
 
 def test_a_table_that_shrank_is_checked_against_what_stayed(folder: Path, tmp_path: Path) -> None:
-    """Unchanged numbers, of a table or of the generation in force, may now lead outside."""
+    """Unchanged numbers, of a table or of the current generation, may now lead outside."""
     store = tmp_path / "store"
     pairs, sources = load(folder, "pair_index"), load(folder, "source_embs")
     torch.save(torch.cat([sources, sources[:1]]), folder / "source_embs.pt")

@@ -16,8 +16,8 @@ from tests.oracle import Oracle
 from tests.publishing import (
     NAMES,
     Tables,
+    current_pointer,
     generations_left,
-    in_force,
     numbered,
     publish_numbered,
     saved,
@@ -61,7 +61,7 @@ def test_reload_refuses_overwritten_files_that_are_wrong(built: Path, new: Table
         with pytest.raises(ContentError, match=r"negative_tiers\.pt.* row 3, column 4"):
             dataset.reload_negatives()
         assert dataset.generation == 1
-        assert in_force(built)["generation"] == 1
+        assert current_pointer(built)["generation"] == 1
 
 
 def _reload(folder: Path, start: Any, answers: Any) -> None:

@@ -16,8 +16,8 @@ from tests.oracle import Oracle
 from tests.publishing import (
     NAMES,
     Tables,
+    current_pointer,
     generations_left,
-    in_force,
     numbered,
     own_copy,
     publish_numbered,
@@ -106,10 +106,10 @@ def test_no_folder_is_read_from_the_store(
 ) -> None:
     """Names and stamps are kept, paths are not; one that was put there leads nowhere."""
     assert str(source) not in (apart / "manifest.json").read_text()
-    assert str(source) not in json.dumps(in_force(apart))
+    assert str(source) not in json.dumps(current_pointer(apart))
     saved(new, source)
     path = apart / "negatives" / "CURRENT.json"
-    pointer = in_force(apart)
+    pointer = current_pointer(apart)
     for stamps in (pointer["source"], pointer["history"][0]["source"]):
         for name in NAMES:
             stamps[name]["name"] = str(source / f"{name}.pt")

@@ -134,7 +134,7 @@ def resumed(store: Path, state: dict[str, Any]) -> dict[str, Any]:
 
 
 def publish_another(store: Path) -> int:
-    """Publish what follows from the generation in force; its number."""
+    """Publish what follows from the current generation; its number."""
     with JASPERSteeringDataset(store, "train") as dataset:
         negatives = (dataset.hard_negatives.to(torch.int64) + 1) % N_S
         tiers = dataset.negative_tiers.to(torch.int64) % 4 + 1

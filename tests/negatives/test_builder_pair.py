@@ -20,8 +20,8 @@ from tests.oracle import Oracle
 from tests.publishing import (
     NAMES,
     Tables,
+    current_pointer,
     generations_left,
-    in_force,
     numbered,
     own_copy,
     publish_numbered,
@@ -188,7 +188,7 @@ def heard(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
 
 
-def assert_in_force(store: Path, tables: Tables) -> None:
+def assert_current(store: Path, tables: Tables) -> None:
     """Require that a reader is served these."""
     with JASPERSteeringDataset(store, "train", validate="full") as dataset:
         assert torch.equal(dataset.hard_negatives, tables[0])
@@ -208,7 +208,7 @@ def test_reload_between_two_files_publishes_the_pair(
     builder.at(3, lambda: later[1 - first].replace(built / FILES[1 - first]))
     publish_overwritten(built, pairs=builder.pairs)
     assert generations_left(built) == [1, 2, 3]
-    assert_in_force(built, tables)
+    assert_current(built, tables)
     assert heard(caplog) == []
 
 
@@ -224,7 +224,7 @@ def test_one_overwritten_alone_is_published_with_a_warning(
     builder = Builder(built)
     publish_overwritten(built, pairs=builder.pairs)
     assert builder.now_s == pytest.approx(ALONE_S, abs=LOOK_S)
-    assert_in_force(built, (tables[0], tables[1]))
+    assert_current(built, (tables[0], tables[1]))
     (said,) = heard(caplog)
     assert f"{FILES[1 - changed]} as it was for generation 1" in said
     publish_overwritten(built, pairs=builder.pairs)
@@ -239,7 +239,7 @@ def test_equal_content_is_no_news_and_warns_of_nothing(
     torch.save(torch.load(built / FILES[0], weights_only=True), built / FILES[0])
     publish_overwritten(built, pairs=builder.pairs)
     assert generations_left(built) == [1]
-    assert in_force(built)["source"] == builder.stamps()
+    assert current_pointer(built)["source"] == builder.stamps()
     assert heard(caplog) == []
 
 
@@ -301,7 +301,7 @@ def test_reload_and_convert_wait_for_the_second_file(
             assert convert(folder, store).generation == 2
         assert 0.5 + BOTH_S <= time.monotonic() - begun < ALONE_S
     thread.join()
-    assert_in_force(store, tables)
+    assert_current(store, tables)
     assert generations_left(store) == [1, 2]
     assert heard(caplog) == []
 

@@ -20,7 +20,16 @@ from jasper_mmap.negatives.dropped import Place
 from jasper_mmap.negatives.inbox import Inbox
 from jasper_mmap.store.pointer import read_pointer
 from tests.oracle import Oracle
-from tests.publishing import IMPORTING, NAMES, Tables, in_force, numbered, saved, until, with_value
+from tests.publishing import (
+    IMPORTING,
+    NAMES,
+    Tables,
+    current_pointer,
+    numbered,
+    saved,
+    until,
+    with_value,
+)
 
 # Commands
 
@@ -99,10 +108,10 @@ def test_inbox_publishes_complete_pairs_and_files_them(
     _, second = saved(numbered(oracle, 2), folder, "step1-")
     second.rename(store / "late")
     _look_for(inbox, 0.3)
-    assert in_force(store)["generation"] == 1
+    assert current_pointer(store)["generation"] == 1
     (store / "late").rename(second)
-    _look_until(inbox, lambda: in_force(store)["generation"] == 2)
-    assert "step1-hard_negatives.pt" in in_force(store)["note"]
+    _look_until(inbox, lambda: current_pointer(store)["generation"] == 2)
+    assert "step1-hard_negatives.pt" in current_pointer(store)["note"]
     done = sorted(path.name for path in (folder / "done").iterdir())
     assert done == [f"000002-step1-{name}.pt" for name in NAMES]
     assert not list(folder.glob("*.pt"))
@@ -118,11 +127,11 @@ def test_inbox_waits_for_files_that_are_still_being_written(store: Path, oracle:
         with first.open("ab") as file:
             file.write(whole[first.stat().st_size : end])
         _look_for(inbox, 0.05)
-        assert in_force(store)["generation"] == 1
+        assert current_pointer(store)["generation"] == 1
     _look_for(inbox, 0.2)
     assert first.exists()
     first.write_bytes(whole)
-    _look_until(inbox, lambda: in_force(store)["generation"] == 2)
+    _look_until(inbox, lambda: current_pointer(store)["generation"] == 2)
 
 
 def test_inbox_leaves_files_that_do_not_rest(store: Path, oracle: Oracle) -> None:
@@ -133,8 +142,8 @@ def test_inbox_leaves_files_that_do_not_rest(store: Path, oracle: Oracle) -> Non
         inbox.look()
         time.sleep(0.02)
         inbox.look()
-        assert in_force(store)["generation"] == 1
-    _look_until(inbox, lambda: in_force(store)["generation"] == 2)
+        assert current_pointer(store)["generation"] == 1
+    _look_until(inbox, lambda: current_pointer(store)["generation"] == 2)
     with JASPERSteeringDataset(store, "train") as dataset:
         assert torch.equal(dataset.hard_negatives, numbered(oracle, 7)[0])
 
@@ -146,7 +155,7 @@ def test_inbox_publishes_what_was_written_while_it_published(store: Path, oracle
     inbox = _inbox(store, then=lambda: coming and saved(coming.pop(), folder))
     saved(numbered(oracle, 2), folder)
     _look_until(inbox, lambda: len(list((folder / "done").glob("*.pt"))) == 2)
-    assert in_force(store)["generation"] == 3
+    assert current_pointer(store)["generation"] == 3
     assert sorted(path.name for path in (folder / "done").iterdir()) == [
         f"000003-{name}.pt" for name in NAMES
     ]
@@ -172,7 +181,7 @@ def test_inbox_files_what_is_wrong_with_the_reason(
     assert all(("-3 in row 5, column 6" if damage == "value" else "damaged") in r for r in reasons)
     assert reasons
     saved(new, folder)
-    _look_until(inbox, lambda: in_force(store)["generation"] == 2)
+    _look_until(inbox, lambda: current_pointer(store)["generation"] == 2)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -28,7 +28,16 @@ from jasper_mmap.negatives.inbox import Inbox
 from jasper_mmap.negatives.write import publisher_lock
 from jasper_mmap.store.pointer import read_pointer
 from tests.oracle import Oracle
-from tests.publishing import IMPORTING, NAMES, Tables, in_force, numbered, saved, until, with_value
+from tests.publishing import (
+    IMPORTING,
+    NAMES,
+    Tables,
+    current_pointer,
+    numbered,
+    saved,
+    until,
+    with_value,
+)
 
 HANGS = pytest.mark.timeout(120)
 
@@ -176,7 +185,7 @@ def test_pair_that_is_wrong_fails_and_hinders_no_other(
     saved(numbered(oracle, 3), folder, "b-")
     inbox = inbox_of(store)
     inbox.look()
-    assert in_force(store)["note"] == f"from b-{NAMES[0]}.pt"
+    assert current_pointer(store)["note"] == f"from b-{NAMES[0]}.pt"
     look_until(inbox, lambda: len(list(folder.glob("failed/*"))) == 4)
     assert all(word in reason for reason in reasons(store))
     assert inbox.refused == 1
@@ -210,11 +219,11 @@ def test_any_name_of_a_file_is_taken(
     inbox.look()
     folder = store / "inbox" / ("done" if good else "failed")
     assert len(list(folder.iterdir())) == (2 if good else 4)
-    assert in_force(store)["generation"] == (2 if good else 1)
+    assert current_pointer(store)["generation"] == (2 if good else 1)
     (message,) = said("published" if good else "refused")
     assert message.isprintable()
     if good:
-        assert in_force(store)["note"].isprintable()
+        assert current_pointer(store)["note"].isprintable()
     ends = {path.name[-6:] for path in folder.glob("*.pt")}
     assert ends == {"ves.pt", "ers.pt"}
 
@@ -235,7 +244,7 @@ def test_unexpected_error_that_the_files_cause_again_is_the_pairs(
     inbox.look()
     assert len(list((store / "inbox").glob("*.pt"))) == 2
     inbox.look()
-    assert in_force(store)["generation"] == 2
+    assert current_pointer(store)["generation"] == 2
 
     def always(*_: object, **__: object) -> None:
         raise ZeroDivisionError("odd")
@@ -267,7 +276,7 @@ def test_file_that_may_not_be_read_is_given_time(store: Path, new: Tables) -> No
     look_for(inbox, 0.2)
     assert first.exists()
     first.chmod(0o600)
-    look_until(inbox, lambda: in_force(store)["generation"] == 2)
+    look_until(inbox, lambda: current_pointer(store)["generation"] == 2)
 
 
 def test_links_to_files_are_taken_and_moved_themselves(
@@ -278,7 +287,7 @@ def test_links_to_files_are_taken_and_moved_themselves(
     for path in saved(new, tmp_path / "mined"):
         (store / "inbox" / path.name).symlink_to(path)
     inbox.look()
-    assert in_force(store)["generation"] == 2
+    assert current_pointer(store)["generation"] == 2
     assert len(list((tmp_path / "mined").iterdir())) == 2
     assert all(path.is_symlink() for path in (store / "inbox/done").iterdir())
 
@@ -378,7 +387,7 @@ def test_what_is_wrong_with_the_store_is_said_once_and_waited_for(
     assert inbox.stuck
     assert next(outage, None) is None
     look_until(inbox, lambda: len(list(box.glob("done/*"))) == 4)
-    assert in_force(store)["generation"] == 3
+    assert current_pointer(store)["generation"] == 3
     assert not inbox.stuck
     assert not list(box.glob("failed/*"))
 
@@ -409,7 +418,7 @@ def test_any_error_of_the_disk_is_waited_for(
         assert len(said("hindered")) == 1
         assert not moved
     look_until(inbox, lambda: len(list((store / "inbox").glob("done/*"))) == 2)
-    assert in_force(store)["generation"] == 2
+    assert current_pointer(store)["generation"] == 2
 
 
 def test_memory_that_is_short_is_waited_for(
@@ -426,7 +435,7 @@ def test_memory_that_is_short_is_waited_for(
         patch.setattr(candidate, "examine", fail)
         inbox.look()
     inbox.look()
-    assert in_force(store)["generation"] == 2
+    assert current_pointer(store)["generation"] == 2
 
 
 def test_pair_that_finds_no_room_lets_others_pass(
@@ -444,7 +453,7 @@ def test_pair_that_finds_no_room_lets_others_pass(
     saved(numbered(oracle, 3), store / "inbox", "b-")
     inbox.look()
     inbox.look()
-    assert in_force(store)["note"] == f"from b-{NAMES[0]}.pt"
+    assert current_pointer(store)["note"] == f"from b-{NAMES[0]}.pt"
     assert len(list((store / "inbox").glob("a-*"))) == 2
     assert len(said("hindered")) <= 2
 
@@ -483,12 +492,12 @@ def test_pair_that_cannot_be_moved_is_not_published_twice(
             inbox.look()
         inbox_of(store).look()
     assert len(list((store / "inbox").glob("*.pt"))) == 2
-    assert in_force(store)["generation"] == 2
+    assert current_pointer(store)["generation"] == 2
     assert len([m for m in said("hindered") if "cannot move" in m]) == 2
     assert len(said("identical")) == 1
     inbox.look()
     assert len(list((store / "inbox/done").iterdir())) == 2
-    assert in_force(store)["generation"] == 2
+    assert current_pointer(store)["generation"] == 2
 
 
 def test_reason_that_cannot_be_written_is_said_once(
@@ -531,7 +540,7 @@ def test_equal_content_is_not_published_again(
     inbox.look()
     saved((new[0].to(torch.int32), new[1].to(torch.uint8)), store / "inbox", "b-")
     inbox.look()
-    assert in_force(store)["generation"] == 2
+    assert current_pointer(store)["generation"] == 2
     assert len(list((store / "inbox/done").iterdir())) == 4
     assert "generation 2, which is already current" in said("identical")[0]
 
@@ -544,10 +553,10 @@ def test_safetensors_are_taken_with_a_partner_of_their_kind(store: Path, oracle:
     save_file({NAMES[0]: tables[NAMES[0]]}, folder / f"{NAMES[0]}.safetensors")
     torch.save(tables[NAMES[1]], folder / f"{NAMES[1]}.pt")
     look_for(inbox, 0.1)
-    assert in_force(store)["generation"] == 1
+    assert current_pointer(store)["generation"] == 1
     save_file({NAMES[1]: tables[NAMES[1]]}, folder / f"{NAMES[1]}.safetensors")
     inbox.look()
-    assert in_force(store)["generation"] == 2
+    assert current_pointer(store)["generation"] == 2
     assert sorted(path.name for path in folder.glob("*.*")) == [f"{NAMES[1]}.pt"]
 
 
@@ -669,7 +678,7 @@ def test_inbox_of_the_store_that_is_a_link_is_refused(
     assert watch(store, "--once").exit_code == 1
     assert len(list((tmp_path / "elsewhere").iterdir())) == 2
     assert watch(store, "--once", "--inbox", store / "inbox").exit_code == 0
-    assert in_force(store)["generation"] == 2
+    assert current_pointer(store)["generation"] == 2
 
 
 def started(store: Path, *arguments: str, **options: Any) -> subprocess.Popen[str]:

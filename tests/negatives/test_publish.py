@@ -33,8 +33,8 @@ from tests.publishing import (
     NAMES,
     Tables,
     contents,
+    current_pointer,
     generations_left,
-    in_force,
     numbered,
     own_copy,
     publish_numbered,
@@ -69,10 +69,10 @@ def test_published_is_what_was_given(
         assert torch.equal(written[name].to(torch.int64), table.to(torch.int64))
 
 
-def test_pointer_tells_what_is_in_force_and_how_it_came(store: Path, new: Tables) -> None:
+def test_pointer_names_the_current_generation_and_its_history(store: Path, new: Tables) -> None:
     """One file commits it all: number, file, checksum, when, by whom, note, counts, history."""
     publish_negatives(store, *new, note="mined at step 1000")
-    pointer = in_force(store)
+    pointer = current_pointer(store)
     path = store / FOLDER / pointer["file"]
     assert pointer["generation"] == 2
     assert pointer["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -101,7 +101,7 @@ def test_real_counts_are_those_of_the_data(
     store = own_copy(real_store, tmp_path / "store")
     mined = real_folder.with_name("debian_small_new_negatives")
     publish_negatives(store, *(mined / f"{name}.pt" for name in NAMES))
-    pointer = in_force(store)
+    pointer = current_pointer(store)
     old, new = (torch.load(f / "hard_negatives.pt") for f in (real_folder, mined))
     assert pointer["lint"]["own_source_rows"] == 0
     assert pointer["lint"]["false_negative_rows"] == 1549
@@ -175,7 +175,7 @@ def test_file_written_anew_while_both_are_read_is_refused(
     monkeypatch.setattr(candidate, "_copy", copy_and_write)
     with pytest.raises(FormatError, match="changed while being read"):
         publish_negatives(store, *paths)
-    assert in_force(store)["generation"] == 1
+    assert current_pointer(store)["generation"] == 1
 
 
 def test_file_cut_while_it_is_read_is_not_called_damaged(
@@ -226,7 +226,7 @@ def test_limits_refuse_what_lint_counts(
     publish: Callable[..., int] = partial(publish_negatives, store, bad, new[1])
     with pytest.raises(ContentError, match="refused: "):
         publish(**{limit: share})
-    assert in_force(store)["generation"] == 1
+    assert current_pointer(store)["generation"] == 1
     assert publish(**{limit: 1.0}) == 2
     with pytest.raises(UsageError):
         publish(**{limit: 5})
@@ -265,7 +265,7 @@ def test_history_stays_short(store: Path, oracle: Oracle, monkeypatch: pytest.Mo
     monkeypatch.setattr(write, "HISTORY_LENGTH", 3)
     for _ in range(5):
         publish_numbered(store, oracle)
-    assert [entry["generation"] for entry in in_force(store)["history"]] == [1, 4, 5, 6]
+    assert [entry["generation"] for entry in current_pointer(store)["history"]] == [1, 4, 5, 6]
 
 
 def test_publishing_is_the_remedy_for_a_lost_pointer(store: Path, oracle: Oracle) -> None:
@@ -282,21 +282,21 @@ def test_publishing_is_the_remedy_for_a_lost_pointer(store: Path, oracle: Oracle
 
 
 def test_rollback_publishes_the_older_content_again(store: Path, oracle: Oracle) -> None:
-    """The number rises; without a number it is the one before the one in force."""
+    """The number rises; without a number it is the one before the current one."""
     first = load_file(store / FOLDER / file_name(1))
     publish_numbered(store, oracle)
     assert rollback_negatives(store) == 3
     again = load_file(store / FOLDER / file_name(3))
     assert all(torch.equal(first[name], again[name]) for name in NAMES)
-    assert in_force(store)["note"] == "rollback to 1"
+    assert current_pointer(store)["note"] == "rollback to 1"
     assert rollback_negatives(store, 2, note="after all") == 4
-    assert in_force(store)["note"] == "after all"
+    assert current_pointer(store)["note"] == "after all"
     with JASPERSteeringDataset(store, "train") as dataset:
         assert torch.equal(dataset.hard_negatives, numbered(oracle, 2)[0])
 
 
 def test_rollback_to_what_cannot_be_names_what_can(store: Path, oracle: Oracle) -> None:
-    """A generation that is gone, never was, is in force or was altered is refused."""
+    """A generation that is gone, never existed, is current or was altered is refused."""
     with pytest.raises(MissingFileError, match="generation 1 is the first"):
         rollback_negatives(store)
     for _ in range(4):
@@ -311,7 +311,7 @@ def test_rollback_to_what_cannot_be_names_what_can(store: Path, oracle: Oracle) 
         file.write(b"\xff")
     with pytest.raises(FormatError, match="altered"):
         rollback_negatives(store, 4)
-    assert in_force(store)["generation"] == 5
+    assert current_pointer(store)["generation"] == 5
 
 
 def test_rollback_is_the_remedy_for_a_spoilt_generation(store: Path, oracle: Oracle) -> None:

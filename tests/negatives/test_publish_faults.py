@@ -1,4 +1,4 @@
-"""Publishers that die, meet each other or a full disk: what was in force stays in force."""
+"""Publishers that die, meet each other or a full disk: the current generation stays current."""
 
 import multiprocessing
 import os
@@ -27,8 +27,8 @@ from tests.publishing import (
     NAMES,
     SOAK_S,
     contents,
+    current_pointer,
     generations_left,
-    in_force,
     mounted,
     numbered,
     own_copy,
@@ -57,7 +57,7 @@ def oracle(oracle_named: NamedOracle) -> Oracle:
 
 
 def assert_sound(store: Path, oracle: Oracle, first: int = 1) -> int:
-    """Require that the generation in force is complete and is the one that it says it is."""
+    """Require that the current generation is complete and matches its pointer."""
     with JASPERSteeringDataset(store, "train", validate="full") as dataset:
         pointer = read_pointer(store)
         opened = Store(store)
@@ -71,7 +71,7 @@ def assert_sound(store: Path, oracle: Oracle, first: int = 1) -> int:
 
 
 @pytest.mark.xdist_group("soak")
-def test_killed_publishers_leave_a_complete_generation_in_force(
+def test_killed_publishers_leave_a_complete_generation_current(
     store: Path, folder_named: Named, oracle: Oracle
 ) -> None:
     """At whatever instant one dies; the next one works and sweeps what was left."""
@@ -115,7 +115,9 @@ def test_publishers_at_once_lose_no_generation(store: Path, folder_named: Named)
     for publisher in publishers:
         publisher.join()
     assert sorted(published) == list(range(2, 42))
-    assert [entry["generation"] for entry in in_force(store)["history"]] == list(range(1, 42))
+    assert [entry["generation"] for entry in current_pointer(store)["history"]] == list(
+        range(1, 42)
+    )
     assert generations_left(store) == list(range(1, 42))
 
 
@@ -136,7 +138,7 @@ def test_lock_held_by_another_is_an_error_that_says_by_whom(store: Path, oracle:
         publish_numbered(store, oracle, lock_timeout_s=0.2)
     assert isinstance(caught.value, TimeoutError)
     assert 0.2 <= time.monotonic() - started < 5
-    assert in_force(store)["generation"] == 1
+    assert current_pointer(store)["generation"] == 1
     holder.kill()
     holder.join()
     assert publish_numbered(store, oracle) == 2
@@ -151,7 +153,7 @@ def test_rollback_waits_for_the_lock_too(store: Path, oracle: Oracle) -> None:
     assert held.wait(60)
     with pytest.raises(BusyError, match=f"{holder.pid}@{socket.gethostname()}"):
         rollback_negatives(store, lock_timeout_s=0.2)
-    assert in_force(store)["generation"] == 2
+    assert current_pointer(store)["generation"] == 2
     holder.kill()
     holder.join()
     assert rollback_negatives(store) == 3
@@ -176,7 +178,7 @@ assert before == after or set(after) - set(before) == {".lock"}, sorted(after)
 """
 
 
-def test_full_disk_leaves_what_is_in_force(store: Path, tmp_path: Path) -> None:
+def test_full_disk_leaves_the_current_generation(store: Path, tmp_path: Path) -> None:
     """An error that says so; nothing is left lying about, so that trying again costs no room."""
     pages = sum(-(-path.stat().st_size // PAGE) for path in store.rglob("*") if path.is_file())
     small = tmp_path / "small"
@@ -213,7 +215,7 @@ def test_folder_that_may_not_be_written_is_an_error(store: Path) -> None:
     assert all(line.startswith(AccessError.__name__) and str(store) in line for line in told)
 
 
-def test_interrupt_leaves_what_is_in_force(
+def test_interrupt_leaves_the_current_generation(
     store: Path, folder_named: Named, oracle: Oracle
 ) -> None:
     """SIGTERM in the middle is like a kill."""

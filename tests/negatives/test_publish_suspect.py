@@ -25,8 +25,8 @@ from tests.publishing import (
     IMPORTING,
     Tables,
     contents,
+    current_pointer,
     generations_left,
-    in_force,
     own_copy,
     publish_numbered,
     saved,
@@ -88,9 +88,9 @@ def test_publish_command_takes_equal_tables_only_if_told(
     first, second = saved(twice, tmp_path / "mined")
     files = ("publish", store, "--negatives", first, "--tiers", second)
     assert isinstance(run(*files).exception, ContentError)
-    assert in_force(store)["generation"] == 1
+    assert current_pointer(store)["generation"] == 1
     assert run(*files, "--allow-equal").exit_code == 0
-    assert in_force(store)["generation"] == 2
+    assert current_pointer(store)["generation"] == 2
 
 
 def test_rollback_brings_back_equal_tables(store: Path, oracle: Oracle, twice: Tables) -> None:
@@ -113,7 +113,7 @@ def test_inbox_refuses_equal_tables_with_the_reason(store: Path, twice: Tables) 
 
     until(looked)
     assert all("hold the same values" in reason.read_text() for reason in looked())
-    assert in_force(store)["generation"] == 1
+    assert current_pointer(store)["generation"] == 1
 
 
 def test_watch_command_takes_equal_tables_if_told(store: Path, twice: Tables) -> None:
@@ -130,7 +130,7 @@ def test_watch_command_takes_equal_tables_if_told(store: Path, twice: Tables) ->
         assert "created the inbox" in service.stdout.readline()
         assert "watching" in service.stdout.readline()
         saved(twice, store / "inbox")
-        until(lambda: in_force(store)["generation"] == 2)
+        until(lambda: current_pointer(store)["generation"] == 2)
     finally:
         service.terminate()
         service.communicate(timeout=20)

@@ -136,8 +136,8 @@ def _finished(operation: Operation, root: Path) -> None:
 def test_any_call_that_fails_is_told_and_leaves_a_whole_store(
     name: str, kept: Path, root: Path
 ) -> None:
-    """The error names a user's file and why; what was in force or what is new is, and a rerun ends
-    it and leaves nothing lying about, no descriptor either."""
+    """The error names a user's file and why; the old state or the new one is current, and a rerun
+    completes it and leaves nothing behind, no descriptor either."""
     operation = OPERATIONS[name]
     renewed(kept, root)
     before = state(root / "s")

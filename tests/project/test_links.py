@@ -20,7 +20,7 @@ from jasper_mmap.files.regular_files import open_regular
 from jasper_mmap.negatives.renewal import verify_store
 from jasper_mmap.store.pointer import FOLDER
 from tests.oracle import Oracle
-from tests.publishing import IMPORTING, Tables, in_force, numbered, saved
+from tests.publishing import IMPORTING, Tables, current_pointer, numbered, saved
 
 HANGS = pytest.mark.timeout(60)
 """Where the test would wait for the writer of a FIFO."""
@@ -128,7 +128,7 @@ def test_published_file_that_is_no_regular_one_is_refused(
     put(odd)
     with pytest.raises(UnsafeFileError, match="not a regular file"):
         publish_negatives(store, odd, second)
-    assert in_force(store)["generation"] == 1
+    assert current_pointer(store)["generation"] == 1
 
 
 def test_kinds_of_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +231,7 @@ def test_lock_holder_that_is_a_link_is_replaced(
     (store / FOLDER / ".lock-holder.json").symlink_to(home / "thesis.tex")
     _acts(store, oracle)[act]()
     assert untouched()
-    assert in_force(store)["generation"] == 3
+    assert current_pointer(store)["generation"] == 3
 
 
 def test_verify_renews_stamps_and_writes_through_no_link(
@@ -259,7 +259,7 @@ def test_lock_that_is_a_link_is_refused_with_the_remedy(
     assert untouched()
     lock.unlink()
     _acts(store, oracle)[act]()
-    assert in_force(store)["generation"] == 3
+    assert current_pointer(store)["generation"] == 3
 
 
 def test_lock_put_there_as_a_link_after_the_look_is_not_followed(

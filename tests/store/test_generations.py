@@ -1,4 +1,4 @@
-"""Whoever reads the generation in force checks it alike; a pointer is taken at its word nowhere."""
+"""Every reader checks the current generation alike; a pointer is trusted nowhere."""
 
 import copy
 import json
@@ -33,7 +33,7 @@ from jasper_mmap.store.summary import summarise
 from tests.converting import contents
 from tests.damage import edit_pointer, forge_generation
 from tests.oracle import Oracle
-from tests.publishing import Tables, generations_left, in_force, numbered, publish_numbered
+from tests.publishing import Tables, current_pointer, generations_left, numbered, publish_numbered
 
 GENERATION = f"{FOLDER}/{file_name(1)}"
 POINTER_FILE = f"{FOLDER}/{POINTER}"
@@ -99,7 +99,7 @@ def test_a_copied_generation_that_is_sound_is_served(store: Path, tmp_path: Path
     """A copy or a download has other times and the same content."""
     copied = tmp_path / "copied"
     shutil.copytree(store, copied, copy_function=shutil.copyfile)
-    assert (copied / GENERATION).stat().st_mtime_ns != in_force(copied)["mtime_ns"]
+    assert (copied / GENERATION).stat().st_mtime_ns != current_pointer(copied)["mtime_ns"]
     with JASPERSteeringDataset(copied, "val") as dataset:
         assert torch.equal(dataset.hard_negatives, load_file(store / GENERATION)["hard_negatives"])
 
@@ -107,8 +107,8 @@ def test_a_copied_generation_that_is_sound_is_served(store: Path, tmp_path: Path
 def test_convert_replaces_a_copied_generation_with_wrong_numbers(
     demo_folder: Path, store: Path, tmp_path: Path
 ) -> None:
-    """What it leaves in force opens; with its stamp in order too, where the tables were written
-    anew."""
+    """The current generation afterwards opens; with its stamp in order too, where the tables were
+    written again."""
     for touch in (True, False):
         forge_generation(store, _too_large)
         copied = tmp_path / f"copied-{touch}"
@@ -137,7 +137,7 @@ def test_publish_says_nothing_of_rows_changed_since_a_spoilt_generation(
     """Publishing is its remedy, and rows are compared with sound ones only."""
     forge_generation(store, _too_large)
     assert publish_negatives(store, *new) == 2
-    assert in_force(store)["changed_rows"] is None
+    assert current_pointer(store)["changed_rows"] is None
     JASPERSteeringDataset(store, "val").close()
 
 
@@ -145,7 +145,7 @@ def test_publish_says_nothing_of_rows_changed_since_a_spoilt_generation(
 def test_a_copy_by_pickle_checks_what_it_opens(
     remake: Callable[[Any], Any], store: Path, oracle: Oracle
 ) -> None:
-    """It may be opened elsewhere and later; a generation that is no longer in force in full."""
+    """It may be opened elsewhere and later; a generation that is no longer current in full."""
     with JASPERSteeringDataset(store, "val") as dataset:
         before = dataset.hard_negatives.clone()
         twin = remake(dataset)
@@ -298,7 +298,7 @@ def test_number_of_the_history_is_not_used_again(store: Path, oracle: Oracle) ->
     """Also where the pointer was set back by hand and the newer files were removed."""
     for _ in range(3):
         publish_numbered(store, oracle)
-    first = in_force(store)["history"][0]
+    first = current_pointer(store)["history"][0]
     edit_pointer(store, lambda p: p.update(first, file=file_name(1)))
     for number in (2, 3, 4):
         (store / FOLDER / file_name(number)).unlink()

@@ -19,7 +19,7 @@ from jasper_mmap.negatives.renewal import verify_store
 from jasper_mmap.rules.schema import STORED
 from jasper_mmap.store.folder import Store
 from tests.damage import rewrite
-from tests.publishing import IMPORTING, in_force, mounted
+from tests.publishing import IMPORTING, current_pointer, mounted
 
 
 @pytest.fixture(autouse=True)
@@ -187,7 +187,7 @@ def test_pointer_that_is_a_link_stays_one(copied: Path, tmp_path: Path) -> None:
     pointer = copied / "negatives" / "CURRENT.json"
     pointer.rename(tmp_path / "elsewhere.json")
     pointer.symlink_to(tmp_path / "elsewhere.json")
-    before = in_force(copied)
+    before = current_pointer(copied)
     report = verify_store(copied)
     assert report.ok
     assert len(report.renewed) == len(STORED)
@@ -195,7 +195,7 @@ def test_pointer_that_is_a_link_stays_one(copied: Path, tmp_path: Path) -> None:
     assert "negatives/000001.safetensors. The stamps" in note
     assert "CURRENT.json is a link" in note
     assert pointer.is_symlink()
-    assert in_force(copied) == before
+    assert current_pointer(copied) == before
     assert len(verify_store(copied).notes) == 1
 
 
