@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -61,8 +62,9 @@ class Operation:
     """Whether there is no store between two steps."""
 
 
-def _publish(inputs: Path, disk: Path, **options: float) -> None:
-    publish_negatives(disk / "s", *(inputs / "two" / f"{name}.pt" for name in NAMES), **options)
+def _publish(inputs: Path, disk: Path, **options: Any) -> None:
+    negatives, tiers = (inputs / "two" / f"{name}.pt" for name in NAMES)
+    publish_negatives(disk / "s", negatives, tiers, **options)
 
 
 OPERATIONS = {
@@ -102,7 +104,7 @@ def store_at(place: Path) -> str:
     """Return what identifies the store there that is sound in full, or what the opener is told."""
     try:
         opened = Store(place, validate="full")
-        pointer, _ = opened.generation_in_force(full=True)
+        pointer, _ = opened.current_generation(full=True)
     except StoreChangedError as error:
         if UNDER_WAY in str(error):
             return UNDER_WAY
@@ -345,11 +347,12 @@ def test_write_that_fails_leaves_the_old_state_or_the_new_one(
         what = f"call {at} ({run.recorder.calls[at]}) of {name}: {reason}"
         disk = Path(shutil.copytree(inputs / "disk", tmp_path / str(number)))
         with JASPERSteeringDataset(disk / "s", "train") as reading:
-            batch = reading[0]
+            batch: Any = reading[0]
             fault = Recorder(disk, at, getattr(errno, reason))
             error = failing(operation, inputs, disk, fault)
             assert fault.calls[at] == run.recorder.calls[at]
-            assert all(torch.equal(v, batch[k]) for k, v in reading[0].items()), what
+            now: Any = reading[0]
+            assert all(torch.equal(now[name], value) for name, value in batch.items()), what
         found = seen(operation, disk)
         lasts = not isinstance(error, DurabilityError)
         if error is None or at > last:
