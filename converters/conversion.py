@@ -66,7 +66,7 @@ def convert(
     if embeddings_dtype not in (None, SOURCE, *NARROW_DTYPES):
         raise UsageError(
             f"embeddings_dtype must be {' or '.join(NARROW_DTYPES)}, or {SOURCE} (the dtypes of the"
-            f" source), or None (as in the last conversion), not {embeddings_dtype!r:.80}."
+            f" .pt files), or None (as in the last conversion), not {embeddings_dtype!r:.80}."
         )
     settings = Settings(
         embeddings_dtype=embeddings_dtype,

@@ -214,7 +214,7 @@ def access_error(path: Path, verb: str, error: OSError) -> AccessError:
         tried = tried.parent
     what = f"{tried}: no permission to {verb} it ({error.strerror})"
     if error.errno == errno.EROFS:
-        return AccessError(f"{what}. Use a folder on a disk that can be written.")
+        return AccessError(f"{what}. Use a folder on a writable disk.")
     barrier = _barrier(tried, verb)
     try:
         status = barrier.lstat()

@@ -98,7 +98,7 @@ def _check_column(
             f" {list(shape)}."
         )
     if values.device != first.device:
-        raise BatchError(f"{name}: lies on {values.device}, the dataset on {first.device}.")
+        raise BatchError(f"{name}: is on {values.device}, but the dataset is on {first.device}.")
     finite = torch.isfinite(values)
     if not any(_nonfinite_allowed(dataset) for dataset in datasets):
         _refuse(name, values, ~finite, "must be finite")

@@ -65,8 +65,8 @@ def map_table(
         raise MissingFileError(f"{what}. Convert again, or copy the whole store.") from None
     if mapped.bytes != entry.bytes:
         raise FormatError(
-            f"{path}: has {mapped.bytes} bytes, but the manifest has {entry.bytes}; convert again,"
-            " or copy it again."
+            f"{path}: has {mapped.bytes} bytes, but the manifest records {entry.bytes}; convert"
+            " again, or copy it again."
         )
     return _table(path, artifact, entry, mapped), mapped.mtime_ns
 
@@ -88,7 +88,7 @@ def _table(path: Path, artifact: Artifact, entry: Entry, mapped: MappedFile) -> 
         shape = (len(offsets) - 1, *shape)
     if shape != entry.shape or first.dtype != entry.torch_dtype:
         raise FormatError(
-            f"{path}: holds {DTYPE_NAMES[first.dtype]} {list(shape)}, but the manifest has"
+            f"{path}: holds {DTYPE_NAMES[first.dtype]} {list(shape)}, but the manifest records"
             f" {entry.dtype} {list(entry.shape)}; convert again, or copy it again."
         )
     return Ragged(first, mapped.tensors[RAGGED_OFFSETS]) if ragged else first

@@ -161,8 +161,8 @@ def test_read_only_disk_and_unknown_owner_are_told(tmp_path: Path) -> None:
     path = tmp_path / ".x.tmp"
     told = str(access_error(path, "write", OSError(errno.EROFS, "Read-only file system")))
     assert told == (
-        f"{tmp_path}: no permission to write it (Read-only file system). Use a folder on a disk"
-        " that can be written."
+        f"{tmp_path}: no permission to write it (Read-only file system). Use a folder on a"
+        " writable disk."
     )
     if os.getuid() == 0:
         os.chown(tmp_path, 54321, -1)

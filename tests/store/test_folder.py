@@ -110,7 +110,7 @@ def test_file_of_another_shape_is_refused(store: Path) -> None:
         path.write_bytes(changed.replace(b" " * (len(changed) - len(before)), b"", 1))
         os.utime(path, ns=(stamp, stamp))
         assert path.stat().st_size == len(before)
-        with pytest.raises(FormatError, match=f"the manifest has I64 .{n}"):
+        with pytest.raises(FormatError, match=f"the manifest records I64 .{n}"):
             Store(store)
 
 
@@ -118,7 +118,7 @@ def test_file_written_anew_by_another_program_is_refused(store: Path) -> None:
     """The same table with a header of another length is a file of another size."""
     path = store / "train_idx.safetensors"
     save_file(load_file(path), path)
-    with pytest.raises(FormatError, match="bytes, but the manifest has"):
+    with pytest.raises(FormatError, match="bytes, but the manifest records"):
         Store(store)
 
 
