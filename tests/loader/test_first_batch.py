@@ -76,16 +76,16 @@ NAN, INF = float("nan"), float("inf")
 @pytest.mark.parametrize(
     ("key", "place", "value", "words"),
     [
-        ("question_emb", (3, 5), NAN, r"row 3, place \[5\] holds nan"),
+        ("question_emb", (3, 5), NAN, r"row 3, index \[5\] holds nan"),
         ("target_source_emb", (0, 0), INF, "row 0.*inf"),
-        ("negative_embs", (7, 11, 31), -INF, r"row 7, place \[11, 31\] holds -inf"),
-        ("steering", (2, 9), 0.25, r"row 2, place \[9\] holds 0.25, must be 0"),
+        ("negative_embs", (7, 11, 31), -INF, r"row 7, index \[11, 31\] holds -inf"),
+        ("steering", (2, 9), 0.25, r"row 2, index \[9\] holds 0.25, must be 0"),
         ("cluster_id", 4, -1, "row 4 holds -1"),
         ("cluster_id", 4, 16, "row 4 holds 16, must be 0 to 15"),
         ("relevance", 1, 1.5, "row 1 holds 1.5, must be 0 to 1"),
         ("centroid_distance", 6, 2.25, "row 6 holds 2.25, must be 0 to 2"),
         ("steering_variant", 5, 4, "row 5 holds 4, must be 0 to 3"),
-        ("negative_tiers", (1, 2), 0, r"row 1, place \[2\] holds 0, must be 1 to 4"),
+        ("negative_tiers", (1, 2), 0, r"row 1, index \[2\] holds 0, must be 1 to 4"),
         ("negative_tiers", (1, 2), 5, "holds 5"),
     ],
 )
@@ -173,5 +173,5 @@ def test_values_beyond_float32_pass_where_they_were_allowed(tmp_path: Path) -> N
     convert(folder, store, allow_nonfinite=True)
     assert validate_first_batch(create_loader(store, "train", 8))
     edit_manifest(store, lambda manifest: manifest.pop("beyond_float32"))
-    with pytest.raises(BatchError, match=r"question_emb: row 0, place .* holds inf"):
+    with pytest.raises(BatchError, match=r"question_emb: row 0, index .* holds inf"):
         validate_first_batch(create_loader(store, "train", 8))
