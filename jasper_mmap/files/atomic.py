@@ -173,7 +173,7 @@ def refuse_link(path: Path) -> None:
     if path.is_symlink():
         raise AccessError(
             f"{path}: is a link to {str(path.readlink())!r}; this package does not write through"
-            " links. Remove it (to use a folder on another disk, bind-mount that instead)."
+            " links. Remove the link (a folder on another disk can be bind-mounted instead)."
         )
 
 

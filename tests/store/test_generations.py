@@ -285,7 +285,7 @@ def test_after_the_last_number_there_is_none(store: Path, oracle: Oracle) -> Non
         assert torch.equal(dataset.hard_negatives, tables[0])
     assert verify_store(store).ok
     kept = contents(store)
-    with pytest.raises(StorageError, match="new one, where generations begin with 1"):
+    with pytest.raises(StorageError, match="new folder, where numbers start at 1"):
         publish_negatives(store, *tables)
     with pytest.raises(StorageError):
         rollback_negatives(store)
