@@ -127,8 +127,14 @@ def make_folder(folder: Path, *, parents: bool = False) -> None:
     for path in (*reversed(missing), folder):
         if not path.is_dir():
             path.mkdir(exist_ok=True)
-            with contextlib.suppress(PermissionError):  # may be written, but not read
+            try:
                 sync_folder(path.parent)
+            except PermissionError:
+                pass  # may be written, but not read
+            except OSError:
+                with contextlib.suppress(OSError):
+                    remove_folder(path)  # or the next run would take it for one that lasts
+                raise
 
 
 def make_last(path: Path) -> None:
