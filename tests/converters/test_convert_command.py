@@ -122,7 +122,7 @@ def test_the_command_fails_in_one_line(
     unexpected = run_command(missing)
     assert unexpected.status == 1
     assert unexpected.stderr == (
-        "Error: unexpected RuntimeError: two lines (--debug shows where)\n"
+        "Error: unexpected RuntimeError: two lines (use --debug for a traceback)\n"
     )
 
 

@@ -44,7 +44,7 @@ OPENED = STATES if LONG else 120
 AGAIN = 1 if LONG else 4
 """Of so many one is also completed by running the operation again."""
 REASONS = ("ENOSPC", "EIO", "EDQUOT")
-UNDER_WAY = "under way or was interrupted"
+UNDER_WAY = "running or was interrupted"
 NOTHING = "no store"
 LAST = list(ARTIFACTS.values())[-1].source
 
