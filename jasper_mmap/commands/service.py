@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import queue
 import signal
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from io import TextIOWrapper
+from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
@@ -49,6 +51,11 @@ def logged_to_stdout(*, as_json: bool) -> Iterator[None]:
     finally:
         log.removeHandler(handler)
         log.setLevel(before)
+        try:
+            sys.stdout.flush()
+        except OSError:  # no reader, or a full disk: Python would try again and exit with 120
+            with Path(os.devnull).open("w") as nothing:
+                os.dup2(nothing.fileno(), sys.stdout.fileno())
 
 
 class _Lines(logging.StreamHandler[TextIO]):
