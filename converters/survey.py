@@ -84,10 +84,10 @@ def _stated_sizes(src: Path) -> dict[str, int]:
     """The valid sizes in `config.json`, even if the rest of it is invalid."""
     try:
         raw = parsed(read_small(src / CONFIG_FILE), _once)
-        folders = {letter: raw.get(key) for letter, key in CONFIG_KEYS.items()}
+        stated = {letter: raw.get(key) for letter, key in CONFIG_KEYS.items()}
     except (OSError, ValueError, AttributeError):
         return {}
-    return {letter: n for letter, n in folders.items() if type(n) is int and n > 0}
+    return {letter: n for letter, n in stated.items() if type(n) is int and n > 0}
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -148,8 +148,8 @@ class Manifest:
 
 def _since_0_2(value: dict[str, Any], path: Path) -> dict[str, Any]:
     """Return the fields that version 0.1.0 did not write; raise `FormatError` if invalid."""
-    entries = {name: value.get(name) for name in _SINCE_0_2}
-    sha256, counts, dtype = entries.values()
+    values = {name: value.get(name) for name in _SINCE_0_2}
+    sha256, counts, dtype = values.values()
     sound = (
         (sha256 is None or isinstance(sha256, str))
         and (counts is None or isinstance(counts, dict))
@@ -161,7 +161,7 @@ def _since_0_2(value: dict[str, Any], path: Path) -> dict[str, Any]:
             f"{path}: {_SINCE_0_2[0]} must be a string, {_SINCE_0_2[1]} an object of integers > 0,"
             f" and {_SINCE_0_2[2]} one of {', '.join(EMBEDDING_DTYPES)}. Convert again."
         )
-    return entries
+    return values
 
 
 def narrowed_to(entries: Iterable[Entry]) -> str | None:
