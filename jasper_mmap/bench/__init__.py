@@ -1,4 +1,4 @@
 """The throughput of a store's batches, measured. It starts processes too.
 
-May import: the ground, files, files/pt, rules, store, negatives, dataset, loader.
+May import: the ground, files, files/pt, rules, store, negatives, dataset, loader/passes, loader.
 """

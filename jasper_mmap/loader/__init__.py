@@ -1,6 +1,6 @@
-"""Epochs of batches. It starts workers, and a thread that watches for generations.
+"""Epochs of batches, and a thread that watches for generations.
 
-May import: the ground, files, files/pt, rules, store, negatives, dataset.
+May import: the ground, files, files/pt, rules, store, negatives, dataset, loader/passes.
 """
 
 from .loader import JASPERDataLoader, create_loader

@@ -14,7 +14,7 @@ from torch.utils.data import BatchSampler, DistributedSampler, RandomSampler, Se
 
 from ..dataset.dataset import JASPERSteeringDataset
 from .epochs import begin_epoch
-from .order import PassCounter, PassPlan
+from .passes.order import PassCounter, PassPlan
 
 
 class _Sampler:

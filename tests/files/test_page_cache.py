@@ -23,7 +23,8 @@ from jasper_mmap.dataset import placed_store
 from jasper_mmap.files import page_cache
 from jasper_mmap.files.mapping import map_private, tensor_at
 from jasper_mmap.files.page_cache import fits, read_ahead, read_through
-from jasper_mmap.loader import loader, passes
+from jasper_mmap.loader import loader
+from jasper_mmap.loader.passes import local_pass
 from jasper_mmap.rules.schema import WIDE
 from jasper_mmap.store import folder
 from tests.oracle import Oracle
@@ -207,7 +208,7 @@ def test_what_is_fetched_ahead_is_what_a_later_batch_reads(
     def note(table: torch.Tensor, rows: NDArray[np.int64]) -> None:
         fetched.append(table[torch.from_numpy(rows)])
 
-    monkeypatch.setattr(passes, "read_ahead", note)
+    monkeypatch.setattr(local_pass, "read_ahead", note)
     batches: list[Any] = [*create_loader(cold_store, "train", 64, warm=True, pin_memory=False)]
     want = [batch[column.name].flatten(0, -2) for batch in batches[2:] for column in WIDE]
     assert len(want) > len(WIDE)

@@ -12,7 +12,7 @@ import pytest
 from torch.utils.data import default_collate
 
 from jasper_mmap.errors import UsageError
-from jasper_mmap.loader.order import PassCounter
+from jasper_mmap.loader.passes.order import PassCounter
 from tests.serving import loader_of
 
 THREADS = 4

@@ -16,7 +16,7 @@ from torch.utils.data import RandomSampler, SequentialSampler
 from converters import convert
 from jasper_mmap import JASPERSteeringDataset, create_loader, set_epoch
 from jasper_mmap.errors import JasperError, StoreChangedError, UsageError
-from jasper_mmap.loader.order import PassCounter
+from jasper_mmap.loader.passes.order import PassCounter
 from tests.loader.test_sampler import batches, whole_order
 from tests.serving import loader_of, next_positions
 

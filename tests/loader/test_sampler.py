@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DistributedSampler
 
-from jasper_mmap.loader.order import PassPlan
+from jasper_mmap.loader.passes.order import PassPlan
 
 
 def plan(n: int = 100, **options: Any) -> PassPlan:

@@ -11,8 +11,8 @@ import pytest
 from jasper_mmap import JASPERSteeringDataset
 from jasper_mmap.dataset.batch_layout import Layout
 from jasper_mmap.dataset.slots import Slots
-from jasper_mmap.loader.order import PassCounter, PassPlan
-from jasper_mmap.loader.worker_pass import WorkerPass
+from jasper_mmap.loader.passes.order import PassCounter, PassPlan
+from jasper_mmap.loader.passes.worker_pass import WorkerPass
 
 WORKERS = 2
 

@@ -12,11 +12,11 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..dataset.dataset import JASPERSteeringDataset
-from ..errors import JasperError, StoreChangedError, UsageError
-from ..files.threads import ProcessLock
-from ..rules.arguments import integer
-from ..rules.permutation import permute
+from ...dataset.dataset import JASPERSteeringDataset
+from ...errors import JasperError, StoreChangedError, UsageError
+from ...files.threads import ProcessLock
+from ...rules.arguments import integer
+from ...rules.permutation import permute
 
 _BLOCK = 1 << 14
 """Positions computed per call: with cold caches a call costs as much as thousands of them."""

@@ -9,14 +9,14 @@ from typing import Any, Final, cast
 
 import torch
 
-from ..dataset.batch_layout import Columns, Target
-from ..dataset.dataset import JASPERSteeringDataset
-from ..dataset.gather import Lookup
-from ..dataset.slots import Slots
-from ..errors import UsageError
-from ..files.page_cache import read_ahead
-from ..files.torch_modes import plain_tensors
-from ..rules.schema import Batch
+from ...dataset.batch_layout import Columns, Target
+from ...dataset.dataset import JASPERSteeringDataset
+from ...dataset.gather import Lookup
+from ...dataset.slots import Slots
+from ...errors import UsageError
+from ...files.page_cache import read_ahead
+from ...files.torch_modes import plain_tensors
+from ...rules.schema import Batch
 from .order import PassPlan
 
 _BLOCKS: Final = 2

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from jasper_mmap.loader import worker_death
-from jasper_mmap.loader.worker_death import Child
+from jasper_mmap.loader.passes import worker_death
+from jasper_mmap.loader.passes.worker_death import Child
 
 
 @pytest.fixture(params=[True, False], ids=["pidfd", "no pidfd"])

@@ -20,8 +20,8 @@ from jasper_mmap import JASPERSteeringDataset, create_loader, set_epoch
 from jasper_mmap.dataset.batch_layout import Layout
 from jasper_mmap.dataset.samples import Sample
 from jasper_mmap.loader import loader as loader_module
-from jasper_mmap.loader.worker_pool import WorkerPool
-from jasper_mmap.loader.worker_process import REQUEST
+from jasper_mmap.loader.passes.worker_pool import WorkerPool
+from jasper_mmap.loader.passes.worker_process import REQUEST
 from jasper_mmap.rules.names import Split
 
 CONTEXTS = ("fork", "spawn", "forkserver")

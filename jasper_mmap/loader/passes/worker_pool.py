@@ -14,11 +14,11 @@ import threading
 import weakref
 from typing import Any, Final, Protocol
 
-from ..dataset.batch_layout import Layout
-from ..dataset.dataset import JASPERSteeringDataset
-from ..dataset.slots import Slots
-from ..errors import UsageError, WorkerError
-from ..files.shared_memory import Descriptor, this_process
+from ...dataset.batch_layout import Layout
+from ...dataset.dataset import JASPERSteeringDataset
+from ...dataset.slots import Slots
+from ...errors import UsageError, WorkerError
+from ...files.shared_memory import Descriptor, this_process
 from .order import PassPlan
 from .worker_death import Child, end_with
 from .worker_process import MANY, REPLY, REQUEST, Job, WorkerInit, handled, held_back, work

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pickle
 
-from ..dataset.batch_layout import Columns
-from ..dataset.dataset import JASPERSteeringDataset
-from ..errors import UsageError, WorkerError
+from ...dataset.batch_layout import Columns
+from ...dataset.dataset import JASPERSteeringDataset
+from ...errors import UsageError, WorkerError
 from .order import PassPlan
-from .passes import Pass
+from .local_pass import Pass
 from .worker_pool import WorkerPool
 
 

@@ -35,12 +35,12 @@ from numpy.typing import NDArray
 from torch._utils import ExceptionWrapper
 from torch.utils.data import _utils
 
-from ..dataset.batch_layout import Layout
-from ..dataset.dataset import JASPERSteeringDataset
-from ..dataset.slots import Extents
-from ..files.shared_memory import Descriptor, process_descriptor
+from ...dataset.batch_layout import Layout
+from ...dataset.dataset import JASPERSteeringDataset
+from ...dataset.slots import Extents
+from ...files.shared_memory import Descriptor, process_descriptor
 from .order import PassPlan
-from .passes import PlanReader
+from .local_pass import PlanReader
 
 ENDING: Final = (
     signal.SIGHUP,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from jasper_mmap.loader.worker_process import ENDING, handled
+from jasper_mmap.loader.passes.worker_process import ENDING, handled
 from tests.publishing import IMPORTING, until
 from tests.serving import CONTEXTS
 

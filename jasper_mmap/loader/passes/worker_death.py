@@ -22,7 +22,7 @@ from multiprocessing import process as bookkeeping
 from multiprocessing import util
 from typing import Any, Final
 
-from ..files.shared_memory import Descriptor, process_descriptor
+from ...files.shared_memory import Descriptor, process_descriptor
 from .worker_process import STOP
 
 _REAP_S: Final = 1.0
