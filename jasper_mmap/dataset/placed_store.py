@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..errors import AccessError, StoreChangedError
+from ..errors import AccessError, JasperError, StoreChangedError
 from ..files.page_cache import worth_huge_pages
 from ..files.shared_memory import Descriptor
 from ..rules import arguments
@@ -23,7 +23,7 @@ from ..rules.schema import ARTIFACTS, GATHERED
 from ..store.folder import Store
 from ..store.generations import OpenGeneration, map_generation, sound_generation
 from ..store.manifest import read_manifest
-from ..store.pointer import Pointer
+from ..store.pointer import FOLDER, Pointer
 from ..store.tables import Ragged, Table, table_tensor
 from .placement import Placement
 from .stack import Stack, map_stacked
@@ -166,6 +166,36 @@ class PlacedStore:
             placed = PlacedGeneration(number, opened.file, tables, pointer)
             self._generations[number] = placed
         return placed
+
+    def why_unreadable(self, generation: PlacedGeneration) -> str:
+        """Explain why a process that read the mapped files was ended by SIGBUS."""
+        if short := self._truncated(generation):
+            return (
+                f"a served file was truncated, and reading beyond its end ends a process: {short}."
+                " Convert the store again, or copy it again, and open it again."
+            )
+        return (
+            f"a page of a mapped file of {self.path} could not be read, although the sizes of the"
+            " files are right, so the medium or the memory failed. Look into the system's log, and"
+            f" run: jasper-mmap verify {self.path}"
+        )
+
+    def _truncated(self, generation: PlacedGeneration) -> str:
+        """Served files that are shorter than when they were opened; none if they were replaced."""
+        try:
+            manifest = read_manifest(self.path)
+            if manifest.store_id != self.store.store_id:
+                return ""
+            sizes = {self.path / e.file: e.bytes for e in manifest.artifacts.values()}
+            if (pointer := generation.pointer) is not None:
+                sizes[self.path / FOLDER / pointer.file] = pointer.bytes
+            return "; ".join(
+                f"{path} has {size:,} bytes, but had {before:,}"
+                for path, before in sizes.items()
+                if (size := path.stat().st_size) < before
+            )
+        except (JasperError, OSError):
+            return ""
 
     def table(self, name: str) -> Table:
         """The artifact `name`, other than the negatives."""

@@ -79,6 +79,11 @@ class SplitReader:
             return adoption.current(self.words.read().generation).tables[name]
         return served.table(name)
 
+    def why_sigbus(self) -> str:
+        """Explain why a process that read the tables was ended by SIGBUS."""
+        served, adoption = self._open()
+        return served.why_unreadable(adoption.current(self.words.read().generation))
+
     def close(self) -> None:
         """Release the tables."""
         self.closed = True

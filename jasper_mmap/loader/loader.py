@@ -22,13 +22,13 @@ from ..rules.arguments import integer
 from ..rules.names import Adopt, Split, Validation
 from ..rules.schema import Batch
 from .epochs import begin_epoch
-from .passes.order import PassCounter, PassPlan, counting
 from .passes.local_pass import ForeignPass, LocalPass, Pass
+from .passes.order import PassCounter, PassPlan, counting
+from .passes.worker_pass import WorkerPass
+from .passes.worker_pool import WorkerPool
 from .ranks import rank_and_world
 from .sampler import OrderedSampler, PlannedBatches, RankSampler, ShuffledSampler
 from .watcher import Watcher, watch_negatives
-from .passes.worker_pass import WorkerPass
-from .passes.worker_pool import WorkerPool
 
 _log = logging.getLogger("jasper_mmap")
 _LOCAL_SLOTS = 2

@@ -13,7 +13,7 @@ from ...dataset.batch_layout import Columns, Target
 from ...dataset.dataset import JASPERSteeringDataset
 from ...dataset.gather import Lookup
 from ...dataset.slots import Slots
-from ...errors import UsageError
+from ...errors import UsageError, WorkerError
 from ...files.page_cache import read_ahead
 from ...files.torch_modes import plain_tensors
 from ...rules.schema import Batch
@@ -170,4 +170,11 @@ class ForeignPass(Pass):
         self._batches = batches
 
     def _next(self) -> Columns:
-        return next(self._batches)
+        try:
+            return next(self._batches)
+        except RuntimeError as error:
+            # torch takes it for too little shared memory.
+            if "Bus error" not in str(error):
+                raise
+            why = self._reads.why_sigbus()
+            raise WorkerError(f"a DataLoader worker was ended by SIGBUS: {why}") from error

@@ -7,8 +7,8 @@ import pickle
 from ...dataset.batch_layout import Columns
 from ...dataset.dataset import JASPERSteeringDataset
 from ...errors import UsageError, WorkerError
-from .order import PassPlan
 from .local_pass import Pass
+from .order import PassPlan
 from .worker_pool import WorkerPool
 
 

@@ -10,6 +10,7 @@ import contextlib
 import multiprocessing
 import os
 import select
+import signal
 import threading
 import weakref
 from typing import Any, Final, Protocol
@@ -60,6 +61,7 @@ class WorkerPool:
     ) -> None:
         _leave_if_unguarded()
         self._owner = os.getpid()
+        self._reader = dataset.reader
         self.lock = threading.Lock()
         self.num_workers = num_workers
         self.outstanding_max = num_workers * prefetch
@@ -199,10 +201,13 @@ class WorkerPool:
                         "the script starts this loader again in each of its worker processes, which"
                         " import the script: put its code under if __name__ == '__main__':."
                     )
+                who = f"DataLoader worker {worker} (pid {process.pid})"
+                if process.exitcode == -signal.SIGBUS:
+                    raise WorkerError(f"{who} was ended by SIGBUS: {self._reader.why_sigbus()}")
                 raise WorkerError(
-                    f"DataLoader worker {worker} (pid {process.pid}) exited unexpectedly with exit"
-                    f" code {process.exitcode}; a negative code is the signal that killed it"
-                    " (-9 often means that the system ran out of memory)."
+                    f"{who} exited unexpectedly with exit code {process.exitcode}; a negative code"
+                    " is the signal that killed it (-9 often means that the system ran out of"
+                    " memory)."
                 )
 
 

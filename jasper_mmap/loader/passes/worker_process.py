@@ -39,8 +39,8 @@ from ...dataset.batch_layout import Layout
 from ...dataset.dataset import JASPERSteeringDataset
 from ...dataset.slots import Extents
 from ...files.shared_memory import Descriptor, process_descriptor
-from .order import PassPlan
 from .local_pass import PlanReader
+from .order import PassPlan
 
 ENDING: Final = (
     signal.SIGHUP,
