@@ -50,8 +50,11 @@ KINDS: dict[str, Callable[..., Reader]] = {
 SOURCES = {"first": (0, 0), "its negatives changed": (0, 1), "second": (1, 2)}
 """A builder's folder -> its tables and the content of its negatives."""
 CONTENTS = range(3, 9)
-CALLS = 400
-"""More than any publisher or converter here makes, so that some are not killed."""
+KILLS = st.tuples(st.just(""), st.integers(0, 400)) | st.tuples(
+    st.sampled_from(("replace", "unlink", "fsync")), st.integers(0, 40)
+)
+"""Before which call a process is killed: the k-th of any, or of those that change a folder. Some
+are more than there are, so that not all are killed."""
 readers = st.sampled_from([*KINDS, "copy"])
 
 
@@ -126,17 +129,18 @@ def one_world() -> Iterator[None]:
 
 
 class Killer(Fault):
-    """Kills the process at its k-th call of the operating system."""
+    """Kills the process at its k-th call of the operating system, of that name if there is one."""
 
-    def __init__(self, at: int) -> None:
+    def __init__(self, at: tuple[str, int]) -> None:
         super().__init__()
-        self._left = at
+        self._name, self._left = at
 
     def __call__(self, name: str, first: Any, *_: Any) -> None:
         """Count a call."""
-        if self._left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        self._left -= 1
+        if self._name in ("", name):
+            if self._left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            self._left -= 1
 
 
 class Machine(RuleBasedStateMachine):
@@ -206,9 +210,9 @@ class Machine(RuleBasedStateMachine):
 
     # What is killed meanwhile.
 
-    @rule(content=st.sampled_from(CONTENTS), keep=st.integers(1, 3), at=st.integers(0, CALLS))
+    @rule(content=st.sampled_from(CONTENTS), keep=st.integers(1, 3), at=KILLS)
     @precondition(lambda self: self.complete)
-    def kill_publisher(self, content: int, keep: int, at: int) -> None:
+    def kill_publisher(self, content: int, keep: int, at: tuple[str, int]) -> None:
         """The old generation stays current, or the new one is."""
 
         def act() -> None:
@@ -226,8 +230,8 @@ class Machine(RuleBasedStateMachine):
             self.disk.content |= {n: before[n] for n in left & before.keys()}
         event(f"publisher: {'killed' if status else 'done'}, published: {number not in before}")
 
-    @rule(source=st.sampled_from([*SOURCES]), at=st.integers(0, 3 * CALLS))
-    def kill_converter(self, source: str, at: int) -> None:
+    @rule(source=st.sampled_from([*SOURCES]), at=KILLS)
+    def kill_converter(self, source: str, at: tuple[str, int]) -> None:
         """The old store is there, the new one, or none that anybody opens."""
 
         def act() -> None:
@@ -278,19 +282,20 @@ class Machine(RuleBasedStateMachine):
             next(copied.read())
         copied.end()
 
-    @rule(kind=readers)
-    def reload(self, kind: str) -> None:
-        """Look for a newer generation."""
-        if kind not in self.readers:
-            return
-        reader, served = self.readers[kind]
-        if served.outdated(self.disk):
-            with pytest.raises(StoreChangedError):
-                reader.dataset.reload_negatives()
-            return
-        served = served.adopting(self.disk)
-        assert reader.dataset.reload_negatives() == served.generation
-        self.readers[kind] = reader, served
+    @rule(
+        kinds=st.sampled_from([*KINDS, "copy"]).map(lambda kind: [kind]) | st.just([*KINDS, "copy"])
+    )
+    def reload(self, kinds: list[str]) -> None:
+        """Look for a newer generation, in one reader or in all."""
+        for kind in self.readers.keys() & kinds:
+            reader, served = self.readers[kind]
+            if served.outdated(self.disk):
+                with pytest.raises(StoreChangedError):
+                    reader.dataset.reload_negatives()
+                continue
+            served = served.adopting(self.disk)
+            assert reader.dataset.reload_negatives() == served.generation
+            self.readers[kind] = reader, served
 
     @rule(kind=readers, epoch=st.integers(0, 4))
     def set_epoch(self, kind: str, epoch: int) -> None:
