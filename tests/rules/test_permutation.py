@@ -1,5 +1,6 @@
 """The keyed permutation is a bijection of any size, uniform, and independent of how it is asked."""
 
+import hashlib
 import itertools
 import math
 from collections import Counter
@@ -102,3 +103,44 @@ def test_impossible_size_is_refused(n: int) -> None:
     """A range without numbers, or one beyond the words, is an error."""
     with pytest.raises(ValueError, match="permutation"):
         permute(np.zeros(1, np.int64), n, "order")
+
+
+def slowly(index: int, n: int, *key: int | str) -> int:
+    """Return where an index goes, by the published construction in Python's own integers."""
+    a = next(side for side in range(math.isqrt(n), n + 2) if side * side >= n)
+    b = -(-n // a)
+    bits = 32 if a * b <= 2**32 else 64
+    multiplier = {32: 0x85EBCA6B, 64: 0xBF58476D1CE4E5B9}[bits]
+    rounds = 16 if n < 4096 else 6
+    digest = hashlib.shake_128(repr(key).encode()).digest(rounds * bits // 8)
+    keys = [
+        int.from_bytes(digest[at : at + bits // 8], "little")
+        for at in range(0, len(digest), bits // 8)
+    ]
+
+    def scrambled(y: int, key: int, size: int) -> int:
+        h = (y ^ key) * multiplier % 2**bits
+        h = (h ^ h >> bits // 2) * multiplier % 2**bits
+        return (h >> bits // 2) * size >> bits // 2
+
+    while True:
+        left, right = divmod(index, b)
+        for number, key_of_round in enumerate(keys):
+            if number % 2 == 0:
+                left = (left + scrambled(right, key_of_round, a)) % a
+            else:
+                right = (right + scrambled(left, key_of_round, b)) % b
+        index = left * b + right
+        if index < n:
+            return index
+
+
+LIMITS = (4096, 65536**2, 2 * 65536**2, 1 << 62)
+
+
+@pytest.mark.parametrize("n", [*range(1, 40), *(n + d for n in LIMITS for d in (-1, 0, 1))][:-1])
+def test_sizes_at_every_limit_follow_the_construction(n: int) -> None:
+    """Squares, the limit of small sizes, those of 32-bit words, the largest size of all."""
+    indices = np.unique(np.linspace(0, n - 1, min(n, 50)).astype(np.int64).clip(0, n - 1))
+    want = [slowly(int(index), n, "key", 3) for index in indices]
+    assert permute(indices, n, "key", 3).tolist() == want
