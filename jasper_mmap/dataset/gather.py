@@ -14,7 +14,6 @@ from typing import Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ..rules.integers import SIGNED, as_int64
 from ..rules.schema import PLAIN, STEERING, WIDE, Column
@@ -35,7 +34,8 @@ class Lookup:
     """The looked-up data of `batches` batches of `batch_size` rows.
 
     It is reused, since fresh memory would cause page faults each time. `tables` are a store's,
-    `stack` joins those of embeddings, if they can be joined.
+    `stack` joins those of embeddings, if they can be joined. With `queued` no step waits for the
+    values of another, as if work was queued on a device.
     """
 
     def __init__(
@@ -46,10 +46,12 @@ class Lookup:
         batches: int,
         batch_size: int,
         n_neg: int,
+        queued: bool = False,
     ) -> None:
         self.shape = (batches, batch_size)
         self._tables = tables
         self._stack = stack
+        self._queued = queued
         device = tables["pair_index"].device
         # Row numbers in the stack, or in each column's own table; column after column as in WIDE.
         self._counts = [batch_size * (n_neg if "N" in c.shape else 1) for c in WIDE]
@@ -58,8 +60,6 @@ class Lookup:
         self._rows = numbers.unbind()
         packed, self._plain = empty_plain(batches, batch_size, n_neg, device)
         self._packed = packed.unbind()
-        begins = [stack.first[name] if stack and name else 0 for name in STEERING]
-        self._steering = torch.tensor(begins, device=device)
         self._room = {
             name: torch.empty_like(column).flatten(0, 1) for name, column in self._plain.items()
         }
@@ -68,26 +68,25 @@ class Lookup:
         self,
         negatives: Mapping[str, torch.Tensor],
         pairs: torch.Tensor,
-        variants: NDArray[np.int64],
+        variants: torch.Tensor,
         plain: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         """Look up the batches of the pair numbers `pairs` and the steering `variants`, as many.
 
-        `negatives` are the tables of one generation. `pairs` is int64 on the tables' device, in
+        `negatives` are the tables of one generation. Both are int64 on the tables' device, pairs in
         [0, N_p); this and all references between tables were checked before. The plain columns of a
         single batch may be written directly to `plain`; then only `fill_wide` remains.
         """
         tables, stack = {**self._tables, **negatives}, self._stack
         self._variants = variants.reshape(self.shape)
         room = self._room if plain is None else plain
-        drawn = torch.from_numpy(variants).to(pairs.device)
         questions, sources = rows_of(tables["pair_index"], pairs).to(torch.int64).unbind(1)
         numbers = room["negative_tiers"]  # has the same shape, and is not used until tiers are read
         _read(tables["hard_negatives"], pairs, numbers)
         steering = pairs
         if stack is not None:
             # Row 0 holds the zeros of the zero variant.
-            steering = self._steering.index_select(0, drawn).add_(pairs).mul_(drawn != 0)
+            steering = stack.steering.index_select(0, variants).add_(pairs).mul_(variants != 0)
         columns = (questions, sources, steering, numbers)
         for column, rows, part in zip(WIDE, columns, self._parts, strict=True):
             begin = stack.first[column.artifact] if stack and column.artifact else 0
@@ -96,7 +95,7 @@ class Lookup:
         for column in PLAIN:
             values = room[column.name]
             if column.artifact is None:
-                values.copy_(drawn)
+                values.copy_(variants)
             else:
                 _read(tables[column.artifact], pairs, values)
             if plain is None:
@@ -145,9 +144,16 @@ class Lookup:
         variants = self._variants[batch]
         out.zero_()
         for variant, name in enumerate(STEERING):
-            if name is not None:
-                places = torch.from_numpy(np.flatnonzero(variants == variant)).to(pairs.device)
-                rows = rows_of(self._tables[name], pairs[places])
+            if name is None:
+                continue
+            if self._queued:
+                here = variants == variant
+                # The number of rows must not depend on values: pairs of other variants read row 0.
+                rows = self._tables[name].index_select(0, pairs * here).to(out.dtype)
+                torch.where(here.unsqueeze(1), rows, out, out=out)
+            else:
+                places = torch.from_numpy(np.flatnonzero(variants.numpy() == variant))
+                rows = self._tables[name].index_select(0, pairs[places])
                 out.index_copy_(0, places, rows.to(out.dtype))
 
 

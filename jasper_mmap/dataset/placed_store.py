@@ -6,7 +6,7 @@ It pickles as its recipe (path, store_id, config, device) and opens again at fir
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,8 @@ class PlacedGeneration:
         self.file = file
         self.tables = tables
         self.pointer = pointer
+        self.streams: set[Hashable] = set()
+        """The streams of the device on which it was read."""
 
     @property
     def nbytes(self) -> int:
@@ -196,6 +198,18 @@ class PlacedStore:
             )
         except (JasperError, OSError):
             return ""
+
+    def read_on_stream(self, generation: PlacedGeneration) -> None:
+        """Note that batches of `generation` are read on the current stream of the device: memory of
+        what is dropped, as another is adopted or the dataset closed, must not be reused before."""
+        device, runtime = self.placement.device, self.placement.runtime
+        stream = runtime.stream(device)
+        if stream not in generation.streams:
+            for table in (*self.tables.values(), *generation.tables.values()):
+                runtime.record_stream(table, device)
+            if self.stack is not None:
+                runtime.record_stream(self.stack.steering, device)
+            generation.streams.add(stream)
 
     def table(self, name: str) -> Table:
         """The artifact `name`, other than the negatives."""

@@ -114,7 +114,7 @@ class SplitReader:
 
     def spare(self, lookup: Lookup) -> None:
         """Keep a lookup for reuse; not on a device, where a fill may still be running."""
-        if self.served.placement.device.type == "cpu":
+        if not self.served.placement.copied:
             self._spares.keep(lookup)
 
     def look_up(
@@ -127,14 +127,17 @@ class SplitReader:
         """Look up the batches of `positions`, each of `batch_size`, under these control words;
         `plain` as in `Lookup.load`."""
         served, adoption = self._open()
-        device = served.placement.device
-        if device.type != "cpu" and in_worker():
+        placement = served.placement
+        if placement.device.type != "cpu" and in_worker():
             raise DeviceError(
-                f"a dataset on {device} cannot be read in a DataLoader's worker: use num_workers=0"
-                " (its batches are ready on the device), or device='cpu' with workers."
+                f"a dataset on {placement.device} cannot be read in a DataLoader's worker: use"
+                " num_workers=0 (its batches are ready on the device), or device='cpu' with"
+                " workers."
             )
         generation = adoption.current(words.generation)
-        index = torch.from_numpy(positions).to(device)
+        if placement.copied:
+            served.read_on_stream(generation)
+        index, variants = placement.positions(positions, self._variants(positions, words))
         pairs = rows_of(served.tables[f"{self._split}_idx"], index).to(torch.int64)
         batches = len(positions) // batch_size
         lookup = self._spares.take(batches, batch_size) or Lookup(
@@ -143,13 +146,9 @@ class SplitReader:
             batches=batches,
             batch_size=batch_size,
             n_neg=served.config.n_neg,
+            queued=placement.copied,
         )
-        lookup.load(generation.tables, pairs, self._variants(positions, words), plain)
-        if device.type == "cuda":
-            # After another generation is adopted, this one's memory must not be reused while the
-            # trainer's stream still reads from it.
-            for table in generation.tables.values():
-                table.record_stream(torch.cuda.current_stream(device))
+        lookup.load(generation.tables, pairs, variants, plain)
         return lookup
 
     def _variants(self, positions: NDArray[np.int64], words: Words) -> NDArray[np.int64]:

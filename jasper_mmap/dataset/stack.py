@@ -23,6 +23,7 @@ from ..files.mapping import HUGE_PAGE, LIBC, MAP_FIXED, MAP_NORESERVE, Bytes, Re
 from ..files.regular_files import open_regular
 from ..files.safetensors import ALIGNMENT
 from ..files.torch_modes import plain_tensors
+from ..rules.schema import STEERING
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,18 @@ class Stack:
     parts: Mapping[str, torch.Tensor]
     """The joined tables themselves; mapped ones have separate storages, since saving or pickling a
     tensor takes its whole storage."""
+    steering: torch.Tensor
+    """Where the table of each variant begins [4], beside `table`."""
 
 
 def joinable(tables: Mapping[str, torch.Tensor]) -> bool:
     """Return whether the tables have the same dtype and width."""
     return len({(t.dtype, t.shape[1:]) for t in tables.values()}) == 1
+
+
+def steering_begins(first: Mapping[str, int]) -> torch.Tensor:
+    """The row at which the table of each variant begins [4]; the zero variant, without one: 0."""
+    return torch.tensor([first[name] if name else 0 for name in STEERING], device="cpu")
 
 
 @plain_tensors
@@ -76,7 +84,8 @@ def map_stacked(
         name: torch.frombuffer(region.buffer(begins[name], t.nbytes), dtype=t.dtype).view_as(t)
         for name, t in like.items()
     }
-    return Stack(table, {name: begin // row_bytes for name, begin in begins.items()}, parts)
+    first = {name: begin // row_bytes for name, begin in begins.items()}
+    return Stack(table, first, parts, steering_begins(first))
 
 
 def _data_begin(path: Path) -> int:

@@ -25,13 +25,11 @@ _MADV_POPULATE_READ = getattr(mmap, "MADV_POPULATE_READ", 22)  # Linux 5.14
 def fits(paths: Sequence[Path]) -> bool:
     """Return whether all the files fit into the page cache of this machine now."""
     need = sum(path.stat().st_size for path in paths)
-    return need <= _SHARE_OF_MEMORY * free_bytes(torch.device("cpu"))
+    return need <= _SHARE_OF_MEMORY * free_bytes()
 
 
-def free_bytes(device: torch.device) -> int:
-    """Bytes that could be allocated on `device` now."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+def free_bytes() -> int:
+    """Bytes of this machine's memory that could be allocated now."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) << 10

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from jasper_mmap import JASPERSteeringDataset, create_loader
+from jasper_mmap.dataset.device_runtime import Runtime
 from jasper_mmap.dataset.placed_store import PlacedStore
 from jasper_mmap.dataset.placement import Placement, placement_for
 from jasper_mmap.errors import DeviceError, DeviceMemoryError
@@ -17,6 +18,17 @@ from jasper_mmap.store.pointer import FOLDER, file_name
 from jasper_mmap.store.tables import Ragged
 from tests.oracle import assert_batches_equal
 from tests.serving import SPLITS
+
+
+class Free(Runtime):
+    """A device with so many bytes free."""
+
+    def __init__(self, free: int) -> None:
+        self._free = free
+
+    def free_bytes(self, device: torch.device) -> int:
+        return self._free
+
 
 CPU = torch.device("cpu")
 COPIED = Placement(CPU, copied=True)
@@ -129,7 +141,7 @@ def test_too_little_memory_is_told_before_anything_is_copied(
 
     monkeypatch.setattr(Placement, "place", place)
     with pytest.raises(DeviceMemoryError, match=r"needs .* MB there, but .* MB are free") as caught:
-        combined(demo_store, Placement(CPU, copied=True, free=lambda _: free))
+        combined(demo_store, Placement(CPU, copied=True, runtime=Free(free)))
     assert isinstance(caught.value, MemoryError)
     for way in ("device='cpu'", "float16", "free memory"):
         assert way in str(caught.value)
@@ -139,13 +151,13 @@ def test_just_enough_memory_suffices(demo_store: Path) -> None:
     """What is asked for beyond the tables is bounded: half a GB more than they have is enough."""
     mapped = combined(demo_store, "cpu")["train"]
     free = int(mapped.memory_usage_mb * 2**20) + (512 << 20)
-    placed = combined(demo_store, Placement(CPU, copied=True, free=lambda _: free))
+    placed = combined(demo_store, Placement(CPU, copied=True, runtime=Free(free)))
     assert len(placed["train"]) == len(mapped)
 
 
 def test_mapped_placement_asks_for_no_memory(demo_store: Path) -> None:
     """Mapping is possible however little is free."""
-    nothing_free = Placement(CPU, copied=False, free=lambda _: 0)
+    nothing_free = Placement(CPU, copied=False, runtime=Free(0))
     assert len(combined(demo_store, nothing_free)["train"])
 
 

@@ -152,7 +152,7 @@ def test_what_fits_is_what_memory_has_free(
     with JASPERSteeringDataset(real_store, "train") as dataset:
         need = sum(path.stat().st_size for path in dataset.files)
         for free, want in ((need / 0.8, True), (need, False)):
-            monkeypatch.setattr(page_cache, "free_bytes", lambda _, free=free: free)
+            monkeypatch.setattr(page_cache, "free_bytes", lambda free=free: free)
             assert fits(dataset.files) == want
 
 

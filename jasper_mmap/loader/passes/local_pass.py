@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
-import torch
-
 from ...dataset.batch_layout import Columns, Target
 from ...dataset.dataset import JASPERSteeringDataset
 from ...dataset.gather import Lookup
@@ -42,7 +40,7 @@ class PlanReader:
 
     def __init__(self, dataset: JASPERSteeringDataset, *, step: int = 1, ahead: int = 0) -> None:
         self._reader = dataset.reader
-        self._device = dataset.device
+        self._placement = dataset.reader.served.placement
         self._step = step
         self._ahead = ahead
         self._size = 1  # of the next block: the first batch must not wait for others
@@ -67,8 +65,7 @@ class PlanReader:
     def _block(self, plan: PassPlan, batch: int) -> _Block:
         words = self._reader.words.read()
         # On a device, one stream may not read yet what another has looked up.
-        stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
-        state = (words, stream)
+        state = (words, self._placement.runtime.stream(self._placement.device))
         for block in self._blocks:
             if batch in block.batches and block.state == state and block.plan == plan:
                 return block
