@@ -76,7 +76,7 @@ class OnDevice(Tensor):
         return made
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, *_: Any) -> Any:
         raise AssertionError(f"{func} outside of the emulated device's mode")
 
 
