@@ -8,7 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.folders import MIXED
+import torch
+
+from converters import convert
+from tests.folders import MIXED, make_synthetic
+from tests.oracle import STEERING_FILES
 from tests.publishing import IMPORTING
 from tests.serving import Named
 
@@ -83,6 +87,19 @@ def run(*arguments: str | Path) -> str:
     return done.stdout
 
 
+def not_finite(root: Path) -> list[str | Path]:
+    """Return a folder and its store whose steering cannot be joined; the pair whose rows are read
+    in place of others has no finite number in any."""
+    folder = make_synthetic("steering_of_its_own", root / "folder")
+    for name, value in zip(STEERING_FILES.values(), ("inf", "-inf", "nan"), strict=True):
+        path = folder / f"{name}.pt"
+        table = torch.load(path, weights_only=True)
+        table[0] = float(value)
+        torch.save(table, path)
+    convert(folder, root / "store", allow_nonfinite=True)
+    return [folder, root / "store"]
+
+
 def test_emulated_device_refuses_what_waits() -> None:
     """Each way to wait for the device is an error there; so the next test can see it."""
     run("-c", PROGRAM, *(word for case in REFUSED.items() for word in case))
@@ -98,5 +115,6 @@ def test_batches_are_made_on_the_device_without_waiting(
     for name in STORES:
         copy = Path(shutil.copytree(store_named(name), tmp_path / name))
         arguments += [folder_named(name), copy]
+    arguments += not_finite(tmp_path)
     served = run("-m", "tests.dataset.device_path", *arguments)
-    assert [line.split()[0] for line in served.splitlines()] == list(STORES)
+    assert [line.split()[0] for line in served.splitlines()] == [*STORES, "store"]
