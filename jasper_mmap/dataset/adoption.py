@@ -12,13 +12,14 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import JasperError, MissingFileError, UsageError
+from ..errors import FormatError, JasperError, MissingFileError, UsageError
+from ..files.atomic import storage_errors
 from ..rules.names import Adopt, Split
-from ..store.pointer import Pointer, read_pointer
+from ..store.pointer import FOLDER, Pointer, file_name, read_pointer
 from .control import Control
 from .placed_store import PlacedGeneration, PlacedStore
 
@@ -46,6 +47,16 @@ class Watching:
     """A checked generation that waits for the next epoch."""
 
 
+@dataclass(frozen=True, eq=False)
+class Pin:
+    """Keeps the generation of a resumed pass in service: while it lasts, no watch switches."""
+
+    split: Split
+    epoch: int
+    newer: PlacedGeneration | None
+    """The generation that was served before, if it is newer."""
+
+
 class Adoption:
     """The generation that datasets with shared tables serve, and those that wait for an epoch.
 
@@ -60,6 +71,7 @@ class Adoption:
         self._control = control
         self._generation = generation
         self._watches: list[Watching] = []
+        self.pinned: Pin | None = None
         if generation is not None:
             self._announce(generation)
 
@@ -78,6 +90,16 @@ class Adoption:
     def number(self) -> int:
         """The number of the generation that is served."""
         return self._control.generation[0]
+
+    @property
+    def identity(self) -> tuple[int, str]:
+        """Number and SHA-256 of the generation that is served; "" if the latter is unknown."""
+        number, own = self.number, self._generation
+        pointer = own.pointer if own is not None and own.number == number else None
+        if pointer is None:  # an unpickled copy, or another thread is just switching
+            with suppress(JasperError):
+                pointer = read_pointer(self.path).of(number)
+        return number, "" if pointer is None else pointer.sha256
 
     def current(self, number: int) -> PlacedGeneration:
         """The generation to read a batch from; `number` is the one in the control word."""
@@ -125,13 +147,63 @@ class Adoption:
         """Check the generation that `pointer` names in full, and return it."""
         return self.served.generation(pointer, "full")
 
+    def again(self, number: int, sha256: str) -> PlacedGeneration:
+        """Return the generation `number`, checked in full.
+
+        Raises `MissingFileError` if its file is gone, and `FormatError` if it has another SHA-256.
+        """
+        own = self._generation
+        if own is not None and own.number == number and self.identity == (number, sha256):
+            return own
+        pointer = read_pointer(self.path)
+        path = self.path / FOLDER / file_name(number)
+        if any(e["generation"] == number and e["sha256"] != sha256 for e in pointer.history):
+            raise FormatError(f"{path}: has another content than that generation (SHA-256).")
+        try:
+            with storage_errors(path, "read"):
+                n_bytes = path.stat().st_size
+        except MissingFileError:
+            raise MissingFileError(f"{path} not found: it was removed, or not copied.") from None
+        # Not by its entry in the history, which may have been lost.
+        known = replace(pointer, mtime_ns=-1, source={}, note="", history=())
+        return self.examined(
+            replace(known, generation=number, file=path.name, bytes=n_bytes, sha256=sha256)
+        )
+
+    def pin(self, generation: PlacedGeneration, split: Split, epoch: int) -> None:
+        """Serve a checked generation, older ones too, until `unpin`, a reload, or another epoch of
+        `split`."""
+        self.must_own()
+        own = self._generation
+        newer = own if own is not None and own.number > generation.number else None
+        self.pinned = Pin(split, epoch, newer)  # first, so that no watch switches in between
+        self.adopt(generation, older=True)
+
+    def unpin(self, pin: Pin | None, *, adopting: bool = False) -> None:
+        """End `pin`, unless another one replaced it; the next epoch, or this call with `adopting`,
+        serves what was served before, if it is newer."""
+        if pin is None or self.pinned is not pin:
+            return
+        self.pinned = None
+        if pin.newer is None:
+            return
+        for watch in self._running():
+            held = watch.held
+            if watch.adopt == "epoch" and (held is None or held.number < pin.newer.number):
+                watch.held = pin.newer
+        if adopting:
+            self.adopt(pin.newer)
+
     def adopt(self, generation: PlacedGeneration, *, older: bool = False) -> None:
         """Serve a checked generation here and in all workers.
 
-        One that is not newer than the served one is ignored, unless `older`.
+        One that is not newer than the served one is ignored, unless `older`; so is any while a
+        generation is pinned.
         """
         with _switching:
             self.must_own()
+            if self.pinned is not None and not older:
+                return
             newer = generation.number > self.number
             if not newer and not (older and generation.number != self.number):
                 return
@@ -165,21 +237,42 @@ class Adoption:
     def nominee(self) -> PlacedGeneration:
         """The newest generation that the next epoch may serve, as far as this process knows."""
         held = [watch.held for watch in self._running() if watch.held is not None]
-        return max([self.current(self.number), *held], key=lambda generation: generation.number)
+        served = self.current(self.number)
+        if self.pinned is not None:
+            return served
+        return max([served, *held], key=lambda generation: generation.number)
+
+    def begin_epoch(self, split: Split, epoch: int, *, collective: bool) -> None:
+        """Begin an epoch of `split`: another one than that of the pin ends it, and what the watches
+        of the split hold is adopted, unless the ranks agree on it afterwards."""
+        pin = self.pinned
+        if pin is not None and pin.split == split and pin.epoch != epoch:
+            self.unpin(pin)
+        if not collective:
+            self.release(split)
 
     def release(self, split: Split, *, adopting: bool = True) -> None:
         """At the start of an epoch of `split`, adopt or drop what its watches hold."""
+        if self.pinned is not None:
+            return
         for watch in self._running():
             if split in watch.splits:
                 held, watch.held = watch.held, None
                 if held is not None and adopting:
                     self.adopt(held)
 
-    def reload(self) -> int:
-        """Look for a newer generation now and adopt it; return the number that is served."""
+    def newest(self) -> PlacedGeneration | None:
+        """Look for a newer generation now and check it in full; None if there is none."""
         pointer = read_pointer(self.path)
-        if pointer.generation > self.number:
-            self.adopt(self.examined(pointer))
+        return self.examined(pointer) if pointer.generation > self.number else None
+
+    def reload(self) -> int:
+        """Look for a newer generation now and adopt it, also if one is pinned; return the number
+        that is served."""
+        newest = self.newest()
+        self.unpin(self.pinned)
+        if newest is not None:
+            self.adopt(newest)
         return self.number
 
     def _announce(self, generation: PlacedGeneration) -> None:

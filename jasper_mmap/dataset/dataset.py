@@ -88,6 +88,7 @@ class JASPERSteeringDataset(Artifacts, Dataset[Batch]):
         self.seed = arguments.seed(seed)
         self.collective = False
         """Whether it is one of several ranks', which switch together (see `loader/ranks`)."""
+        self.loaded: object = None  # a state, until the ranks agree on it
         self.epoch_calls = 0
         self._words = words
         self._words.set_epoch(arguments.integer("epoch", epoch))
@@ -195,8 +196,8 @@ class JASPERSteeringDataset(Artifacts, Dataset[Batch]):
         on a generation.
         """
         self._words.set_epoch(arguments.integer("epoch", epoch))
-        if not self.collective and not self.closed:
-            self.adoption.release(self.split)
+        if not self.closed:
+            self.adoption.begin_epoch(self.split, epoch, collective=self.collective)
         self.epoch_calls += 1  # samplers restart their count of passes
 
     @property
@@ -232,6 +233,11 @@ class JASPERSteeringDataset(Artifacts, Dataset[Batch]):
     def generation(self) -> int:
         """The number of the served generation of hard negatives."""
         return self._words.read().generation
+
+    @property
+    def identity(self) -> tuple[int, str]:
+        """Number and SHA-256 of the served generation, also after `close()`."""
+        return self._reader.identity
 
     @property
     def embedding_dim(self) -> int:

@@ -139,7 +139,10 @@ class PlacedStore:
         """Return the generation that `pointer` names; "auto" trusts its size and time, "full" does
         not."""
         placed = self._generations.get(pointer.generation)
-        return placed or self._placed(pointer, self._checked(pointer, validate))
+        # Another store has another content under this number, which the check then refuses.
+        if placed is None or (placed.pointer and placed.pointer.sha256 != pointer.sha256):
+            placed = self._placed(pointer, self._checked(pointer, validate))
+        return placed
 
     def lent(self, number: int, at: Path | None) -> PlacedGeneration:
         """Return a generation without checking it, since the process that has it open under the

@@ -59,6 +59,12 @@ class SplitReader:
         self._split = split
         self._seed = seed
         self._spares = _Spares()
+        self._last = (0, "")
+
+    @property
+    def identity(self) -> tuple[int, str]:
+        """Number and SHA-256 of the served generation; after `close()`, of the last one."""
+        return self._last if self._tables is None else self._tables[1].identity
 
     @property
     def served(self) -> PlacedStore:
@@ -86,6 +92,7 @@ class SplitReader:
 
     def close(self) -> None:
         """Release the tables."""
+        self._last = self.identity
         self.closed = True
         self._tables = None
         self._spares = _Spares()

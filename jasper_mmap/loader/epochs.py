@@ -10,7 +10,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from ..dataset.dataset import JASPERSteeringDataset
 from ..errors import UsageError
 from ..rules.arguments import integer
-from .ranks import agree
+from .ranks import agree, agree_on_place
 
 
 def datasets_of(target: Any, caller: str) -> list[JASPERSteeringDataset]:
@@ -69,4 +69,5 @@ def begin_epoch(datasets: Iterable[JASPERSteeringDataset], epoch: int) -> None:
     for dataset in datasets:
         dataset.set_epoch(epoch)
         if dataset.collective:
+            agree_on_place(dataset, always=True)
             agree(dataset.adoption, dataset.split)

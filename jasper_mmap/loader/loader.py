@@ -19,14 +19,15 @@ from ..files.page_cache import fits, read_through
 from ..files.torch_modes import plain_tensors
 from ..progress import Show
 from ..rules.arguments import integer
-from ..rules.names import Adopt, Split, Validation
+from ..rules.names import Adopt, Again, Split, Validation
 from ..rules.schema import Batch
 from .epochs import begin_epoch
 from .passes.local_pass import ForeignPass, LocalPass, Pass
 from .passes.order import PassCounter, PassPlan, counting
 from .passes.worker_pass import WorkerPass
 from .passes.worker_pool import WorkerPool
-from .ranks import rank_and_world
+from .ranks import agree_on_place, rank_and_world
+from .resume import begin_pass, resume
 from .sampler import OrderedSampler, PlannedBatches, RankSampler, ShuffledSampler
 from .watcher import Watcher, watch_negatives
 
@@ -81,8 +82,10 @@ class JASPERDataLoader(DataLoader[Batch]):
 
     @plain_tensors
     def __iter__(self) -> Pass:  # type: ignore[override]
+        agree_on_place(self.dataset_obj)
         with counting:
-            begun = self._last_pass = self._begin(self._passes.begin())
+            begun = begin_pass(self._passes, self.dataset_obj, self._begin, self.__iter__)
+            self._last_pass = begun
         return begun
 
     def _begin(self, plan: PassPlan) -> Pass:
@@ -137,8 +140,9 @@ class JASPERDataLoader(DataLoader[Batch]):
         return 0 if slots is None else slots.fallbacks
 
     def first_positions(self) -> list[int]:
-        """Positions of the first batch of the next pass, without counting it; [] if none."""
-        plan = self._passes.peek()
+        """Positions of the first batch of the next pass that has any left, without counting it; []
+        if there is none."""
+        plan = self._passes.first()
         positions: list[int] = plan.positions(range(min(1, len(plan)))).tolist()
         return positions
 
@@ -147,23 +151,32 @@ class JASPERDataLoader(DataLoader[Batch]):
         begin_epoch([self.dataset_obj], epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state for `load_state_dict` of a similar loader: plain numbers and strings."""
+        """Return the state for `load_state_dict` of a similar loader: plain numbers and strings.
+
+        It is the same on every rank. Batches that were made ahead are not counted.
+        """
         last = self._last_pass
         if last is not None and last.epoch_calls != self.dataset_obj.epoch_calls:
             last = None  # an epoch was begun after its latest batch
         plan, count = (None, 0) if last is None else (last.plan, last.count)
-        return {
-            **self._passes.state_dict(plan, count),
-            "generation": self.dataset_obj.generation,
-        }
+        return self._passes.state(plan, count).to_dict()
 
-    def load_state_dict(self, state: dict[str, Any], *, other_store: bool = False) -> None:
+    def load_state_dict(
+        self, state: dict[str, Any], *, generation: Again = "auto", other_store: bool = False
+    ) -> None:
         """Continue where `state` was taken; world size, batch size and workers may differ.
+
+        After the last batch of a pass that is an empty rest, then the next pass. The generation of
+        the state is served until the resumed pass ends, another epoch begins, or
+        `reload_negatives()`: with `generation="auto"` if its file is there with the same SHA-256
+        and it was not rolled back from, else the newest, with a warning; with "state" a missing
+        file is an error. With "current" or `other_store` the newest is served.
 
         Raises `UsageError` if it is not a state, `JasperError` if split, pairs or seed differ, and
         `StoreChangedError` if the store differs, unless `other_store`. Then nothing has changed.
+        One of several ranks raises nothing here, but all do in the next `set_epoch` or iteration.
         """
-        self._passes.load_state_dict(state, other_store=other_store)
+        resume(self._passes, self.dataset_obj, state, generation, other_store=other_store)
         self._last_pass = None
 
     def __getstate__(self) -> dict[str, Any]:

@@ -12,6 +12,9 @@ Variant = Literal["zero", "centroid", "keyword", "residual"]
 """A kind of steering; its number is its place in this list."""
 Adopt = Literal["now", "epoch"]
 """When a watch serves a new generation: from the next batch, or from the next epoch on."""
+Again = Literal["auto", "state", "current"]
+"""Which generation a resumed pass is served with: that of the state if it is there, that of the
+state or an error, or the newest."""
 Validation = Literal["auto", "full"]
 """What is checked at open: files that changed since the conversion, or everything."""
 

@@ -98,6 +98,14 @@ class Pointer:
                 return replace(self, **known, file=file_name(generation), mtime_ns=-1)
         raise MissingFileError(f"generation {generation} is not in the history of this store.")
 
+    def reverted(self, generation: int) -> bool:
+        """Return whether `generation` was rolled back from: after it came the content of an older
+        one."""
+        shas = {entry["generation"]: entry.get("sha256") for entry in self.history}
+        older = {sha for number, sha in shas.items() if number < generation}
+        older -= {None, shas.get(generation)}
+        return any(number > generation and sha in older for number, sha in shas.items())
+
 
 def _check_entry(entry: Any, what: str) -> None:
     """Raise `FormatError` unless `entry` has a generation and values of the right types."""

@@ -1,5 +1,6 @@
 """Passes are counted, and a state goes on at the very sample where it was taken."""
 
+import gc
 import itertools
 import re
 import time
@@ -14,7 +15,12 @@ import torch
 from torch.utils.data import RandomSampler, SequentialSampler
 
 from converters import convert
-from jasper_mmap import JASPERSteeringDataset, create_loader, set_epoch
+from jasper_mmap import (
+    JASPERSteeringDataset,
+    create_loader,
+    set_epoch,
+    validate_first_batch,
+)
 from jasper_mmap.errors import JasperError, StoreChangedError, UsageError
 from jasper_mmap.loader.passes.order import PassCounter
 from tests.loader.test_sampler import batches, whole_order
@@ -147,13 +153,101 @@ def test_state_moves_the_epoch_and_is_plain(loader: Any, demo_store: Path) -> No
     assert resumed.dataset_obj.current_epoch == 7
 
 
-def test_state_after_a_whole_pass_begins_the_next(loader: Any, demo_store: Path) -> None:
-    """The last batch ends a pass, whether the loop saw its end or not."""
+@pytest.mark.parametrize("workers", [0, 2])
+def test_state_after_a_whole_pass_has_an_empty_rest(
+    loader: Any, demo_store: Path, workers: int
+) -> None:
+    """Whether the loop saw its end or not; then comes the next pass, in that epoch or another."""
     state = after(loader, len(loader))
+    assert state["consumed"] == len(loader.dataset_obj)
+    for epochs in ([], [0], [0, 1], [1]):
+        resumed = loader_of(demo_store, "train", 7, workers)
+        resumed.load_state_dict(state)
+        assert resumed.state_dict() == state
+        for epoch in epochs:
+            set_epoch(resumed, epoch)
+            if epoch == 0:
+                assert next_positions(resumed) == list(resumed) == []
+                assert resumed.state_dict()["consumed"] == len(loader.dataset_obj)
+        if not epochs:
+            assert list(resumed) == []
+        one = loader_of(demo_store, "train", 7)
+        if 1 in epochs:
+            set_epoch(one, 1)
+        else:
+            list(one)
+        for _ in range(2):
+            assert next_positions(resumed) == next_positions(one)
+            assert len(list(resumed)) == len(list(one)) == len(one)
+        del resumed
+
+
+def test_loop_from_the_epoch_of_a_state_trains_no_epoch_twice(demo_store: Path) -> None:
+    """Wherever it was interrupted, the last batch of an epoch and `set_epoch` included."""
+    whole = loader_of(demo_store, "train", 16, drop_last=False)
+    expected = []
+    for epoch in range(3):
+        set_epoch(whole, epoch)
+        expected += next_positions(whole)
+        list(whole)
+    per_epoch = len(whole)
+    for stop in (1, per_epoch - 1, per_epoch, per_epoch + 1, 2 * per_epoch):
+        first = loader_of(demo_store, "train", 16, drop_last=False)
+        seen = []
+        for epoch in range(3):
+            set_epoch(first, epoch)
+            promised = next_positions(first)
+            for _, positions in zip(first, promised, strict=False):
+                seen.append(positions)
+                if len(seen) == stop:
+                    break
+            if len(seen) >= stop:
+                break
+        state = first.state_dict()
+        again = loader_of(demo_store, "train", 16, drop_last=False)
+        again.load_state_dict(state)
+        for epoch in range(state["epoch"], 3):
+            set_epoch(again, epoch)
+            seen += next_positions(again)
+            list(again)
+        assert seen == expected
+
+
+def test_first_batch_of_an_empty_rest_is_that_of_the_next_pass(
+    loader: Any, demo_store: Path
+) -> None:
+    """`validate_first_batch` counts nothing: the rest is empty as before."""
     resumed = loader_of(demo_store, "train", 16)
-    resumed.load_state_dict(state)
+    resumed.load_state_dict(after(loader, len(loader)))
+    assert resumed.first_positions() == next_positions(loader)[0]
+    assert validate_first_batch(resumed)
+    assert list(resumed) == []
     assert next_positions(resumed) == next_positions(loader)
-    assert len(next_positions(resumed)) == len(loader)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_iterator_of_an_empty_rest_follows_to_the_next_epoch(
+    loader: Any, demo_store: Path, workers: int
+) -> None:
+    """A framework may make it before it calls `set_epoch`, and may forget the loader."""
+    state = after(loader, len(loader))
+    resumed = loader_of(demo_store, "train", 16, workers)
+    resumed.load_state_dict(state)
+    begun = iter(resumed)
+    assert len(begun) == 0
+    set_epoch(resumed, 1)
+    expected = next_positions(loader_of(demo_store, "train", 16, epoch=1))
+    next(begun)
+    assert len(begun) == len(expected)
+    assert resumed.state_dict()["consumed"] == 16
+    assert len([None for _ in begun]) == len(expected) - 1
+    assert resumed.state_dict()["consumed"] == len(resumed.dataset_obj)
+    assert list(begun) == []
+    resumed.load_state_dict(state)
+    begun = iter(resumed)
+    del resumed
+    gc.collect()
+    assert list(begun) == []
 
 
 def test_state_of_a_resumed_pass_counts_on(loader: Any, demo_store: Path) -> None:

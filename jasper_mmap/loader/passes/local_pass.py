@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -96,6 +97,17 @@ class Pass(Iterator[Batch]):
         self._pin = pin
         # A token that admits one thread: pop and append of a list are atomic.
         self._turn: list[None] = [None]
+        self._over: Callable[[], None] | None = None
+
+    def when_over(self, call: Callable[[], None]) -> None:
+        """Call `call` once, when the last batch is returned, or now if there is none."""
+        self._over = call
+        self._end()
+
+    def _end(self) -> None:
+        if self._over is not None and self.count >= len(self.plan):
+            call, self._over = self._over, None
+            call()
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -115,6 +127,8 @@ class Pass(Iterator[Batch]):
             batch = self._next()
             self.count += 1
             self.epoch_calls = self._dataset.epoch_calls
+            if self._over is not None:
+                self._end()
         finally:
             self._turn.append(None)
         if self._pin:
@@ -155,6 +169,32 @@ class LocalPass(Pass):
         batch = slots.lease(slot, rows)
         self._reader.fill(self.plan, self.count, slots.extents.target(slot, rows))
         return batch
+
+
+class RestPass(Pass):
+    """The rest of a resumed pass of which nothing is left.
+
+    Some frameworks make an iterator first and move to the next epoch then: it serves that one, by
+    `begin`.
+    """
+
+    def __init__(
+        self, plan: PassPlan, dataset: JASPERSteeringDataset, begin: Callable[[], Pass]
+    ) -> None:
+        super().__init__(plan, dataset)
+        self._begin = weakref.WeakMethod(begin)  # not a circle: the loader holds this pass
+        self._begun: Pass | None = None
+
+    def __len__(self) -> int:
+        return 0 if self._begun is None else len(self._begun)
+
+    def _next(self) -> Columns:
+        if self._begun is None:
+            begin = self._begin()
+            if begin is None or self._dataset.current_epoch == self.plan.epoch:
+                raise StopIteration
+            self._begun = begin()
+        return cast(Columns, next(self._begun))
 
 
 class ForeignPass(Pass):

@@ -5,18 +5,16 @@ A `PassPlan` is the order of one pass, a pure function; a `PassCounter` selects 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...dataset.dataset import JASPERSteeringDataset
-from ...errors import JasperError, StoreChangedError, UsageError
 from ...files.threads import ProcessLock
-from ...rules.arguments import integer
 from ...rules.permutation import permute
+from .state import State
 
 _BLOCK = 1 << 14
 """Positions computed per call: with cold caches a call costs as much as thousands of them."""
@@ -93,16 +91,6 @@ class PassPlan:
         return self.start + batches * self.world * self.batch_size
 
 
-_LIKE: Final = {
-    "split": "split={!r}",
-    "pairs": "a store whose split has {!r} pairs",
-    "seed": "seed={!r}",
-}
-"""Key of a state -> how to describe the loader that matches it."""
-
-_KEYS: Final = (*_LIKE, "epoch", "pass", "consumed")
-"""The keys of a state of any version."""
-
 counting = ProcessLock()
 """Held while a pass is counted and begun; one for all, since a counter can be copied."""
 
@@ -171,59 +159,48 @@ class PassCounter:
     def begin(self) -> PassPlan:
         """Count a pass and return its plan. Call with `counting` held."""
         coming, self._seen_calls = self._coming(), self._dataset.epoch_calls
+        if coming.resumed is None and not self._dataset.closed:
+            self._dataset.adoption.unpin(self._dataset.adoption.pinned)  # a resumed pass is over
         self._next = _Next(coming.following, 0, coming.following + 1)
         return self._plan(coming)
 
-    def state_dict(self, plan: PassPlan | None, batches: int) -> dict[str, Any]:
+    @property
+    def resuming(self) -> bool:
+        """Whether the next iteration continues a pass of a loaded state."""
+        return self._coming().resumed is not None
+
+    def first(self) -> PassPlan:
+        """Return the plan of the next iteration that has something left to serve."""
+        coming = self._coming()
+        plan = self._plan(coming)
+        if len(plan) or coming.resumed is None:
+            return plan
+        return self._plan(_Next(coming.following, 0, coming.following + 1))
+
+    def state(self, plan: PassPlan | None, batches: int) -> State:
         """Return the state after `batches` of `plan`, or before the next pass if it is None."""
         coming = self._coming()
-        following, after = self._plan(coming), coming.number
-        if plan is None or plan.epoch != following.epoch or batches >= len(plan):
-            plan, batches, after = following, 0, coming.following
-        return {
-            "split": plan.split,
-            "pairs": plan.n,
-            "seed": plan.seed,
-            "store_id": self._dataset.store_id,
-            "epoch": plan.epoch,
-            "pass": plan.pass_number,
-            "consumed": plan.consumed(batches) if batches else plan.start,
-            "next_pass": after,
-        }
+        following = self._plan(coming)
+        if plan is None or plan.epoch != following.epoch:
+            plan, consumed, after = following, following.start, coming.following
+        else:
+            consumed, after = plan.consumed(batches), coming.number
+        generation, sha256 = self._dataset.identity
+        return State(
+            split=plan.split,
+            pairs=plan.n,
+            seed=plan.seed,
+            store_id=self._dataset.store_id,
+            epoch=plan.epoch,
+            number=plan.pass_number,
+            consumed=consumed,
+            following=after,
+            generation=generation,
+            sha256=sha256,
+        )
 
-    def load_state_dict(self, state: dict[str, Any], *, other_store: bool = False) -> None:
-        """Continue where `state_dict` was taken, also with another world or batch size."""
-        dataset = self._dataset
-        if not isinstance(state, Mapping):
-            raise UsageError(
-                "not the state of a loader: it must be the dict that state_dict() returned, not a"
-                f" {type(state).__name__}."
-            )
-        if missing := [key for key in _KEYS if key not in state]:
-            raise UsageError(f"not the state of a loader: it has no {', '.join(missing)}.")
-        own = {"split": dataset.split, "pairs": len(dataset), "seed": dataset.seed}
-        try:
-            differs = {k: (state[k], v) for k, v in own.items() if state[k] != v}
-            epoch, number = integer("epoch", state["epoch"]), integer("pass", state["pass"])
-            consumed = integer("consumed", state["consumed"], high=len(dataset))
-            # Version 0.1.0 wrote neither.
-            following = integer("next_pass", state.get("next_pass", number + 1))
-            store_id = state.get("store_id", dataset.store_id)
-        except UsageError as error:
-            raise UsageError(f"not the state of a loader: {error}.") from None
-        if differs:
-            wrong = "; ".join(f"{k} was {old!r}, is {new!r}" for k, (old, new) in differs.items())
-            needed = ", ".join(_LIKE[k].format(old) for k, (old, _) in differs.items())
-            raise JasperError(
-                f"the state is of a different loader: {wrong}. Load it into one with {needed}."
-            )
-        if store_id != dataset.store_id and not other_store:
-            raise StoreChangedError(
-                f"the state is of store {store_id!r:.50}, but this loader serves"
-                f" {dataset.store_id!r} ({dataset.dataset_dir}). To continue with the same pairs in"
-                " this store, pass other_store=True to load_state_dict, or, if a framework passes"
-                " the state, delete 'store_id' from it."
-            )
-        dataset.set_epoch(epoch)
-        self._seen_calls = dataset.epoch_calls
-        self._next = _Next(number, consumed, following, epoch)
+    def resume(self, state: State) -> None:
+        """Continue where `state` was taken, also with another world or batch size."""
+        self._dataset.set_epoch(state.epoch)
+        self._seen_calls = self._dataset.epoch_calls
+        self._next = _Next(state.number, state.consumed, state.following, state.epoch)
