@@ -157,7 +157,7 @@ class Adoption:
             return own
         pointer = read_pointer(self.path)
         path = self.path / FOLDER / file_name(number)
-        if any(e["generation"] == number and e["sha256"] != sha256 for e in pointer.history):
+        if any(e["generation"] == number and e.get("sha256") != sha256 for e in pointer.history):
             raise FormatError(f"{path}: has another content than that generation (SHA-256).")
         try:
             with storage_errors(path, "read"):
