@@ -61,10 +61,16 @@ def agree_on_place(dataset: JASPERSteeringDataset, *, always: bool = False) -> N
         replies = _gathered((dataset.store_id, dataset.loaded))
         if problems := _differences(replies):
             raise together(problems)
-        adoption = dataset.adoption
-        if not all(loaded is None or loaded.pinned for _, loaded in replies):
-            # Where one rank does not have the generation of the state, all take the newest.
-            adoption.unpin(adoption.pinned, adopting=True)
+        lacking = [rank for rank, (_, loaded) in enumerate(replies) if loaded and not loaded.pinned]
+        if 0 < len(lacking) < len(replies):
+            if dist.get_rank() == 0:
+                _log.warning(
+                    "%s: ranks %s cannot serve the generation with which the state was taken, so"
+                    " all serve the newest.",
+                    dataset.dataset_dir,
+                    lacking,
+                )
+            dataset.adoption.unpin(dataset.adoption.pinned, adopting=True)
     pending, dataset.loaded = dataset.loaded, None
     if pending is not None and not always:
         agree(dataset.adoption, dataset.split, begins=False)

@@ -16,7 +16,7 @@ from ..store.pointer import read_pointer
 from .passes.local_pass import Pass, RestPass
 from .passes.order import PassCounter, PassPlan
 from .passes.state import State
-from .ranks import Loaded, several_ranks
+from .ranks import Loaded, rank_and_world, several_ranks
 
 _log = logging.getLogger("jasper_mmap")
 
@@ -43,7 +43,9 @@ def resume(
         state = State.of(given, dataset, other_store=other_store)
         again = None
         if serve == "state" or (serve == "auto" and not other_store):
-            again = _again(adoption, state, serve)
+            # One warning, not one of each rank.
+            level = logging.WARNING if not together or rank_and_world()[0] == 0 else logging.DEBUG
+            again = _again(adoption, state, serve, level)
         newest = adoption.newest() if again is None else None
     except JasperError as error:
         if not together:
@@ -80,9 +82,9 @@ def begin_pass(
     return begun
 
 
-def _again(adoption: Adoption, state: State, serve: Again) -> PlacedGeneration | None:
-    """The generation of the state, checked in full; None for the newest, with a warning if it is
-    another one."""
+def _again(adoption: Adoption, state: State, serve: Again, level: int) -> PlacedGeneration | None:
+    """The generation of the state, checked in full; None for the newest. If both are not the same,
+    it is logged with `level`."""
     number, sha256 = state.generation, state.sha256
     if serve == "state":
         if number is None or sha256 is None:
@@ -97,7 +99,7 @@ def _again(adoption: Adoption, state: State, serve: Again) -> PlacedGeneration |
                 f"the state was taken with generation {number}, which cannot be served: {error}"
                 " Put the file back, or pass generation='current' to serve the newest."
             ) from None
-        return _warned(adoption, number, again)
+        return _said(adoption, number, again, level)
     if number is None or (state.store_id is None and sha256 is not None):
         return None
     pointer = read_pointer(adoption.path)
@@ -107,11 +109,12 @@ def _again(adoption: Adoption, state: State, serve: Again) -> PlacedGeneration |
         reason = "it was rolled back from"
     else:
         try:
-            return _warned(adoption, number, adoption.again(number, sha256))
+            return _said(adoption, number, adoption.again(number, sha256), level)
         except (MissingFileError, FormatError) as error:
             reason = str(error).rstrip(".")
     if number != pointer.generation or sha256 is not None:
-        _log.warning(
+        _log.log(
+            level,
             "%s: the state was taken with generation %d, but the newest, %d, is served: %s.",
             adoption.path,
             number,
@@ -121,10 +124,11 @@ def _again(adoption: Adoption, state: State, serve: Again) -> PlacedGeneration |
     return None
 
 
-def _warned(adoption: Adoption, number: int, again: PlacedGeneration) -> PlacedGeneration:
+def _said(adoption: Adoption, number: int, again: PlacedGeneration, level: int) -> PlacedGeneration:
     newest = read_pointer(adoption.path).generation
     if number != newest:
-        _log.warning(
+        _log.log(
+            level,
             "%s: generation %d is served again, since the state was taken with it, although %d is"
             " the newest, until the resumed pass ends, another epoch begins, or"
             " reload_negatives(). Pass generation='current' to load_state_dict to serve the newest"

@@ -197,7 +197,7 @@ def test_killed_runs_serve_what_an_unbroken_one_does(
     """As a sequence of pair, variant and generation, up to what `drop_last` drops."""
     draw = random.Random(5 + drop_last)
     other = own_copy(store, tmp_path / "other")
-    common = {"folder": demo_folder, "drop_last": drop_last}
+    common: dict[str, Any] = {"folder": demo_folder, "drop_last": drop_last}
     whole = Run(
         store=other,
         out=tmp_path / "whole",
