@@ -129,7 +129,7 @@ def test_what_one_rank_refuses_all_raise(
     store: Path, lacking: Path, state: dict[str, Any], tmp_path: Path
 ) -> None:
     """None waits; they raise until they have loaded a state that all accept."""
-    wrong = [
+    wrong: list[tuple[dict[str, Any], type, str]] = [
         ({"split": "val"}, JasperError, "rank 1: the state is of a different loader: split was"),
         ({"seed": 5}, JasperError, "rank 1: the state is of a different loader: seed was 5"),
         ({"store_id": "x"}, StoreChangedError, "rank 1: the state is of store 'x'"),
