@@ -13,7 +13,7 @@ from ..dataset.placed_store import PlacedGeneration
 from ..errors import FormatError, JasperError, MissingFileError, UsageError
 from ..rules.names import Again
 from ..store.pointer import read_pointer
-from .passes.local_pass import Pass, RestPass
+from .passes.local_pass import Pass
 from .passes.order import PassCounter, PassPlan
 from .passes.state import State
 from .ranks import Loaded, rank_and_world, several_ranks
@@ -71,14 +71,14 @@ def begin_pass(
 ) -> Pass:
     """Count a pass and `begin` it; one that was resumed serves its generation until it is over.
 
-    `another` counts and begins the one after it.
+    `another`, a method, does so with the next one.
     """
-    resuming, plan = passes.resuming, passes.begin()
-    if not resuming:
-        return begin(plan)
-    begun = begin(plan) if len(plan) else RestPass(plan, dataset, another)
-    adoption = dataset.adoption
-    begun.when_over(partial(adoption.unpin, adoption.pinned))
+    resuming = passes.resuming
+    begun = begin(passes.begin())
+    if resuming:
+        adoption = dataset.adoption
+        begun.when_over(partial(adoption.unpin, adoption.pinned))
+    begun.follow_epochs(another)
     return begun
 
 

@@ -225,29 +225,48 @@ def test_first_batch_of_an_empty_rest_is_that_of_the_next_pass(
     assert next_positions(resumed) == next_positions(loader)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_iterator_of_an_empty_rest_follows_to_the_next_epoch(
-    loader: Any, demo_store: Path, workers: int
+@pytest.mark.parametrize("rest", [0, 20])
+@pytest.mark.parametrize(
+    ("workers", "options"), [(0, {}), (2, {}), (2, {"persistent_workers": False})]
+)
+def test_iterator_that_was_made_before_set_epoch_follows_it(
+    demo_store: Path, workers: int, options: dict[str, Any], rest: int
 ) -> None:
-    """A framework may make it before it calls `set_epoch`, and may forget the loader."""
-    state = after(loader, len(loader))
-    resumed = loader_of(demo_store, "train", 16, workers)
-    resumed.load_state_dict(state)
-    begun = iter(resumed)
-    assert len(begun) == 0
-    set_epoch(resumed, 1)
-    expected = next_positions(loader_of(demo_store, "train", 16, epoch=1))
+    """Lightning makes it first; nobody may have taken a batch. The rest may be empty."""
+    loader = loader_of(demo_store, "train", 16, workers, **options)
+    loader.load_state_dict(after(loader, len(loader) - rest))
+    begun = iter(loader)
+    assert len(begun) == rest
+    time.sleep(0.1)  # let workers make some of its batches
+    set_epoch(loader, 1)
+    assert loader.state_dict()["consumed"] == 0
+    one = loader_of(demo_store, "train", 16, epoch=1)
+    expected = [{k: v.clone() for k, v in batch.items()} for batch in one]
+    for count, (batch, its) in enumerate(zip(begun, expected, strict=True), 1):
+        assert all(torch.equal(batch[key], its[key]) for key in its)
+        assert loader.state_dict()["consumed"] == (16 * count if count < len(one) else 410)
+        assert len(begun) == len(one)
+        del batch
+    assert list(begun) == []
+    assert not workers or loader.slot_fallbacks <= workers  # slots came back
+    assert next_positions(loader) == next_positions(one)
+    del begun, loader
+
+
+def test_iterator_follows_no_epoch_after_its_first_batch(demo_store: Path) -> None:
+    """Nor without its loader, and the same epoch moves nothing."""
+    loader = loader_of(demo_store, "train", 16)
+    begun = iter(loader)
+    set_epoch(loader, 0)
     next(begun)
-    assert len(begun) == len(expected)
-    assert resumed.state_dict()["consumed"] == 16
-    assert len([None for _ in begun]) == len(expected) - 1
-    assert resumed.state_dict()["consumed"] == len(resumed.dataset_obj)
-    assert list(begun) == []
-    resumed.load_state_dict(state)
-    begun = iter(resumed)
-    del resumed
+    set_epoch(loader, 1)
+    assert len([None for _ in begun]) == len(loader) - 1
+    begun = iter(loader)
+    dataset = loader.dataset_obj
+    del loader
     gc.collect()
-    assert list(begun) == []
+    dataset.set_epoch(2)
+    assert len([None for _ in begun]) == len(begun)
 
 
 def test_state_of_a_resumed_pass_counts_on(loader: Any, demo_store: Path) -> None:

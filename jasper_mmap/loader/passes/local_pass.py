@@ -98,6 +98,29 @@ class Pass(Iterator[Batch]):
         # A token that admits one thread: pop and append of a list are atomic.
         self._turn: list[None] = [None]
         self._over: Callable[[], None] | None = None
+        self._another: weakref.WeakMethod[Callable[[], Pass]] | None = None
+        self._successor: Pass | None = None
+
+    def follow_epochs(self, another: Callable[[], Pass]) -> None:
+        """Serve what `another`, a method, begins, if the epoch moves before the first batch.
+
+        Some frameworks make an iterator before they call `set_epoch`, and iterate it then.
+        """
+        self._another = weakref.WeakMethod(another)  # not a circle: the loader may hold this pass
+
+    def _moved(self) -> bool:
+        """Begin another pass, if the epoch has moved; call before the first batch only."""
+        if self._another is None or self._dataset.current_epoch == self.plan.epoch:
+            return False
+        another = self._another()
+        if another is None:
+            return False
+        self._drop()
+        self._successor = another()
+        return True
+
+    def _drop(self) -> None:
+        """Release what was made ahead."""
 
     def when_over(self, call: Callable[[], None]) -> None:
         """Call `call` once, when the last batch is returned, or now if there is none."""
@@ -110,10 +133,12 @@ class Pass(Iterator[Batch]):
             call()
 
     def __len__(self) -> int:
-        return len(self.plan)
+        return len(self.plan if self._successor is None else self._successor)
 
     @plain_tensors
     def __next__(self) -> Batch:
+        if self._successor is not None:
+            return next(self._successor)
         if self._reads.closed:
             _ = self._reads.served  # raises, even if batches were prefetched
         try:
@@ -124,6 +149,8 @@ class Pass(Iterator[Batch]):
                 " time, or make one for each thread with iter(loader)."
             ) from None
         try:
+            if not self.count and self._moved():
+                return next(cast(Pass, self._successor))
             batch = self._next()
             self.count += 1
             self.epoch_calls = self._dataset.epoch_calls
@@ -171,32 +198,6 @@ class LocalPass(Pass):
         return batch
 
 
-class RestPass(Pass):
-    """The rest of a resumed pass of which nothing is left.
-
-    Some frameworks make an iterator first and move to the next epoch then: it serves that one, by
-    `begin`.
-    """
-
-    def __init__(
-        self, plan: PassPlan, dataset: JASPERSteeringDataset, begin: Callable[[], Pass]
-    ) -> None:
-        super().__init__(plan, dataset)
-        self._begin = weakref.WeakMethod(begin)  # not a circle: the loader holds this pass
-        self._begun: Pass | None = None
-
-    def __len__(self) -> int:
-        return 0 if self._begun is None else len(self._begun)
-
-    def _next(self) -> Columns:
-        if self._begun is None:
-            begin = self._begin()
-            if begin is None or self._dataset.current_epoch == self.plan.epoch:
-                raise StopIteration
-            self._begun = begin()
-        return cast(Columns, next(self._begun))
-
-
 class ForeignPass(Pass):
     """Batches of torch's own iterator, for options that this package's iterators do not support."""
 
@@ -205,6 +206,9 @@ class ForeignPass(Pass):
     ) -> None:
         super().__init__(plan, dataset)
         self._batches = batches
+
+    def _drop(self) -> None:
+        self._batches = iter(())
 
     def _next(self) -> Columns:
         try:

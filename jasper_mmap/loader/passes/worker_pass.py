@@ -32,13 +32,26 @@ class WorkerPass(Pass):
         self._requested = 0
         self._under_way = 0
         self._ready: dict[int, tuple[int, int]] = {}
+        self._dropped = False
         with pool.lock:
             self._request_more()  # workers begin before the first batch is asked for
 
     def arrived(self, batch: int, slot: int, error_bytes: int) -> None:
         """A reply: `slot` holds `batch`, or a pickled exception."""
         self._under_way -= 1
-        self._ready[batch] = (slot, error_bytes)
+        if self._dropped:
+            self._pool.slots.give_back(slot)
+        else:
+            self._ready[batch] = (slot, error_bytes)
+
+    def _drop(self) -> None:
+        with self._pool.lock:
+            self._dropped = True
+            for slot, _ in self._ready.values():
+                self._pool.slots.give_back(slot)
+            self._ready.clear()
+            if self._last:
+                self._pool.close()
 
     def _request_more(self) -> None:
         pool = self._pool
