@@ -22,6 +22,7 @@ from ..rules.schema import COLUMNS, PLAIN, WIDE, Column
 Columns = dict[str, torch.Tensor]
 """Columns of a batch by name, all or some."""
 _ALIGNMENT: Final = 64
+_FORMS_KEPT: Final = 64
 
 
 def empty_batch(size: int, embedding_dim: int, n_neg: int, device: torch.device) -> Columns:
@@ -102,6 +103,7 @@ class Layout:
     are aligned to 64 bytes."""
 
     def __init__(self, rows: int, embedding_dim: int, n_neg: int) -> None:
+        self.rows = rows
         self._sizes = {"D": embedding_dim, "N": n_neg}
         self._known: dict[int, tuple[list[_Place], np.dtype[np.void]]] = {}
         end = self._form(rows)[0][-1].end
@@ -111,6 +113,8 @@ class Layout:
         """The places of a batch of `rows` rows, and the record dtype that they form."""
         known = self._known.get(rows)
         if known is None:
+            if len(self._known) >= _FORMS_KEPT:  # batches of many sizes
+                self._known.clear()
             places = _placed(COLUMNS.values(), self._sizes | {"B": rows})
             known = self._known[rows] = places, _record(places)
         return known

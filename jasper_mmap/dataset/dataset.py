@@ -147,16 +147,17 @@ class JASPERSteeringDataset(Artifacts, Dataset[Batch]):
 
     def __getitems__(self, indices: Sequence[int] | ArrayLike | torch.Tensor) -> Rows:
         positions = arguments.positions(indices)
-        return Rows(self._read_checked(positions), len(positions))
+        return Rows(self._read_checked(positions, reuse=True), len(positions))
 
-    def _read_checked(self, positions: NDArray[np.int64]) -> Columns:
-        if len(positions) and (positions.min() < 0 or positions.max() >= len(self)):
+    def _read_checked(self, positions: NDArray[np.int64], *, reuse: bool = False) -> Columns:
+        # A negative number is a huge one without its sign.
+        if len(positions) and positions.view(np.uint64).max() >= len(self):
             wrong = positions[(positions < 0) | (positions >= len(self))][0]
             raise IndexRangeError(
                 f"Index {wrong} out of range: split '{self.split}' has {len(self)} pairs,"
                 " numbered from 0."
             )
-        return self.reader.read(positions)
+        return self.reader.read(positions, reuse=reuse)
 
     @property
     def reader(self) -> SplitReader:

@@ -15,7 +15,7 @@ import contextlib
 import itertools
 import mmap
 import os
-from typing import Any
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,18 +24,32 @@ from ..files.mapping import HUGE_PAGE
 from ..files.shared_memory import Descriptor, anonymous_memory, this_process
 from .batch_layout import Columns, Layout, Target
 
+_TARGETS_KEPT: Final = 64
+
+
+class Owner(Protocol):
+    """Whoever a slot goes back to when its lease ends."""
+
+    def give_back(self, slot: int) -> None:
+        """Take `slot` back; called in any thread, also at the interpreter's exit."""
+
 
 class Extents:
     """Memory of `count` slots and more, in extents each as large as all before it together.
 
     The owner and its workers map the same extents of one anonymous file, each on first use;
-    without `shared` it is private memory of the owner.
+    without `shared` it is private memory of the owner. The first `begin` bytes of the file, whole
+    pages, hold something else.
     """
 
-    def __init__(self, layout: Layout, count: int, shared: Descriptor | None) -> None:
+    def __init__(
+        self, layout: Layout, count: int, shared: Descriptor | None, *, begin: int = 0
+    ) -> None:
+        self.shared = shared
         self._layout = layout
         self._first = count
-        self._shared = shared
+        self._begin = begin
+        self._release = mmap.MADV_DONTNEED if shared is None else mmap.MADV_REMOVE
         self._maps: dict[int, mmap.mmap] = {}
         self._targets: dict[tuple[int, int], Target] = {}
 
@@ -53,8 +67,24 @@ class Extents:
         if target is None:
             target = self._layout.target(self.bytes_of(slot), rows)
             if slot < self._first:
+                if len(self._targets) >= _TARGETS_KEPT:  # batches of many sizes
+                    self._targets.clear()
                 self._targets[slot, rows] = target
         return target
+
+    def lease(self, owner: Owner, slot: int, rows: int) -> Columns:
+        """Return `slot` as a batch of `rows` rows; when the last tensor dies, `owner` gets the slot
+        back."""
+        mapping, offset = self.locate(slot)
+        lease = _Lease(self._layout.nbytes, np.uint8, mapping, offset)
+        lease.owner, lease.slot = owner, slot
+        return self._layout.batch(lease, rows)
+
+    def release_pages(self, slot: int) -> None:
+        """Return the memory of `slot` to the system; it is zeros afterwards."""
+        mapping, offset = self.locate(slot)
+        with contextlib.suppress(OSError):  # not every file system can free pages of a file
+            mapping.madvise(self._release, offset, self._layout.nbytes)
 
     def locate(self, slot: int) -> tuple[mmap.mmap, int]:
         """The mapping that contains `slot`, and its offset there in bytes."""
@@ -68,14 +98,14 @@ class Extents:
     def _map(self, extent: int, begin: int, count: int) -> mmap.mmap:
         """Map slots `begin` to `begin + count`; threads and processes may do so at once."""
         length = count * self._layout.nbytes
-        if self._shared is None:
+        if self.shared is None:
             mapping = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         else:
             # Writing a byte after the extent makes the file long enough; truncating it to that
             # length could shorten it, if a later extent came first.
-            offset = begin * self._layout.nbytes + extent * mmap.PAGESIZE
-            os.pwrite(self._shared.fd, b"\0", offset + length)
-            mapping = mmap.mmap(self._shared.fd, length, offset=offset)
+            offset = self._begin + begin * self._layout.nbytes + extent * mmap.PAGESIZE
+            os.pwrite(self.shared.fd, b"\0", offset + length)
+            mapping = mmap.mmap(self.shared.fd, length, offset=offset)
         if length >= HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
             with contextlib.suppress(OSError):  # a kernel without huge pages uses small ones
                 mapping.madvise(mmap.MADV_HUGEPAGE)
@@ -83,9 +113,9 @@ class Extents:
 
 
 class _Lease(np.ndarray[Any, Any]):
-    """The bytes of one slot, which is freed when this dies."""
+    """The bytes of one slot, which goes back to its owner when this dies."""
 
-    owner: Slots
+    owner: Owner
     slot: int
 
     def __del__(self) -> None:
@@ -99,13 +129,20 @@ class Slots:
     allocated or reused instead.
     """
 
-    def __init__(self, layout: Layout, count: int, *, shared: bool) -> None:
+    def __init__(
+        self, layout: Layout, count: int, *, shared: bool, extents: Extents | None = None
+    ) -> None:
         self.layout = layout
         self.count = count
         self.fallbacks = 0
-        self._owner = this_process()
-        self.memory = anonymous_memory("jasper-slots", 0) if shared else None
-        self.extents = Extents(layout, count, self.memory)
+        self.process = this_process()
+        """The process that the slots belong to."""
+        if extents is None:
+            extents = Extents(
+                layout, count, anonymous_memory("jasper-slots", 0) if shared else None
+            )
+        self.extents = extents
+        self.memory = extents.shared
         # Appending to and popping from a list is atomic: a lease may end in any thread, or while
         # this one is in the middle of taking a slot (garbage collection), where a lock would hang.
         self._free = list(range(count))[::-1]
@@ -132,20 +169,14 @@ class Slots:
 
         Leases that a forked process has inherited free nothing.
         """
-        if self.memory is not None and this_process() != self._owner:
+        if self.memory is not None and this_process() != self.process:
             return
         if slot < self.count:
             self._free.append(slot)
             return
-        mapping, offset = self.extents.locate(slot)
-        advice = mmap.MADV_DONTNEED if self.memory is None else mmap.MADV_REMOVE
-        with contextlib.suppress(OSError):  # not every file system can free pages of a file
-            mapping.madvise(advice, offset, self.layout.nbytes)
+        self.extents.release_pages(slot)
         self._free_grown.append(slot)
 
     def lease(self, slot: int, rows: int) -> Columns:
         """Return `slot` as a batch of `rows` rows, which frees the slot when it dies."""
-        mapping, offset = self.extents.locate(slot)
-        lease = _Lease(self.layout.nbytes, np.uint8, mapping, offset)
-        lease.owner, lease.slot = self, slot
-        return self.layout.batch(lease, rows)
+        return self.extents.lease(self, slot, rows)

@@ -20,6 +20,7 @@ from .batch_layout import Columns, Target, empty_batch
 from .control import NO_VARIANT, SplitWords, Words, in_worker
 from .gather import Lookup, rows_of
 from .placed_store import PlacedStore
+from .worker_slots import BatchSlots
 
 SPLIT_INDICES: Final = "split_indices"
 
@@ -60,6 +61,7 @@ class SplitReader:
         self._seed = seed
         self._spares = _Spares()
         self._last = (0, "")
+        self._slots = BatchSlots(served.config.embedding_dim, served.config.n_neg)
 
     @property
     def identity(self) -> tuple[int, str]:
@@ -96,6 +98,7 @@ class SplitReader:
         self.closed = True
         self._tables = None
         self._spares = _Spares()
+        self._slots.drop()
 
     def _open(self) -> tuple[PlacedStore, Adoption]:
         tables = self._tables
@@ -104,12 +107,18 @@ class SplitReader:
         return tables
 
     @plain_tensors
-    def read(self, positions: NDArray[np.int64]) -> Columns:
-        """Return the batch of `positions` [B], in new columns."""
-        batch = self.new_batch(len(positions))
-        if len(positions):
-            lookup = self.look_up(positions, len(positions), self.words.read(), batch)
-            lookup.fill_wide(0, Target(batch))
+    def read(self, positions: NDArray[np.int64], *, reuse: bool = False) -> Columns:
+        """Return the batch of `positions` [B]: in new columns, or with `reuse` in a slot."""
+        rows, taken = len(positions), None
+        if reuse and rows and self.served.placement.device.type == "cpu":
+            taken = self._slots.take(rows)
+        if taken is None:
+            columns = self.new_batch(rows)
+            taken = columns, Target(columns)
+        batch, target = taken
+        if rows:
+            lookup = self.look_up(positions, rows, self.words.read(), batch)
+            lookup.fill_wide(0, target)
             self.spare(lookup)
         return batch
 

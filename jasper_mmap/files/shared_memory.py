@@ -71,15 +71,25 @@ def being_spawned() -> bool:
     return context.get_spawning_popen() is not None
 
 
-def anonymous_memory(name: str, size: int) -> Descriptor:
-    """Allocate `size` zero bytes without a path; `name` shows in /proc only.
+def memory_file(name: str, size: int) -> Descriptor:
+    """Allocate `size` zero bytes by memfd_create; `name` shows in /proc only.
 
-    Not in /dev/shm, so its size (64 MB in a default container) is no limit. Without memfd_create,
-    or where a sandbox forbids it, a deleted temporary file. Raises `StorageError` if both fail.
+    Not in /dev/shm, so its size (64 MB in a default container) is no limit. Raises OSError where
+    the system or a sandbox has no memfd_create.
     """
     try:
         memory = Descriptor(os.memfd_create(name, os.MFD_CLOEXEC))
-    except (AttributeError, OSError) as refused:
+    except AttributeError as error:
+        raise OSError(str(error)) from None
+    os.truncate(memory.fd, size)
+    return memory
+
+
+def anonymous_memory(name: str, size: int) -> Descriptor:
+    """As `memory_file`, or else a deleted temporary file. Raises `StorageError` if both fail."""
+    try:
+        return memory_file(name, size)
+    except OSError as refused:
         try:
             with tempfile.TemporaryFile(prefix=name) as file:
                 memory = Descriptor(os.dup(file.fileno()))
