@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -23,6 +25,9 @@ from .placed_store import PlacedStore
 from .worker_slots import BatchSlots
 
 SPLIT_INDICES: Final = "split_indices"
+_DRAWN_AT_ONCE: Final = 1500
+_MOST_KEPT: Final = 1 << 26
+_PIECE: Final = 1 << 16
 
 
 class _Spares:
@@ -46,6 +51,36 @@ class _Spares:
         return _Spares, ()
 
 
+class _EpochVariants:
+    """The variants of the positions of one epoch.
+
+    To draw a few takes as long as to draw `_DRAWN_AT_ONCE`. So when as much time was spent as the
+    whole split takes, all are drawn and kept, a byte each.
+    """
+
+    def __init__(
+        self, epoch: int, n: int, draw: Callable[[NDArray[np.int64]], NDArray[np.int64]]
+    ) -> None:
+        self.epoch = epoch
+        self._n = n
+        self._draw = draw
+        self._draws = 0
+        self._kept: NDArray[np.uint8] | None = None
+
+    def of(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the variant numbers [B] of `positions` [B]."""
+        if self._kept is None:
+            self._draws += 1
+            if self._draws * _DRAWN_AT_ONCE < self._n or self._n > _MOST_KEPT:
+                return self._draw(positions)
+            kept = np.empty(self._n, np.uint8)
+            for begin in range(0, self._n, _PIECE):
+                piece = np.arange(begin, min(begin + _PIECE, self._n))
+                kept[piece] = self._draw(piece)
+            self._kept = kept
+        return self._kept[positions].astype(np.int64)
+
+
 class SplitReader:
     """Reads batches of one split under its current control words, until `close()`."""
 
@@ -59,6 +94,7 @@ class SplitReader:
         self._tables: tuple[PlacedStore, Adoption] | None = served, adoption
         self._split = split
         self._seed = seed
+        self._drawn: _EpochVariants | None = None
         self._spares = _Spares()
         self._last = (0, "")
         self._slots = BatchSlots(served.config.embedding_dim, served.config.n_neg)
@@ -170,12 +206,21 @@ class SplitReader:
     def _variants(self, positions: NDArray[np.int64], words: Words) -> NDArray[np.int64]:
         if words.forced != NO_VARIANT:
             return np.full(len(positions), words.forced, dtype=np.int64)
-        probabilities = steering_probabilities(self.served.config, words.epoch)
-        return draw_variants(
-            positions,
-            self.n,
-            tuple(probabilities.values()),
+        drawn = self._drawn
+        if drawn is None or drawn.epoch != words.epoch:
+            drawn = self._drawn = _EpochVariants(words.epoch, self.n, self._draw(words.epoch))
+        return drawn.of(positions)
+
+    def _draw(self, epoch: int) -> Callable[[NDArray[np.int64]], NDArray[np.int64]]:
+        probabilities = steering_probabilities(self.served.config, epoch)
+        return partial(
+            draw_variants,
+            n=self.n,
+            probabilities=tuple(probabilities.values()),
             seed=self._seed,
             split=self._split,
-            epoch=words.epoch,
+            epoch=epoch,
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_drawn": None}  # a copy draws its own

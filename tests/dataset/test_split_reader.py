@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from jasper_mmap import JASPERSteeringDataset
 from jasper_mmap.dataset.batch_layout import Target
-from jasper_mmap.dataset.split_reader import SplitReader
+from jasper_mmap.dataset.split_reader import SplitReader, _EpochVariants
 from tests.oracle import assert_batches_equal
 
 
@@ -37,3 +38,19 @@ def test_tables_are_those_of_the_moment(any_store: Path) -> None:
         negatives = dataset.adoption.current(dataset.generation).tables
         assert isinstance(negatives["hard_negatives"], torch.Tensor)
         assert reader.table("hard_negatives") is negatives["hard_negatives"]
+
+
+def test_variants_that_are_kept_are_those_that_are_drawn() -> None:
+    """Draws of few positions are counted, and end once all were drawn together."""
+    n = 20_000
+    calls: list[int] = []
+
+    def draw(positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        calls.append(len(positions))
+        return positions % 4
+
+    variants = _EpochVariants(0, n, draw)
+    for first in range(0, n, 100):
+        positions = (np.arange(first, first + 100) * 7) % n
+        assert variants.of(positions).tolist() == (positions % 4).tolist()
+    assert calls == [100] * 13 + [n]
