@@ -115,7 +115,7 @@ def test_tensors_of_a_batch_are_independent(dataset: JASPERSteeringDataset, work
         del batch["relevance"]
 
 
-def changed(samples: Sequence[dict[str, Tensor]]) -> dict[Any, Any]:
+def changed(samples: list[Any]) -> dict[Any, Any]:
     """A user's collate on top of the default one: changes, adds, renames and deletes entries."""
     batch = default_collate(samples)
     size = len(samples)
@@ -171,7 +171,7 @@ def test_what_a_collate_does_to_a_batch_crosses(
 class Pickled:
     """A collate that adds the batch in every form but that of a number."""
 
-    def __call__(self, samples: Sequence[dict[str, Tensor]]) -> dict[str, Any]:
+    def __call__(self, samples: list[Any]) -> dict[str, Any]:
         batch = default_collate(samples)
         return {
             "batch": batch,
