@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
@@ -20,8 +21,8 @@ from ..store.tables import Table
 from .adoption import Adoption
 from .batch_layout import Columns, Target, empty_batch
 from .control import NO_VARIANT, SplitWords, Words, in_worker
-from .gather import Lookup, rows_of
-from .placed_store import PlacedStore
+from .gather import Lookup, SingleLookup, rows_of
+from .placed_store import PlacedGeneration, PlacedStore
 from .worker_slots import BatchSlots
 
 SPLIT_INDICES: Final = "split_indices"
@@ -95,6 +96,10 @@ class SplitReader:
         self._split = split
         self._seed = seed
         self._drawn: _EpochVariants | None = None
+        # Weak, so that a generation is released when another one is adopted.
+        self._singles: weakref.WeakKeyDictionary[PlacedGeneration, SingleLookup | None] | None = (
+            None
+        )
         self._spares = _Spares()
         self._last = (0, "")
         self._slots = BatchSlots(served.config.embedding_dim, served.config.n_neg)
@@ -135,6 +140,7 @@ class SplitReader:
         self._tables = None
         self._spares = _Spares()
         self._slots.drop()
+        self._singles = None
 
     def _open(self) -> tuple[PlacedStore, Adoption]:
         tables = self._tables
@@ -146,17 +152,39 @@ class SplitReader:
     def read(self, positions: NDArray[np.int64], *, reuse: bool = False) -> Columns:
         """Return the batch of `positions` [B]: in new columns, or with `reuse` in a slot."""
         rows, taken = len(positions), None
+        words = self.words.read()
         if reuse and rows and self.served.placement.device.type == "cpu":
             taken = self._slots.take(rows)
+            single = None if taken is None else self._single(words)
+            if (
+                taken
+                and single
+                and single.read(positions, self._variants(positions, words), taken[1])
+            ):
+                return taken[0]
         if taken is None:
             columns = self.new_batch(rows)
             taken = columns, Target(columns)
         batch, target = taken
         if rows:
-            lookup = self.look_up(positions, rows, self.words.read(), batch)
+            lookup = self.look_up(positions, rows, words, batch)
             lookup.fill_wide(0, target)
             self.spare(lookup)
         return batch
+
+    def _single(self, words: Words) -> SingleLookup | None:
+        """What reads single batches of this generation, if its tables allow it."""
+        served, adoption = self._open()
+        generation = adoption.current(words.generation)
+        lookups = self._singles
+        if lookups is None:
+            lookups = self._singles = weakref.WeakKeyDictionary()
+        if generation not in lookups:
+            split = served.tables[f"{self._split}_idx"]
+            lookups[generation] = SingleLookup.of(
+                served.tables, generation.tables, served.stack, split
+            )
+        return lookups[generation]
 
     def new_batch(self, size: int) -> Columns:
         """Allocate uninitialised columns on the device of the tables."""
@@ -223,4 +251,4 @@ class SplitReader:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_drawn": None}  # a copy draws its own
+        return self.__dict__ | {"_drawn": None, "_singles": None}  # a copy makes its own
