@@ -91,8 +91,10 @@ class _Sender:
 
     @property
     def ended(self) -> bool:
-        """Whether its worker has ended."""
-        worker = None if self._worker is None else self._worker()
+        """Whether its worker has ended, as far as this process knows."""
+        if self._worker is None:  # not a child of this process
+            return False
+        worker = self._worker()
         try:
             return worker is None or bool(wait([worker.sentinel], timeout=0))
         except ValueError:  # closed

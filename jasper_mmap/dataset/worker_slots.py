@@ -26,7 +26,8 @@ from contextlib import suppress
 from multiprocessing import current_process, queues, reduction
 from typing import Any, Final, SupportsIndex
 
-from torch import Tensor, strided
+import torch
+from torch import Tensor
 
 from ..files.shared_memory import memory_file, this_process
 from .batch_layout import Columns, Layout, Target
@@ -41,8 +42,10 @@ _WORKER_COUNT: Final = range(5, 33)
 _WORKER_BYTES: Final = 256 << 20
 """A worker does not know how many of its batches are prefetched. It has as many regular slots as
 fit into these bytes, within `_WORKER_COUNT`; those that are not needed take no memory."""
-_LARGEST: Final = 1 << 30
+_LARGEST: Final = 256 << 20
 """Larger batches are not made in slots of the trainer, which keep their memory."""
+
+_PLACES_KEPT: Final = 256
 
 _gone: list[bytes] = []
 """Tokens of slots that have died; the trainer must learn of them."""
@@ -60,6 +63,7 @@ class WorkerSlots(Slots):
         self.token = os.urandom(16)
         # The slots that have crossed. Taking one out of a dict is atomic.
         self._sent: dict[int, None] = {}
+        self._places: dict[tuple[int, int], dict[str, _Place]] = {}
         self._end = 0  # beyond every slot that was used
 
     def take(self) -> int | None:
@@ -87,9 +91,22 @@ class WorkerSlots(Slots):
         """Return `slot` as a batch of `rows` rows, whose pickle is the number of the slot."""
         self._shared.held[slot] = 1
         self._end = max(self._end, slot + 1)
-        batch = SlotBatch(super().lease(slot, rows))
-        batch.filled = _Filled(self, slot, rows)
-        return batch
+        return SlotBatch(super().lease(slot, rows), filled=_Filled(self, slot, rows))
+
+    def places(self, slot: int, rows: int) -> dict[str, _Place]:
+        """Where the columns of a batch of `rows` rows in `slot` were, before anyone had them."""
+        places = self._places.get((slot, rows))
+        if places is None:
+            if len(self._places) >= _PLACES_KEPT:  # batches of many sizes
+                self._places.clear()
+            columns = self.extents.target(slot, rows).columns
+            places = {name: _place(column) for name, column in columns.items()}
+            self._places[slot, rows] = places
+        return places
+
+    def may_send(self) -> bool:
+        """Whether this thread may pickle the number of a slot."""
+        return self.process == this_process() and _pickles_results()
 
     def send(self, slot: int) -> tuple[Introduction | None, bytes | None]:
         """Mark `slot` as the trainer's; return what else the trainer must know: of these slots, if
@@ -123,34 +140,39 @@ class _Filled:
 
     def entries(self, batch: SlotBatch) -> list[tuple[Any, str | None, Any]] | None:
         """The entries of `batch` for `receive`; None if they are the nine columns as filled."""
-        columns = self.slots.extents.target(self.slot, self.rows).columns
-        if [*batch] == [*columns] and all(map(_same, batch.values(), columns.values())):
+        places = self.slots.places(self.slot, self.rows)
+        if [*batch] == [*places] and all(map(_shows, batch.values(), places.values())):
             return None
-        names = {column.data_ptr(): name for name, column in columns.items()}
+        names = {place[0]: name for name, place in places.items()}
         shown: dict[str, Tensor] = {}
         entries: list[tuple[Any, str | None, Any]] = []
         for key, value in batch.items():
-            name = names.get(_address(value))
+            name = names.get(value.data_ptr()) if _is_plain(value) else None
             if name is not None and not (
-                _same(value, columns[name]) and shown.setdefault(name, value) is value
+                _shows(value, places[name]) and shown.setdefault(name, value) is value
             ):
                 name = None
             entries.append((key, name, value if name is None else None))
         return entries
 
 
-def _address(value: Any) -> int:
-    """Where a plain tensor's data begins; 0 if it is anything else."""
-    return value.data_ptr() if type(value) is Tensor and value.layout is strided else 0
+_Place = tuple[int, torch.Size, tuple[int, ...], torch.dtype]
 
 
-def _same(value: Any, column: Tensor) -> bool:
-    """Whether `value` shows exactly the memory of `column`, and nothing was asked of it."""
-    return bool(
-        _address(value) == column.data_ptr()
-        and value.shape == column.shape
-        and value.stride() == column.stride()
-        and value.dtype == column.dtype
+def _place(column: Tensor) -> _Place:
+    """The memory that a column shows, and how."""
+    return column.data_ptr(), column.shape, column.stride(), column.dtype
+
+
+def _is_plain(value: Any) -> bool:
+    return type(value) is Tensor and value.layout is torch.strided
+
+
+def _shows(value: Any, place: _Place) -> bool:
+    """Whether `value` still shows the memory of a column as it is, and nothing else."""
+    return (
+        _is_plain(value)
+        and _place(value) == place
         and not value.requires_grad
         and not value.is_neg()
     )
@@ -164,13 +186,15 @@ class SlotBatch(dict[str, Tensor]):
     """
 
     __slots__ = ("filled",)
-    filled: _Filled
+
+    def __init__(self, *entries: Any, filled: _Filled | None = None) -> None:
+        super().__init__(*entries)
+        self.filled = filled
+        """None if it was made by other code, which makes a dict of the type of another one."""
 
     def copy(self) -> SlotBatch:
         """Return another dict of the same tensors and slot."""
-        batch = SlotBatch(self)
-        batch.filled = self.filled
-        return batch
+        return SlotBatch(self, filled=self.filled)
 
     __copy__ = copy
 
@@ -180,12 +204,12 @@ class SlotBatch(dict[str, Tensor]):
 
 def _reduce(batch: SlotBatch) -> tuple[Any, ...]:
     filled = batch.filled
-    slots = filled.slots
-    if filled.sent or slots.process != this_process() or not _pickles_results():
+    if filled is None or filled.sent or not filled.slots.may_send():
         return dict, (dict(batch),)
     entries = filled.entries(batch)
     if entries is not None and not any(name for _, name, _ in entries):
         return dict, (dict(batch),)
+    slots = filled.slots
     filled.sent = True
     introduction, gone = slots.send(filled.slot)
     whole = (slots.token, filled.slot, filled.rows, entries, introduction, gone)

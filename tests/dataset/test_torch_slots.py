@@ -180,6 +180,7 @@ class Pickled:
             "shallow": copy.copy(batch),
             "again": batch.copy(),
             "spread": {**batch},
+            "rebuilt": type(batch)(dict(batch)),
         }
 
 
