@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self, SupportsIndex
+from typing import Any, Self, SupportsIndex, cast
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Dataset
 
-from ..errors import AccessError, IndexRangeError
+from ..errors import AccessError
 from ..files.atomic import storage_errors
 from ..negatives.overwritten_pt import publish_overwritten
 from ..rules import arguments
@@ -36,10 +36,11 @@ _log = logging.getLogger("jasper_mmap")
 class JASPERSteeringDataset(Artifacts, Dataset[Batch]):
     """Batches of one split of a converted store.
 
-    A map-style dataset: `dataset[position]` is a sample, `dataset.__getitems__(positions)` a whole
-    batch; positions number the pairs of the split from 0. Each artifact is an attribute under its
-    own name (`question_embs`, ..., `hard_negatives`, `negative_tiers`; `split_indices` holds the
-    split's pair numbers, `pair_keyword_ids[i]` the 1-D int64 tensor of pair i) until `close()`.
+    A map-style dataset: `dataset[position]` is a sample, `dataset[positions]` (a list, array or
+    tensor) a batch; positions number the pairs of the split from 0. Each artifact is an attribute
+    under its own name (`question_embs`, ..., `hard_negatives`, `negative_tiers`; `split_indices`
+    holds the split's pair numbers, `pair_keyword_ids[i]` the 1-D int64 tensor of pair i) until
+    `close()`.
     Tables are mapped, shared by all processes and never copied; writing to one in place changes
     this process's view only. A dataset pickles to a few kilobytes; the copy opens the store again.
 
@@ -142,22 +143,17 @@ class JASPERSteeringDataset(Artifacts, Dataset[Batch]):
     def __len__(self) -> int:
         return self._reader.n
 
-    def __getitem__(self, index: SupportsIndex) -> Batch:
-        return Sample.of(self._read_checked(arguments.position(index)), 0)
+    def __getitem__(self, index: SupportsIndex | Sequence[int] | ArrayLike | torch.Tensor) -> Batch:
+        if arguments.are_positions(index):
+            return cast(Batch, self.__getitems__(cast(ArrayLike, index)).columns)
+        return Sample.of(self.reader.read(self._checked(arguments.position(index))), 0)
 
     def __getitems__(self, indices: Sequence[int] | ArrayLike | torch.Tensor) -> Rows:
-        positions = arguments.positions(indices)
-        return Rows(self._read_checked(positions, reuse=True), len(positions))
+        positions = self._checked(indices)
+        return Rows(self.reader.read(positions, reuse=True), len(positions))
 
-    def _read_checked(self, positions: NDArray[np.int64], *, reuse: bool = False) -> Columns:
-        # A negative number is a huge one without its sign.
-        if len(positions) and positions.view(np.uint64).max() >= len(self):
-            wrong = positions[(positions < 0) | (positions >= len(self))][0]
-            raise IndexRangeError(
-                f"Index {wrong} out of range: split '{self.split}' has {len(self)} pairs,"
-                " numbered from 0."
-            )
-        return self.reader.read(positions, reuse=reuse)
+    def _checked(self, indices: Any) -> NDArray[np.int64]:
+        return arguments.positions_in(indices, len(self), self.split)
 
     @property
     def reader(self) -> SplitReader:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import UnknownSplitError, UsageError
+from ..errors import IndexRangeError, UnknownSplitError, UsageError
 from .names import SPLITS, VARIANTS, Split, Variant
 
 LARGEST: Final = 2**63 - 1
@@ -114,6 +114,25 @@ def positions(indices: Sequence[int] | ArrayLike | torch.Tensor) -> NDArray[np.i
     if result.ndim != 1 or result.dtype.kind not in "iu":
         raise UsageError(f"positions must be a list of integers, not {indices!r:.100}")
     return result.astype(np.int64)
+
+
+def positions_in(indices: Any, n: int, split: Split) -> NDArray[np.int64]:
+    """Positions [B] in a split of `n` pairs, `UsageError`, or `IndexRangeError`."""
+    result = positions(indices)
+    # A negative number is a huge one without its sign.
+    if len(result) and result.view(np.uint64).max() >= n:
+        wrong = result[(result < 0) | (result >= n)][0]
+        raise IndexRangeError(
+            f"Index {wrong} out of range: split '{split}' has {n} pairs, numbered from 0."
+        )
+    return result
+
+
+def are_positions(index: Any) -> bool:
+    """Whether `index` is several positions (a list, tuple, range, array or tensor), not one."""
+    if isinstance(index, np.ndarray | torch.Tensor):
+        return index.ndim > 0
+    return isinstance(index, list | tuple | range)
 
 
 def variant_name(variant: Any) -> Variant:
