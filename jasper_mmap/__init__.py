@@ -7,9 +7,10 @@ from .lazy import lazy
 if TYPE_CHECKING:
     from . import errors as errors
     from .dataset.dataset import JASPERSteeringDataset
+    from .loader.create import create_loader
     from .loader.epochs import set_epoch
     from .loader.first_batch import validate_first_batch
-    from .loader.loader import JASPERDataLoader, create_loader
+    from .loader.loader import JASPERDataLoader
     from .loader.watcher import watch_negatives
     from .negatives.publish import publish_negatives, rollback_negatives
     from .rules.schema import Batch
@@ -22,7 +23,7 @@ else:  # where type checkers do not look: they would take any name for one of th
             "JASPERDataLoader": "loader.loader",
             "JASPERSteeringDataset": "dataset.dataset",
             "__version__": "version",
-            "create_loader": "loader.loader",
+            "create_loader": "loader.create",
             "errors": "errors",
             "publish_negatives": "negatives.publish",
             "rollback_negatives": "negatives.publish",

@@ -20,8 +20,8 @@ import torch
 from ..dataset.dataset import JASPERSteeringDataset
 from ..errors import UsageError
 from ..files.page_cache import read_through
+from ..loader.create import create_loader
 from ..loader.epochs import set_epoch
-from ..loader.loader import create_loader
 from ..progress import Show
 from ..rules.integers import as_int64
 from ..rules.schema import Batch

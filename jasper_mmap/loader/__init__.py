@@ -3,6 +3,7 @@
 May import: the ground, files, files/pt, rules, store, negatives, dataset, loader/passes.
 """
 
-from .loader import JASPERDataLoader, create_loader
+from .create import create_loader
+from .loader import JASPERDataLoader
 
 __all__ = ["JASPERDataLoader", "create_loader"]

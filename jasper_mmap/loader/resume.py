@@ -14,7 +14,8 @@ from ..errors import FormatError, JasperError, MissingFileError, UsageError
 from ..rules.names import Again
 from ..store.pointer import read_pointer
 from .passes.local_pass import Pass
-from .passes.order import PassCounter, PassPlan
+from .passes.order import PassCounter
+from .passes.plan import PassPlan
 from .passes.state import State
 from .ranks import Loaded, rank_and_world, several_ranks
 

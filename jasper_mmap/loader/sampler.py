@@ -6,6 +6,7 @@ types.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,12 @@ from torch.utils.data import BatchSampler, DistributedSampler, RandomSampler, Se
 
 from ..dataset.dataset import JASPERSteeringDataset
 from .epochs import begin_epoch
-from .passes.order import PassCounter, PassPlan
+from .passes.order import PassCounter
+from .passes.plan import PassPlan
+
+_log = logging.getLogger("jasper_mmap")
+_other_seeds: set[tuple[int, int]] = set()
+"""Seeds of replaced samplers, and ours, that were logged."""
 
 
 class _Sampler:
@@ -87,9 +93,70 @@ class RankSampler(_Sampler, DistributedSampler[Any]):
         self.epoch = epoch
 
 
+class ReplacingSampler(RankSampler):
+    """Stands for a `DistributedSampler` that a user or a framework has made: its rank and world,
+    and whether it shuffles. The order is ours; its epoch is followed."""
+
+    def __init__(
+        self,
+        replaced: DistributedSampler[Any],
+        dataset: JASPERSteeringDataset,
+        passes: PassCounter,
+    ) -> None:
+        super().__init__(
+            dataset,
+            passes,
+            rank=replaced.rank,
+            world=replaced.num_replicas,
+            shuffle=replaced.shuffle,
+            drop_last=replaced.drop_last,
+        )
+        self._replaced = replaced
+        self._followed = 0  # what torch's begin with
+        seeds = replaced.seed, dataset.seed
+        if replaced.shuffle and replaced.seed != dataset.seed and seeds not in _other_seeds:
+            _other_seeds.add(seeds)
+            _log.info(
+                "the order of a DistributedSampler with seed=%d is replaced by the dataset's own,"
+                " with seed=%d",
+                *seeds,
+            )
+
+    def follow(self) -> None:
+        """Begin the epoch of the replaced sampler, if its owner has called its `set_epoch`."""
+        if self._replaced.epoch != self._followed:
+            self._followed = self._replaced.epoch
+            begin_epoch([self.dataset], self._followed)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Call `jasper_mmap.set_epoch` for the loader."""
+        super().set_epoch(epoch)
+        self._replaced.epoch = self._followed = epoch
+
+
+def is_torchs(sampler: object, *, of: int) -> bool:
+    """Whether `sampler` has the order of torch's `DistributedSampler`, whatever its class is, `of`
+    so many positions."""
+    return (
+        isinstance(sampler, DistributedSampler)
+        and type(sampler).__iter__ is DistributedSampler.__iter__
+        and len(sampler.dataset) == of  # type: ignore[arg-type]
+    )
+
+
+def own_sampler(sampler: object, dataset: JASPERSteeringDataset) -> OwnSampler | None:
+    """`sampler` if it is one of this package over `dataset`."""
+    if isinstance(sampler, OrderedSampler | ShuffledSampler | RankSampler):
+        return sampler if sampler.dataset is dataset else None
+    return None
+
+
+OwnSampler = OrderedSampler | ShuffledSampler | RankSampler
+
+
 def _positions(passes: PassCounter) -> Iterator[int]:
     plan = passes.peek()
-    whole = -(-plan.samples // plan.batch_size)  # also what a loader drops of the last batch
+    whole = plan.all_batches  # also what a loader drops of the last batch
     for first in range(0, whole, plan.ahead):
         yield from plan.positions(range(first, min(first + plan.ahead, whole))).tolist()
 

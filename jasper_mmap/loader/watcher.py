@@ -32,6 +32,8 @@ _EXIT_S: Final = 1.0
 """How long the interpreter waits at exit for a look that is running."""
 
 _log = logging.getLogger("jasper_mmap")
+_of_loaders: weakref.WeakKeyDictionary[Any, Watcher] = weakref.WeakKeyDictionary()
+"""Dataset -> the watch of its loaders."""
 
 
 def watch_negatives(
@@ -63,6 +65,15 @@ def watch_negatives(
     return Watcher(subjects, datasets, interval_s, adopt, on_reload, on_error)
 
 
+def watch_for(loader: DataLoader[Any], adopt: Adopt) -> Watcher:
+    """The watch of a loader with `watch=`; one made instead of another takes the other's over."""
+    running = _of_loaders.get(loader.dataset)
+    if running is not None and running.adopt == adopt and running.joined_by(loader):
+        return running
+    watcher = _of_loaders[loader.dataset] = watch_negatives(loader, adopt=adopt)
+    return watcher
+
+
 def _seconds(given: Any) -> float:
     """`given` as a valid interval, or `UsageError`."""
     try:
@@ -90,7 +101,9 @@ class Watcher:
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._pid = os.getpid()
         wake = self._wake
-        alive = _Alive(subjects, lambda: wake.put(None))
+        alive = self._alive = _Alive(subjects, lambda: wake.put(None))
+        self.adopt = adopt
+        self._stopped = False
         together: dict[Adoption, list[JASPERSteeringDataset]] = {}
         for dataset in datasets:
             together.setdefault(dataset.adoption, []).append(dataset)
@@ -125,9 +138,15 @@ class Watcher:
         """End the watch, after a running look; drop a generation that waits for an epoch."""
         if os.getpid() != self._pid:
             return  # a forked process has a copy of this, but no thread
+        self._stopped = True
         self._wake.put(None)
         if threading.current_thread() is not self._thread:
             self._thread.join()
+
+    def joined_by(self, subject: object) -> bool:
+        """Go on as long as `subject` lives too; False if it has ended, other than by `stop`."""
+        self._alive.add(subject)
+        return self._stopped or self.running
 
     @property
     def running(self) -> bool:
@@ -152,6 +171,10 @@ class _Alive:
     def __init__(self, subjects: Sequence[object], ended: Callable[[], None]) -> None:
         self._ended = ended
         self._references = [weakref.ref(subject, self._died) for subject in subjects]
+
+    def add(self, subject: object) -> None:
+        """Count one more."""
+        self._references.append(weakref.ref(subject, self._died))
 
     def __call__(self) -> bool:
         return any(reference() is not None for reference in self._references)

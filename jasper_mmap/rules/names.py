@@ -17,6 +17,10 @@ Again = Literal["auto", "state", "current"]
 state or an error, or the newest."""
 Validation = Literal["auto", "full"]
 """What is checked at open: files that changed since the conversion, or everything."""
+Auto = Literal["auto"]
+"""A loader that is divided among ranks if a process group is up when that is first needed."""
+Tail = Literal["share", "pad", "cut"]
+"""How ranks divide the end of an order that is no multiple of their number."""
 
 SPLITS: Final[tuple[Split, ...]] = get_args(Split)
 VARIANTS: Final[tuple[Variant, ...]] = get_args(Variant)

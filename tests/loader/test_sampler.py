@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DistributedSampler
 
-from jasper_mmap.loader.passes.order import PassPlan
+from jasper_mmap.loader.passes.plan import PassPlan
 
 
 def plan(n: int = 100, **options: Any) -> PassPlan:
@@ -47,30 +47,74 @@ def ranks(of: PassPlan, world: int) -> list[PassPlan]:
     return [replace(of, rank=rank, world=world) for rank in range(world)]
 
 
-GRID = list(itertools.product((1, 7, 64, 100), (1, 2, 3, 8), (1, 4, 9), (False, True)))
+GRID = list(itertools.product((1, 7, 65, 100), (1, 2, 3, 8), (1, 2, 9)))
+TAILS = ("share", "pad", "cut")
 
 
-def test_ranks_together_consume_what_a_single_process_would() -> None:
+def consumed_by(plans: list[PassPlan]) -> list[int]:
+    """Return what ranks consume together, batch by batch, one rank after the other."""
+    together = itertools.zip_longest(*map(batches, plans), fillvalue=[])
+    return [position for k in together for batch in k for position in batch]
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("tail", TAILS)
+def test_ranks_together_consume_what_a_single_process_would(tail: str, drop_last: bool) -> None:
     """Batch k of all ranks, one rank after the other, is batch k of a process with a batch as
-    large as theirs together; the tail goes on from the beginning of the order, or is cut."""
-    for n, world, size, drop_last in GRID:
-        one = plan(n, batch_size=size, drop_last=drop_last)
+    large as theirs together; the tail is divided, goes on from the beginning, or is cut."""
+    for n, world, size in GRID:
+        one = plan(n, batch_size=size, drop_last=drop_last, tail=tail)
         order, together = whole_order(one), ranks(one, world)
-        served = [list(itertools.chain(*k)) for k in zip(*map(batches, together), strict=True)]
-        consumed = list(itertools.chain(*served))
-        case = f"n={n} world={world} batch_size={size} drop_last={drop_last}"
+        consumed = consumed_by(together)
+        case = f"n={n} world={world} batch_size={size}"
         run = world * size
         if drop_last:
             assert consumed == order[: n // run * run], case
-        else:
+        elif tail == "cut":
+            assert consumed == order[: n // world * world], case
+        elif tail == "pad":
             assert consumed == (order * world)[: -(-n // world) * world], case
-        assert all(len(k) == run for k in served[:-1]), case
+        else:
+            assert consumed == order, case
+        for k in range(n // run - 1):
+            assert [of.rows(k) for of in together] == [size] * world, case
+
+
+def test_ranks_that_share_have_as_many_batches_and_differ_by_one_row() -> None:
+    """As many as with padding, wherever every batch of every rank can have a row."""
+    for n, world, size in GRID:
+        together = ranks(plan(n, batch_size=size), world)
+        count = -(-n // (world * size))
+        if n >= world * count:
+            assert [len(of) for of in together] == [count] * world
+        else:
+            assert {len(of) for of in together} == {count - 1, count}
+        for k in range(min(map(len, together))):
+            rows = [of.rows(k) for of in together]
+            assert max(rows) - min(rows) <= 1
+            assert 1 <= min(rows) <= max(rows) <= size
+
+
+def test_padding_is_what_comes_after_the_whole_order() -> None:
+    """It is at the end of a batch, and only where repeating was asked for."""
+    for n, world, size in GRID:
+        together = ranks(plan(n, batch_size=size, tail="pad"), world)
+        seen = 0
+        for k in range(len(together[0])):
+            for of in together:
+                real = max(0, min(of.rows(k), n - seen))
+                assert of.padding(k) == of.rows(k) - real
+                seen += of.rows(k)
+        for other in ("share", "cut"):
+            shared = ranks(plan(n, batch_size=size, tail=other), world)
+            assert {of.padding(k) for of in shared for k in range(len(of))} <= {0}
 
 
 def test_blocks_of_batches_equal_single_ones() -> None:
     """Positions computed for many batches at once are those of each."""
-    for n, world, size, drop_last in GRID:
-        for of in ranks(plan(n, batch_size=size, drop_last=drop_last), world):
+    for (n, world, size), tail in itertools.product(GRID, (*TAILS, None)):
+        first = plan(n, batch_size=size, tail=tail or "share", drop_last=tail is None)
+        for of in ranks(first, world):
             single = batches(of)
             for first in range(0, len(of), 3):
                 want = list(itertools.chain(*single[first : first + 3]))
@@ -98,7 +142,7 @@ def test_ranks_get_as_many_samples_as_from_torch() -> None:
     for n, world, drop_last in itertools.product(
         (1, 2, 5, 16, 17, 99), (1, 2, 3, 8), (False, True)
     ):
-        for rank, of in enumerate(ranks(plan(n, drop_last=drop_last), world)):
+        for rank, of in enumerate(ranks(plan(n, drop_last=drop_last, tail="pad"), world)):
             torchs: DistributedSampler[int] = DistributedSampler(
                 Numbered(n), world, rank, drop_last=drop_last
             )
@@ -108,22 +152,26 @@ def test_ranks_get_as_many_samples_as_from_torch() -> None:
             assert of.samples == len(torchs) == len(list(torchs))
 
 
-@pytest.mark.parametrize("drop_last", [False, True])
-def test_resume_anywhere_gives_exactly_the_rest(drop_last: bool) -> None:
+@pytest.mark.parametrize("tail", [*TAILS, None])
+def test_resume_anywhere_gives_exactly_the_rest(tail: str | None) -> None:
     """After any number of batches, also with another world and batch size, the order goes on at
     the very sample where it stopped."""
+    drop_last = tail is None
     for n, (world, size), (world2, size2) in itertools.product(
         (50, 97), ((1, 8), (2, 4), (3, 5)), ((1, 8), (1, 3), (4, 2), (2, 4))
     ):
-        first = plan(n, batch_size=size, world=world, drop_last=drop_last)
+        first = plan(n, batch_size=size, world=world, drop_last=drop_last, tail=tail or "share")
         order = whole_order(first)
+        together = ranks(first, world)
         for done in range(len(first)):
             start = first.consumed(done)
-            assert start == done * world * size
+            assert start == sum(of.rows(k) for of in together for k in range(done))
             later = ranks(replace(first, batch_size=size2, start=start), world2)
-            consumed = [p for k in zip(*map(batches, later), strict=True) for b in k for p in b]
-            rest = order[start:]
+            consumed, rest = consumed_by(later), order[start:]
+            if tail == "share":
+                assert consumed == rest
             cut = len(rest) // (world2 * size2) * world2 * size2 if drop_last else len(rest)
+            cut = cut // world2 * world2 if tail == "cut" else cut
             assert consumed[:cut] == rest[:cut]
             assert len(consumed) - cut < (1 if drop_last else world2)
         assert first.consumed(len(first)) == n

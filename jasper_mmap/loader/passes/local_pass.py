@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
 from typing import Any, Final, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from ...dataset.batch_layout import Columns, Target
 from ...dataset.dataset import JASPERSteeringDataset
 from ...dataset.gather import Lookup
 from ...dataset.slots import Slots
+from ...dataset.split_reader import SplitReader
 from ...errors import UsageError, WorkerError
 from ...files.page_cache import read_ahead
 from ...files.torch_modes import plain_tensors
 from ...rules.schema import Batch
-from .order import PassPlan
+from .given_sampler import GivenSampler
+from .plan import PassPlan
 
 _BLOCKS: Final = 2
 """Blocks kept: that of the current batch and that of the batch being prefetched, or one for each of
@@ -71,7 +77,7 @@ class PlanReader:
             if batch in block.batches and block.state == state and block.plan == plan:
                 return block
         # A partial last batch has another size and is looked up alone.
-        whole = plan.samples // plan.batch_size
+        whole = plan.full
         batches = range(batch, max(whole, batch + 1), self._step)[: self._size]
         self._size = min(2 * self._size, plan.ahead)
         if len(self._blocks) == _BLOCKS:
@@ -81,20 +87,49 @@ class PlanReader:
         return self._blocks[-1]
 
 
+def fill_given(reader: SplitReader, positions: NDArray[np.int64], target: Target) -> None:
+    """Make the batch of `positions` [B], B > 0, that are known to be in range."""
+    columns = dict(target.columns)
+    lookup = reader.look_up(positions, len(positions), reader.words.read(), columns)
+    lookup.fill_wide(0, target)
+    reader.spare(lookup)
+
+
+@dataclass
+class Progress:
+    """How far a pass is: `count` batches of `plan` were returned, or positions of a sampler that
+    was given."""
+
+    plan: PassPlan
+    epoch_calls: int
+    """The dataset's `epoch_calls` at the latest batch, or when the pass began."""
+    count: int = 0
+
+
 class Pass(Iterator[Batch]):
-    """One iteration over a loader, for one thread at a time; `count` batches of `plan` were
-    returned so far."""
+    """One iteration over a loader, for one thread at a time; `count` batches were returned so far.
+
+    `given` is the sampler whose batches, of these `sizes`, it returns, if not those of `plan`.
+    """
 
     def __init__(
-        self, plan: PassPlan, dataset: JASPERSteeringDataset, *, pin: bool = False
+        self,
+        plan: PassPlan,
+        dataset: JASPERSteeringDataset,
+        *,
+        pin: bool = False,
+        given: GivenSampler | None = None,
+        sizes: deque[int] | None = None,
     ) -> None:
         self.plan = plan
         self.count = 0
-        self.epoch_calls = dataset.epoch_calls
-        """The dataset's `epoch_calls` at the latest batch, or when the pass began."""
+        self.progress = Progress(plan, dataset.epoch_calls)
         self._dataset = dataset
         self._reads = dataset.reader
         self._pin = pin
+        self._sized: Sized = plan if given is None else given
+        # Where the sampler does not resume by itself, what it gave is counted.
+        self._sizes = sizes if given is not None and given.plan is not None else None
         # A token that admits one thread: pop and append of a list are atomic.
         self._turn: list[None] = [None]
         self._over: Callable[[], None] | None = None
@@ -128,12 +163,12 @@ class Pass(Iterator[Batch]):
         self._end()
 
     def _end(self) -> None:
-        if self._over is not None and self.count >= len(self.plan):
+        if self._over is not None and self.progress.count >= len(self.plan):
             call, self._over = self._over, None
             call()
 
     def __len__(self) -> int:
-        return len(self.plan if self._successor is None else self._successor)
+        return len(self._sized if self._successor is None else self._successor)
 
     @plain_tensors
     def __next__(self) -> Batch:
@@ -153,9 +188,16 @@ class Pass(Iterator[Batch]):
                 return next(cast(Pass, self._successor))
             batch = self._next()
             self.count += 1
-            self.epoch_calls = self._dataset.epoch_calls
+            progress, sizes = self.progress, self._sizes
+            progress.count = self.count if sizes is None else progress.count + sizes.popleft()
+            progress.epoch_calls = self._dataset.epoch_calls
             if self._over is not None:
                 self._end()
+        except StopIteration:
+            if self._over is not None:  # a sampler that was given may give less than the plan
+                call, self._over = self._over, None
+                call()
+            raise
         finally:
             self._turn.append(None)
         if self._pin:
@@ -202,9 +244,13 @@ class ForeignPass(Pass):
     """Batches of torch's own iterator, for options that this package's iterators do not support."""
 
     def __init__(
-        self, plan: PassPlan, dataset: JASPERSteeringDataset, batches: Iterator[Columns]
+        self,
+        plan: PassPlan,
+        dataset: JASPERSteeringDataset,
+        batches: Iterator[Columns],
+        given: GivenSampler | None = None,
     ) -> None:
-        super().__init__(plan, dataset)
+        super().__init__(plan, dataset, given=given, sizes=given.sizes if given else None)
         self._batches = batches
 
     def _drop(self) -> None:

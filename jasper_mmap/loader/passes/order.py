@@ -1,95 +1,15 @@
-"""The order of an epoch: any part can be computed alone, divided among ranks and resumed.
-
-A `PassPlan` is the order of one pass, a pure function; a `PassCounter` selects the next pass.
-"""
+"""Selecting the next pass of an epoch, and where an interrupted one continues."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
 from typing import Final, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ...dataset.dataset import JASPERSteeringDataset
 from ...files.threads import ProcessLock
-from ...rules.permutation import permute
+from ...rules.names import Tail
+from .plan import PassPlan
 from .state import State
-
-_BLOCK = 1 << 14
-"""Positions computed per call: with cold caches a call costs as much as thousands of them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PassPlan:
-    """The positions in each batch of one pass, for one of `world` ranks.
-
-    The global order of the split (shuffled by (seed, epoch, pass), or as stored) is cut into runs
-    of world x batch_size; rank r takes the r-th batch_size of each, so the ranks together consume
-    the same as a single process, batch by batch. The last run is divided equally: as in torch's
-    DistributedSampler, it is padded from the beginning of the order, or cut with `drop_last`.
-    `start` is how much of the order earlier, interrupted iterations of this pass consumed, on all
-    ranks together.
-    """
-
-    n: int
-    split: str
-    shuffle: bool
-    seed: int
-    epoch: int
-    pass_number: int
-    start: int
-    batch_size: int
-    drop_last: bool
-    rank: int
-    world: int
-
-    @property
-    def samples(self) -> int:
-        """Number of samples for this rank, before a partial last batch is dropped."""
-        rest = self.n - self.start
-        return rest // self.world if self.drop_last else -(-rest // self.world)
-
-    def __len__(self) -> int:
-        whole = self.samples // self.batch_size
-        return whole if self.drop_last else -(-self.samples // self.batch_size)
-
-    def rows(self, batch: int) -> int:
-        """Number of samples in `batch`."""
-        return min(self.batch_size, self.samples - batch * self.batch_size)
-
-    def positions(self, batches: range) -> NDArray[np.int64]:
-        """Return the positions of the samples of these batches (ascending), concatenated."""
-        # As many as there are at most, however large a batch could be.
-        rows = max(0, min(self.batch_size, self.samples - batches.start * self.batch_size))
-        begins = np.arange(batches.start, batches.stop, batches.step) * self.batch_size
-        own = (begins[:, None] + np.arange(rows)).ravel()
-        own = own[: np.searchsorted(own, self.samples)]
-        if self.world > 1:
-            # This rank takes the rank-th part of each run of world * size in the order; the last
-            # run is shorter.
-            whole, tail = divmod(self.samples, self.batch_size)
-            batch = own // self.batch_size
-            size = np.where(batch < whole, self.batch_size, tail)
-            own += batch * ((self.world - 1) * self.batch_size) + self.rank * size
-        own += self.start
-        if len(own) and own[-1] >= self.n:
-            own %= self.n
-        if not self.shuffle or not len(own):
-            return own
-        return permute(own, self.n, "order", self.seed, self.split, self.epoch, self.pass_number)
-
-    @property
-    def ahead(self) -> int:
-        """Number of batches to compute at once."""
-        return max(1, _BLOCK // self.batch_size)
-
-    def consumed(self, batches: int) -> int:
-        """How much of the global order is consumed after `batches` batches, including `start`."""
-        if batches >= len(self):
-            return self.n
-        return self.start + batches * self.world * self.batch_size
-
 
 counting = ProcessLock()
 """Held while a pass is counted and begun; one for all, since a counter can be copied."""
@@ -119,6 +39,7 @@ class PassCounter:
         shuffle: bool,
         rank: int = 0,
         world: int = 1,
+        tail: Tail = "share",
     ) -> None:
         self._dataset = dataset
         self._batch_size = batch_size
@@ -126,8 +47,22 @@ class PassCounter:
         self._shuffle = shuffle
         self._rank = rank
         self._world = world
+        self._tail = tail
         self._seen_calls = dataset.epoch_calls
         self._next = _FIRST
+
+    @property
+    def world(self) -> int:
+        """The number of ranks that share the order."""
+        return self._world
+
+    def with_batches(self, batch_size: int, drop_last: bool) -> PassCounter:
+        """Return this counter, or a copy with the same next pass in other batches."""
+        if (batch_size, drop_last) == (self._batch_size, self._drop_last):
+            return self
+        other = copy.copy(self)
+        other._batch_size, other._drop_last = batch_size, drop_last
+        return other
 
     def peek(self) -> PassPlan:
         """Return the plan of the next iteration, without counting it."""
@@ -154,6 +89,7 @@ class PassCounter:
             drop_last=self._drop_last,
             rank=self._rank,
             world=self._world,
+            tail=self._tail,
         )
 
     def begin(self) -> PassPlan:

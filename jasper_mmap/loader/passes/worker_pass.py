@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pickle
+from collections import deque
 
 from ...dataset.batch_layout import Columns
 from ...dataset.dataset import JASPERSteeringDataset
 from ...errors import UsageError, WorkerError
+from .given_sampler import GivenSampler
 from .local_pass import Pass
-from .order import PassPlan
+from .plan import PassPlan
 from .worker_pool import WorkerPool
 
 
@@ -24,8 +26,10 @@ class WorkerPass(Pass):
         timeout_s: float = 0.0,
         last: bool = False,
         pin: bool = False,
+        given: GivenSampler | None = None,
+        sizes: deque[int] | None = None,
     ) -> None:
-        super().__init__(plan, dataset, pin=pin)
+        super().__init__(plan, dataset, pin=pin, given=given, sizes=sizes)
         self._last = last
         self._pool = pool
         self._timeout_s = timeout_s or None
@@ -33,8 +37,20 @@ class WorkerPass(Pass):
         self._under_way = 0
         self._ready: dict[int, tuple[int, int]] = {}
         self._dropped = False
+        self.finished = False
+        """Whether it has nothing more to ask of its workers."""
+        pool.passes.add(self)
         with pool.lock:
             self._request_more()  # workers begin before the first batch is asked for
+
+    def record(self, batch: int) -> tuple[int, int, int, int]:
+        """What a request tells a worker of `batch`: its number, and which pass of the plan."""
+        plan = self.plan
+        return batch, plan.epoch, plan.pass_number, plan.start
+
+    def rows(self, batch: int) -> int:
+        """Number of samples in `batch`."""
+        return self.plan.rows(batch)
 
     def arrived(self, batch: int, slot: int, error_bytes: int) -> None:
         """A reply: `slot` holds `batch`, or a pickled exception."""
@@ -46,25 +62,34 @@ class WorkerPass(Pass):
 
     def _drop(self) -> None:
         with self._pool.lock:
-            self._dropped = True
+            self._dropped = self.finished = True
             for slot, _ in self._ready.values():
                 self._pool.slots.give_back(slot)
             self._ready.clear()
             if self._last:
                 self._pool.close()
 
-    def _request_more(self) -> None:
+    def _room(self) -> int:
+        """How many more batches may be in flight."""
+        return self._pool.outstanding_max - self._under_way - len(self._ready)
+
+    def _free_slot(self) -> int | None:
+        """Take a slot, or None if enough is in flight until one is free again."""
         pool = self._pool
-        outstanding = self._under_way + len(self._ready)
-        askable = min(pool.outstanding_max - outstanding, len(self.plan) - self._requested)
-        if askable < min(pool.group, len(self.plan) - self._requested):
+        slot = pool.slots.take()
+        if slot is None and self._under_way + len(self._ready) < pool.num_workers:
+            slot = pool.slots.take_grown()
+        return slot
+
+    def _request_more(self) -> None:
+        pool, left = self._pool, len(self.plan) - self._requested
+        askable = min(self._room(), left)
+        if askable < min(pool.group, left):
             return
         for _ in range(askable):
-            slot = pool.slots.take()
+            slot = self._free_slot()
             if slot is None:
-                if self._under_way + len(self._ready) >= pool.num_workers:
-                    break  # enough in flight until a slot is free again
-                slot = pool.slots.take_grown()
+                break
             pool.request(self, self._requested, slot)
             self._requested += 1
             self._under_way += 1
@@ -79,11 +104,20 @@ class WorkerPass(Pass):
         with self._pool.lock:
             return self._next_of_pool()
 
+    def _served_all(self) -> bool:
+        """Whether every batch was returned."""
+        return self.count >= len(self.plan)
+
+    def _stop(self) -> None:
+        """Raise what ends the iteration."""
+        raise StopIteration
+
     def _next_of_pool(self) -> Columns:
-        if self.count >= len(self.plan):
+        if self._served_all():
+            self.finished = True
             if self._last:
                 self._pool.close()
-            raise StopIteration
+            self._stop()
         self._request_more()
         while (batch := self._next_ready()) is None:
             if not self._pool.receive(self._timeout_s):
@@ -92,13 +126,18 @@ class WorkerPass(Pass):
                     " batch in time. Raise the timeout, or find out what delays the workers."
                 )
         slot, error_bytes = self._ready.pop(batch)
+        return self._batch(batch, slot, error_bytes)
+
+    def _batch(self, batch: int, slot: int, error_bytes: int) -> Columns:
+        """The batch that arrived in `slot`, or the exception of its worker."""
         slots = self._pool.slots
+        rows = self.rows(batch)
         if error_bytes:
             data = slots.extents.bytes_of(slot)[:error_bytes].tobytes()
             slots.give_back(slot)
             self.count += 1  # the next call continues after it
             pickle.loads(data).reraise()  # noqa: S301  # our own worker wrote it
-        return slots.lease(slot, self.plan.rows(batch))
+        return slots.lease(slot, rows)
 
     def _next_ready(self) -> int | None:
         if self._pool.in_order:
@@ -107,4 +146,5 @@ class WorkerPass(Pass):
 
     def __del__(self) -> None:
         for slot, _ in self._ready.values():
-            self._pool.slots.give_back(slot)
+            if slot >= 0:  # not of a batch that is made here
+                self._pool.slots.give_back(slot)

@@ -20,7 +20,7 @@ from ...dataset.dataset import JASPERSteeringDataset
 from ...dataset.slots import Slots
 from ...errors import UsageError, WorkerError
 from ...files.shared_memory import Descriptor, this_process
-from .order import PassPlan
+from .plan import PassPlan
 from .worker_death import Child, end_with
 from .worker_process import MANY, REPLY, REQUEST, Job, WorkerInit, handled, held_back, work
 
@@ -33,7 +33,10 @@ UNGUARDED: Final = 87
 class Client(Protocol):
     """A pass that asks the pool for batches."""
 
-    plan: PassPlan
+    finished: bool
+
+    def record(self, batch: int) -> tuple[int, int, int, int]:
+        """What a request tells a worker of `batch`; see `worker_process`."""
 
     def arrived(self, batch: int, slot: int, error_bytes: int) -> None:
         """Take a reply: `slot` holds `batch`, or a pickled exception of `error_bytes`."""
@@ -48,7 +51,7 @@ class WorkerPool:
     def __init__(
         self,
         dataset: JASPERSteeringDataset,
-        plan: PassPlan,
+        plan: PassPlan | None,
         layout: Layout,
         *,
         num_workers: int,
@@ -67,6 +70,7 @@ class WorkerPool:
         self.outstanding_max = num_workers * prefetch
         # One more than can be in flight: the batch that the trainer uses.
         self.slots = Slots(layout, self.outstanding_max + 1, shared=True)
+        self.passes: weakref.WeakSet[Client] = weakref.WeakSet()
         self._asked: dict[int, tuple[weakref.ref[Client], int, int, int]] = {}
         self._ticket = 0
         self.in_order = in_order
@@ -135,8 +139,13 @@ class WorkerPool:
         """Whether the workers belong to this process; a forked one has only a copy of the pool."""
         return self._owner == this_process()
 
+    @property
+    def idle(self) -> bool:
+        """Whether no pass needs it."""
+        return all(client.finished for client in tuple(self.passes))
+
     def request(self, owner: Client, batch: int, slot: int) -> None:
-        """Request a worker to fill `slot` with `batch` of the owner's plan; sent by `send`.
+        """Request a worker to fill `slot` with `batch` of the owner; sent by `send`.
 
         In order, the workers take turns, so that each knows its next batches. Otherwise the one
         with the fewest requests gets it, so that a slow worker does not collect them all.
@@ -147,9 +156,7 @@ class WorkerPool:
         self._load[worker] += 1
         self._ticket += 1
         self._asked[self._ticket] = (weakref.ref(owner), worker, batch, slot)
-        plan = owner.plan
-        record = REQUEST.pack(self._ticket, slot, batch, plan.epoch, plan.pass_number, plan.start)
-        self._unsent[worker] += record
+        self._unsent[worker] += REQUEST.pack(self._ticket, slot, *owner.record(batch))
 
     def send(self) -> None:
         """Send the requests to the workers."""

@@ -3,7 +3,8 @@
 Each worker reads its requests (which batch of which pass, into which slot) from its own pipe; all
 reply through one pipe. Both are records of a few integers, at most `MANY` at a time: less than
 PIPE_BUF, which the kernel writes atomically. Positions, tensors and descriptors are never sent; an
-exception is written into the slot of its batch.
+exception is written into the slot of its batch. So are the positions of a batch that is not of a
+plan: its request has ~rows in place of the batch's number.
 
 A worker ends on request, or when the trainer ends. It does not run the trainer's signal handlers,
 since schedulers signal whole process groups: with an inherited handler (save a checkpoint, exit)
@@ -39,8 +40,8 @@ from ...dataset.batch_layout import Layout
 from ...dataset.dataset import JASPERSteeringDataset
 from ...dataset.slots import Extents
 from ...files.shared_memory import Descriptor, process_descriptor
-from .local_pass import PlanReader
-from .order import PassPlan
+from .local_pass import PlanReader, fill_given
+from .plan import PassPlan
 
 ENDING: Final = (
     signal.SIGHUP,
@@ -78,8 +79,8 @@ class Job:
     """Everything that a worker needs at its start."""
 
     dataset: JASPERSteeringDataset
-    plan: PassPlan
-    """The plan of any pass: requests have what differs."""
+    plan: PassPlan | None
+    """The plan of any pass: requests have what differs. None if no batch is of a plan."""
     layout: Layout
     slots: int
     memory: Descriptor
@@ -180,10 +181,18 @@ class _Filler:
         self._which: list[int] = []
 
     def fill(self, slot: int, batch: int, which: list[int]) -> None:
-        """Write `batch` of the pass `which` (epoch, pass number, start) into `slot`."""
+        """Write `batch` of the pass `which` (epoch, pass number, start) into `slot`, or the batch
+        whose positions it holds."""
+        if batch < 0:
+            rows = ~batch
+            positions = self.extents.bytes_of(slot)[: 8 * rows].view(np.int64).copy()
+            fill_given(self._job.dataset.reader, positions, self.extents.target(slot, rows))
+            return
         if which != self._which:
             epoch, pass_number, start = self._which = which
+            assert self._job.plan is not None, "a pool of given batches has no plan"
             self._plan = replace(self._job.plan, epoch=epoch, pass_number=pass_number, start=start)
+        assert self._plan is not None
         self._reader.fill(self._plan, batch, self.extents.target(slot, self._plan.rows(batch)))
 
 

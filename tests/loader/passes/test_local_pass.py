@@ -19,7 +19,7 @@ from torch.utils.data import default_collate, get_worker_info
 from jasper_mmap import JASPERSteeringDataset, create_loader, set_epoch
 from jasper_mmap.dataset.batch_layout import Layout
 from jasper_mmap.dataset.samples import Sample
-from jasper_mmap.loader import loader as loader_module
+from jasper_mmap.loader import create as create_module
 from jasper_mmap.loader.passes.worker_pool import WorkerPool
 from jasper_mmap.loader.passes.worker_process import REQUEST
 from jasper_mmap.rules.names import Split
@@ -224,7 +224,7 @@ def test_small_batches_are_prefetched_deeper(
     assert (prefetched(None), prefetched(3)) == (8, 3)
     slot = Layout(8, 32, 12).nbytes
     for count, want in ((5, 5), (1, 2)):
-        monkeypatch.setattr(loader_module, "_PREFETCH_BYTES", count * slot)
+        monkeypatch.setattr(create_module, "_PREFETCH_BYTES", count * slot)
         assert (prefetched(None), prefetched(3)) == (want, 3)
 
 

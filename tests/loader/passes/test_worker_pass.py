@@ -2,6 +2,7 @@
 
 import random
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import pytest
 from jasper_mmap import JASPERSteeringDataset
 from jasper_mmap.dataset.batch_layout import Layout
 from jasper_mmap.dataset.slots import Slots
-from jasper_mmap.loader.passes.order import PassCounter, PassPlan
+from jasper_mmap.loader.passes.order import PassCounter
+from jasper_mmap.loader.passes.plan import PassPlan
 from jasper_mmap.loader.passes.worker_pass import WorkerPass
 
 WORKERS = 2
@@ -31,6 +33,7 @@ class Pool:
         self.slots = Slots(layout, self.outstanding_max + 1, shared=True)
         self.groups: list[int] = []
         self.closed = 0
+        self.passes: weakref.WeakSet[WorkerPass] = weakref.WeakSet()
         self._unsent: list[tuple[WorkerPass, int, int]] = []
         self._sent: list[tuple[WorkerPass, int, int]] = []
         self._dice = random.Random(3)
