@@ -113,8 +113,8 @@ def test_padding_is_what_comes_after_the_whole_order() -> None:
 def test_blocks_of_batches_equal_single_ones() -> None:
     """Positions computed for many batches at once are those of each."""
     for (n, world, size), tail in itertools.product(GRID, (*TAILS, None)):
-        first = plan(n, batch_size=size, tail=tail or "share", drop_last=tail is None)
-        for of in ranks(first, world):
+        one = plan(n, batch_size=size, tail=tail or "share", drop_last=tail is None)
+        for of in ranks(one, world):
             single = batches(of)
             for first in range(0, len(of), 3):
                 want = list(itertools.chain(*single[first : first + 3]))
