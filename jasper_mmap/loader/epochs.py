@@ -94,7 +94,7 @@ def _move_wrapper(wrapper: Any, epoch: int) -> None:
         movable = [getattr(wrapper, "sampler", None), batches, getattr(batches, "sampler", None)]
     for part in {id(part): part for part in movable}.values():
         move = getattr(part, "set_epoch", None)
-        if callable(move) and not hasattr(part, "follows_dataset"):
+        if callable(move) and not hasattr(part, "_follows_dataset"):
             move(epoch)
 
 

@@ -25,7 +25,7 @@ from .passes.order import counting
 from .passes.plan import PassPlan
 from .passes.worker_pool import WorkerPool
 from .ranks import agree_on_place
-from .resources import Resources, end_others
+from .resources import Resources
 from .resume import begin_pass, resume
 from .sampler import PlannedBatches, ReplacingSampler
 from .schedule import Batching, Schedule, scheduled_as_given, warn_if_empty
@@ -53,7 +53,7 @@ class JASPERDataLoader(DataLoader[Batch]):
     continues there. Several threads may iterate it, each over its own pass.
     """
 
-    follows_dataset = True
+    _follows_dataset = True
     """Marks that it follows its dataset's epoch, so `epochs.set_epoch` does not call it."""
 
     def __init__(
@@ -122,7 +122,7 @@ class JASPERDataLoader(DataLoader[Batch]):
             self._own_order = True
             if distributed != "auto":
                 self._decided()
-        end_others(self)
+        self._held.end_others(dataset)
         self.watcher: Watcher | None = None
         if watch:
             self.watcher = watch_for(self, "now" if watch is True else watch)
@@ -235,10 +235,6 @@ class JASPERDataLoader(DataLoader[Batch]):
             sampler = batches if isinstance(batches, GivenSampler) else None
             return ForeignPass(plan, self.dataset_obj, made, sampler)
         return self._held.begin(self, plan, given)
-
-    def end_idle_workers(self) -> None:
-        """End the workers, unless a pass needs them; the next pass starts new ones."""
-        self._held.end_idle_workers()
 
     @property
     def slot_fallbacks(self) -> int:

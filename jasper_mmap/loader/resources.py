@@ -22,6 +22,10 @@ _LOCAL_SLOTS = 2
 PREFETCH = 2
 """Batches in flight per worker, as in torch."""
 
+_of_loaders: weakref.WeakKeyDictionary[Any, weakref.WeakSet[Resources]]
+_of_loaders = weakref.WeakKeyDictionary()
+"""Dataset -> what its loaders hold."""
+
 
 class Resources:
     """What a loader holds in this process, apart from it: Lightning copies the attributes of a
@@ -86,8 +90,15 @@ class Resources:
         )
         self._rows = rows
 
-    def end_idle_workers(self) -> None:
-        """End the workers, unless a pass needs them."""
+    def end_others(self, dataset: JASPERSteeringDataset) -> None:
+        """End the idle workers of other loaders over the dataset of this one, which mostly is made
+        instead of them."""
+        others = _of_loaders.setdefault(dataset, weakref.WeakSet())
+        for other in tuple(others):
+            other._end_idle_workers()
+        others.add(self)
+
+    def _end_idle_workers(self) -> None:
         pool = self.pool
         if pool is not None and pool.is_own and pool.idle:
             pool.close()
@@ -107,16 +118,3 @@ def layout_of(dataset: JASPERSteeringDataset, batch_size: int) -> Layout:
 
 def _reads_ahead(loader: DataLoader[Any]) -> bool:
     return bool(getattr(loader, "read_ahead", False))
-
-
-_loaders: weakref.WeakKeyDictionary[Any, weakref.WeakSet[Any]] = weakref.WeakKeyDictionary()
-"""Dataset -> its loaders."""
-
-
-def end_others(loader: DataLoader[Any]) -> None:
-    """End the idle workers of other loaders over the dataset of `loader`, which mostly is made
-    instead of them."""
-    others = _loaders.setdefault(loader.dataset, weakref.WeakSet())
-    for other in tuple(others):
-        other.end_idle_workers()
-    others.add(loader)

@@ -28,7 +28,7 @@ class _Sampler:
 
     passes: PassCounter
     dataset: Any
-    follows_dataset = True
+    _follows_dataset = True
     """Marks that it follows its dataset's epoch, so `epochs.set_epoch` does not call it."""
 
     def __iter__(self) -> Iterator[int]:

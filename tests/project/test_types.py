@@ -36,6 +36,8 @@ def losses(loader: Iterable[Batch]) -> list[torch.Tensor]:
 
 loader: JASPERDataLoader = create_loader("store", "train", 8, watch="epoch", validate="full")
 create_loader("store", "training", 8)  # wrong
+create_loader("store", "val", 8, distributed="auto", pad=True).padding(0)
+create_loader("store", "val", 8, distributed="automatic")  # wrong
 create_loader("store", "train", 8, watch="epochs")  # wrong
 create_loader("store", "train", 8, validate="fully")  # wrong
 losses(loader)
