@@ -28,7 +28,7 @@ from .ranks import agree_on_place
 from .resources import Resources
 from .resume import begin_pass, resume
 from .sampler import PlannedBatches, ReplacingSampler
-from .schedule import Batching, Schedule, scheduled_as_given, warn_if_empty
+from .schedule import Batching, Schedule, Shown, scheduled_as_given, warn_if_empty
 from .watcher import Watcher, watch_for
 
 MOST = 1 << 40
@@ -53,6 +53,10 @@ class JASPERDataLoader(DataLoader[Batch]):
     continues there. Several threads may iterate it, each over its own pass.
     """
 
+    sampler: Any = Shown()
+    """The sampler of positions, or torch's where a batch sampler was given."""
+    batch_sampler: Any = Shown()
+    """The batch sampler that was given, or torch's over the sampler."""
     _follows_dataset = True
     """Marks that it follows its dataset's epoch, so `epochs.set_epoch` does not call it."""
 
@@ -152,28 +156,6 @@ class JASPERDataLoader(DataLoader[Batch]):
             warn_if_empty(self, self._part)
         assert self._schedule is not None
         return self._schedule
-
-    @property
-    def sampler(self) -> Any:
-        """The sampler of positions, or torch's where a batch sampler was given."""
-        if self._own_order:
-            self._decided()
-        return vars(self)["sampler"]
-
-    @sampler.setter
-    def sampler(self, sampler: Any) -> None:
-        vars(self)["sampler"] = sampler
-
-    @property
-    def batch_sampler(self) -> Any:
-        """The batch sampler that was given, or torch's over the sampler."""
-        if self._own_order:
-            self._decided()
-        return vars(self)["batch_sampler"]
-
-    @batch_sampler.setter
-    def batch_sampler(self, batch_sampler: Any) -> None:
-        vars(self)["batch_sampler"] = batch_sampler
 
     @property
     def sampler_obj(self) -> Any:

@@ -32,6 +32,26 @@ _DEPTH: Final = 8
 _log = logging.getLogger("jasper_mmap")
 
 
+class Shown:
+    """An attribute of a loader that may be decided when it is first asked for.
+
+    It lies among the instance's variables, where tools that copy those find it.
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, loader: Any, owner: type | None = None) -> Any:
+        if loader is None:
+            return self
+        if loader._own_order:
+            loader._decided()
+        return vars(loader)[self._name]
+
+    def __set__(self, loader: Any, value: Any) -> None:
+        vars(loader)[self._name] = value
+
+
 @dataclass
 class Schedule:
     """What the passes of a loader iterate."""

@@ -282,8 +282,9 @@ def test_watch_is_taken_over(store: Path, oracle: Oracle) -> None:
     """One thread watches, as long as either loader lives; a stopped one stays stopped."""
     loader = loader_of(store, "train", 16, watch="epoch")
     again = made_again(loader, sampler=DistributedSampler(loader.dataset, 2, 0))
-    watcher: Any = again.watcher
-    assert watcher is loader.watcher is not None
+    watcher = again.watcher
+    assert watcher is not None
+    assert watcher is loader.watcher
     del loader
     gc.collect()
     number = publish_numbered(store, oracle)
@@ -291,8 +292,7 @@ def test_watch_is_taken_over(store: Path, oracle: Oracle) -> None:
     assert watcher.running
     watcher.stop()
     third = made_again(again)
-    assert third.watcher is watcher
-    assert not watcher.running
+    assert (third.watcher, watcher.running) == (watcher, False)
 
 
 def test_watch_ends_with_the_last_loader(store: Path) -> None:
