@@ -33,7 +33,7 @@ def datasets_of(target: Any, caller: str) -> list[JASPERSteeringDataset]:
     `target` is a dataset, a DataLoader over it, or over a `Subset` or `ConcatDataset` of datasets,
     or a wrapper of one of these. Raises `UsageError` in the name of `caller` if it contains none.
     """
-    if datasets := [part for part in _parts(target) if isinstance(part, JASPERSteeringDataset)]:
+    if datasets := [part for part in parts_of(target) if isinstance(part, JASPERSteeringDataset)]:
         return datasets
     over = f" over {_kind(target.dataset)}" if isinstance(target, DataLoader) else ""
     raise UsageError(
@@ -47,7 +47,7 @@ def _kind(value: Any) -> str:
     return f"a {type(value).__name__}" if value is not None else "None"
 
 
-def _parts(target: Any) -> Iterator[Any]:
+def parts_of(target: Any) -> Iterator[Any]:
     """`target` and what it leads to, each once, the outer ones first."""
     seen: dict[int, Any] = {}
     waiting = [target]
@@ -78,7 +78,7 @@ def set_epoch(loader: DataLoader[Any] | Dataset[Any], epoch: int) -> None:
     """
     datasets = datasets_of(loader, "set_epoch")
     epoch = integer("epoch", epoch)  # checked before anything is moved
-    for part in _parts(loader):
+    for part in parts_of(loader):
         if not isinstance(part, JASPERSteeringDataset):
             _move_wrapper(part, epoch)
     begin_epoch(datasets, epoch)

@@ -13,7 +13,7 @@ from ..errors import BatchError, BatchTypeError
 from ..rules.names import VARIANTS
 from ..rules.schema import COLUMNS, Column
 from ..store.manifest import Manifest
-from .epochs import datasets_of
+from .epochs import datasets_of, parts_of
 from .loader import JASPERDataLoader
 
 _ROWS = 64
@@ -30,8 +30,7 @@ def validate_first_batch(loader: DataLoader[Any] | Dataset[Any]) -> bool:
     `AssertionError`) naming key, row and value.
     """
     datasets = datasets_of(loader, "validate_first_batch")
-    if not isinstance(loader, DataLoader):
-        loader = DataLoader(loader, batch_size=_ROWS)
+    loader = _innermost(loader)
     batch = _first(loader)
     if batch is None:
         raise BatchError(
@@ -46,6 +45,16 @@ def validate_first_batch(loader: DataLoader[Any] | Dataset[Any]) -> bool:
     _check_clusters(batch["cluster_id"], datasets)
     _check_zero_steering(batch["steering"], batch["steering_variant"])
     return True
+
+
+def _innermost(target: Any) -> DataLoader[Any]:
+    """The loader in `target`, without what is wrapped around it and would count the pass."""
+    loaders = [part for part in parts_of(target) if isinstance(part, DataLoader)]
+    own = [loader for loader in loaders if isinstance(loader, JASPERDataLoader)]
+    if loaders:
+        return (own or loaders)[-1]
+    whole = target if isinstance(target, Dataset) else datasets_of(target, "")[0]
+    return DataLoader(whole, batch_size=_ROWS)
 
 
 def _first(loader: DataLoader[Any]) -> Any:

@@ -2,14 +2,17 @@
 
 import pickle
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
 from jasper_mmap import JASPERSteeringDataset, create_loader
 from jasper_mmap.dataset.placement import Placement
+from jasper_mmap.errors import JasperError
 from jasper_mmap.rules.names import Variant
 from tests.folders import MIXED
 from tests.oracle import VARIANTS, Oracle, assert_batches_equal
@@ -121,3 +124,21 @@ def test_path_serves_the_oracle(
             rows += len(positions)
         assert rows >= len(dataset)
         FORCED.clear()
+
+
+def test_positions_in_brackets_are_a_batch(demo_store: Path) -> None:
+    """A list, tuple, range, array or tensor; one position is a sample as ever."""
+    with JASPERSteeringDataset(demo_store, "train") as dataset:
+        want = dataset.__getitems__([3, 0, 3]).columns
+        kinds: list[Any] = [[3, 0, 3], (3, 0, 3), np.array([3, 0, 3]), torch.tensor([3, 0, 3])]
+        for several in [*kinds, [torch.tensor(3), np.int64(0), 3]]:
+            batch: Any = dataset[several]
+            assert type(batch) is dict
+            assert all(torch.equal(batch[name], want[name]) for name in want)
+        assert dataset[range(5)]["relevance"].shape == (5,)
+        assert dataset[[]]["negative_embs"].shape == (0, 12, 32)
+        for one in (3, np.int64(3), torch.tensor(3)):
+            assert torch.equal(dataset[one]["relevance"], want["relevance"][0])
+        for wrong in ([-1], [len(dataset)], [0.5], [[0]], ["0"]):
+            with pytest.raises(JasperError):
+                dataset[wrong]
