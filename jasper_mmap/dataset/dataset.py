@@ -23,10 +23,9 @@ from ..rules.schema import Batch
 from ..store.pointer import FOLDER, file_name
 from .adoption import Adoption
 from .artifacts import Artifacts
-from .batch_layout import Columns
 from .control import NO_VARIANT, Control, SplitWords
-from .placed_store import PlacedStore
-from .placement import Placement, placement_for
+from .placed.placed_store import PlacedStore
+from .placed.placement import Placement, placement_for
 from .samples import Rows, Sample
 from .split_reader import SplitReader
 

@@ -14,11 +14,12 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ..rules.integers import SIGNED, as_int64
 from ..rules.schema import PLAIN, STEERING, WIDE, Column
 from .batch_layout import Target, empty_plain
-from .stack import Stack
+from .placed.stack import Stack
 
 _PIECE_BYTES: Final = 1 << 21
 

@@ -22,7 +22,7 @@ from .adoption import Adoption
 from .batch_layout import Columns, Target, empty_batch
 from .control import NO_VARIANT, SplitWords, Words, in_worker
 from .gather import Lookup, SingleLookup, rows_of
-from .placed_store import PlacedGeneration, PlacedStore
+from .placed.placed_store import PlacedGeneration, PlacedStore
 from .worker_slots import BatchSlots
 
 SPLIT_INDICES: Final = "split_indices"

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from jasper_mmap import JASPERSteeringDataset, publish_negatives
-from jasper_mmap.dataset import placement
-from jasper_mmap.dataset.placement import Placement
+from jasper_mmap.dataset.placed import placement
+from jasper_mmap.dataset.placed.placement import Placement
 from jasper_mmap.dataset.split_reader import SplitReader
 from jasper_mmap.loader.passes.local_pass import LocalPass
 from jasper_mmap.loader.passes.order import PassPlan

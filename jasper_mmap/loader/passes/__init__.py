@@ -1,4 +1,4 @@
 """Iterations over an order, in this process or by workers. It starts the workers.
 
-May import: the ground, files, files/pt, rules, store, negatives, dataset.
+May import: the ground, files, files/pt, rules, store, negatives, dataset/placed, dataset.
 """

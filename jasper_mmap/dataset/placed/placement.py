@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..errors import DeviceError, DeviceMemoryError
-from ..files.safetensors import flat_bytes
-from ..files.torch_modes import plain_tensors
+from ...errors import DeviceError, DeviceMemoryError
+from ...files.safetensors import flat_bytes
+from ...files.torch_modes import plain_tensors
 from .device_runtime import CPU_RUNTIME, CUDA_RUNTIME, Event, Runtime
 from .stack import Stack, joinable, steering_begins
 

@@ -13,18 +13,18 @@ from typing import Any
 
 import torch
 
-from ..errors import AccessError, JasperError, StoreChangedError
-from ..files.page_cache import worth_huge_pages
-from ..files.shared_memory import Descriptor
-from ..rules import arguments
-from ..rules.config import Config
-from ..rules.names import Validation
-from ..rules.schema import ARTIFACTS, GATHERED
-from ..store.folder import Store
-from ..store.generations import OpenGeneration, map_generation, sound_generation
-from ..store.manifest import read_manifest
-from ..store.pointer import FOLDER, Pointer
-from ..store.tables import Ragged, Table, table_tensor
+from ...errors import AccessError, JasperError, StoreChangedError
+from ...files.page_cache import worth_huge_pages
+from ...files.shared_memory import Descriptor
+from ...rules import arguments
+from ...rules.config import Config
+from ...rules.names import Validation
+from ...rules.schema import ARTIFACTS, GATHERED
+from ...store.folder import Store
+from ...store.generations import OpenGeneration, map_generation, sound_generation
+from ...store.manifest import read_manifest
+from ...store.pointer import FOLDER, Pointer
+from ...store.tables import Ragged, Table, table_tensor
 from .placement import Placement
 from .stack import Stack, map_stacked
 

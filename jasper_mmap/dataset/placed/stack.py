@@ -18,12 +18,12 @@ from pathlib import Path
 
 import torch
 
-from ..files.atomic import storage_errors
-from ..files.mapping import HUGE_PAGE, LIBC, MAP_FIXED, MAP_NORESERVE, Bytes, Region, map_at
-from ..files.regular_files import open_regular
-from ..files.safetensors import ALIGNMENT
-from ..files.torch_modes import plain_tensors
-from ..rules.schema import STEERING
+from ...files.atomic import storage_errors
+from ...files.mapping import HUGE_PAGE, LIBC, MAP_FIXED, MAP_NORESERVE, Bytes, Region, map_at
+from ...files.regular_files import open_regular
+from ...files.safetensors import ALIGNMENT
+from ...files.torch_modes import plain_tensors
+from ...rules.schema import STEERING
 
 
 @dataclass(frozen=True)

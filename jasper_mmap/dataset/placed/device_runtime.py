@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 
 import torch
 
-from ..files.page_cache import free_bytes
+from ...files.page_cache import free_bytes
 
 
 class Event(Protocol):
