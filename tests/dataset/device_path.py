@@ -19,7 +19,7 @@ from jasper_mmap.dataset.placed import placement
 from jasper_mmap.dataset.placed.placement import Placement
 from jasper_mmap.dataset.split_reader import SplitReader
 from jasper_mmap.loader.passes.local_pass import LocalPass
-from jasper_mmap.loader.passes.order import PassPlan
+from jasper_mmap.loader.passes.plan import PassPlan
 from jasper_mmap.rules.names import SPLITS, VARIANTS, Split
 from jasper_mmap.store.tables import Ragged
 from tests.dataset.emulated_device import DEVICE, EmulatedDevice, OnDevice

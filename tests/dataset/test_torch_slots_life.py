@@ -219,7 +219,7 @@ def without_memfd(_worker: int = 0) -> None:
     def refuse(*_: Any) -> int:
         raise OSError(1, "Operation not permitted")
 
-    os.memfd_create = refuse
+    os.memfd_create = refuse  # type: ignore[assignment]
 
 
 def test_without_memfd_batches_travel_as_torch_sends_them(

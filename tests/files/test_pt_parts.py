@@ -91,7 +91,7 @@ def test_an_impossible_tensor_is_refused(shape: Any, strides: Any, error: type[E
 
 def test_a_lazily_negated_tensor_says_so() -> None:
     """The bit is in the seventh argument."""
-    arguments = (Storage("0", torch.float32, 8), 0, (2,), (1,), False, {}, {"neg": True})
+    arguments: Any = (Storage("0", torch.float32, 8), 0, (2,), (1,), False, {}, {"neg": True})
     saved = rebuild(Name("torch._utils._rebuild_tensor_v2"), arguments)
     assert isinstance(saved, SavedTensor)
     assert saved.negated

@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from jasper_mmap import JASPERSteeringDataset
+from jasper_mmap.rules.names import Split
 from tests.serving import loader_of, next_positions
 
 Batches = Iterator[tuple[list[int], dict[str, Tensor]]]
-SPLIT = "train"
+SPLIT: Split = "train"
 BATCH = 8
 _FORK = multiprocessing.get_context("fork")
 

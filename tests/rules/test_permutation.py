@@ -110,7 +110,7 @@ def slowly(index: int, n: int, *key: int | str) -> int:
     a = next(side for side in range(math.isqrt(n), n + 2) if side * side >= n)
     b = -(-n // a)
     bits = 32 if a * b <= 2**32 else 64
-    multiplier = {32: 0x85EBCA6B, 64: 0xBF58476D1CE4E5B9}[bits]
+    multiplier = 0x85EBCA6B if bits == 32 else 0xBF58476D1CE4E5B9
     rounds = 16 if n < 4096 else 6
     digest = hashlib.shake_128(repr(key).encode()).digest(rounds * bits // 8)
     keys = [
@@ -119,8 +119,8 @@ def slowly(index: int, n: int, *key: int | str) -> int:
     ]
 
     def scrambled(y: int, key: int, size: int) -> int:
-        h = (y ^ key) * multiplier % 2**bits
-        h = (h ^ h >> bits // 2) * multiplier % 2**bits
+        h = (y ^ key) * multiplier % (1 << bits)
+        h = (h ^ h >> bits // 2) * multiplier % (1 << bits)
         return (h >> bits // 2) * size >> bits // 2
 
     while True:
