@@ -4,13 +4,16 @@ import itertools
 import os
 import random
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from jasper_mmap.files import atomic
+from jasper_mmap.negatives import retention
 from jasper_mmap.negatives.retention import remove_old
-from jasper_mmap.store.pointer import FOLDER, Pointer, file_name
+from jasper_mmap.store.pointer import FOLDER, Pointer, file_name, generations_on_disk
 
 AGES_S = (5, 50, 500, 5000)
 
@@ -64,3 +67,66 @@ def test_what_stays_is_what_the_rule_says(tmp_path: Path, seed: int) -> None:
             stay.add(number)
     stay |= {number for number, age in orphans.items() if age <= grace_s}
     assert {int(path.stem) for path in folder.iterdir()} == stay
+
+
+def three_old(folder: Path) -> dict[int, float]:
+    """Make the files of three generations, replaced long ago but for the last."""
+    (folder / FOLDER).mkdir()
+    for number in (1, 2, 3):
+        (folder / FOLDER / file_name(number)).touch()
+    now = time.time()
+    return {1: now - 9000, 2: now - 8000, 3: now - 7000}
+
+
+def test_the_log_names_what_was_removed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """By number, once, and nothing if there was nothing."""
+    pointer = pointer_of(three_old(tmp_path))
+    with caplog.at_level("INFO", "jasper_mmap"):
+        remove_old(tmp_path, pointer, 1, 10.0)
+        remove_old(tmp_path, pointer, 1, 10.0)
+    assert [r.getMessage() for r in caplog.records] == [f"removed generations [1, 2] of {tmp_path}"]
+
+
+def test_a_file_that_cannot_be_removed_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The new generation is in force, so publishing goes on."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", "there")
+
+    monkeypatch.setattr(atomic, "remove", refuse)
+    remove_old(tmp_path, pointer_of(three_old(tmp_path)), 1, 10.0)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage() == (
+        f"could not remove an old generation of {tmp_path}: [Errno 13] Permission denied: 'there'"
+    )
+
+
+def test_one_that_is_gone_already_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another program may have removed it between the look and now."""
+    pointer = pointer_of(three_old(tmp_path))
+    there = generations_on_disk(tmp_path)
+    (tmp_path / FOLDER / file_name(1)).unlink()
+    monkeypatch.setattr(retention, "generations_on_disk", lambda _: there)
+    remove_old(tmp_path, pointer, 1, 10.0)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    assert [*generations_on_disk(tmp_path)] == [3]
+
+
+def test_a_strange_entry_hides_no_other(tmp_path: Path) -> None:
+    """An entry of another program may lack a time; those after it count all the same."""
+    began = three_old(tmp_path)
+    pointer = pointer_of({**began, 4: time.time()})
+    history = [dict(entry) for entry in pointer.history]
+    del history[1]["when"]
+    (tmp_path / FOLDER / file_name(4)).touch()
+    os.utime(tmp_path / FOLDER / file_name(2), (0, 0))
+    remove_old(tmp_path, replace(pointer, history=tuple(history)), 1, 1000.0)
+    # 3 was replaced just now, by its entry; its file's time would say so too, were it older.
+    os.utime(tmp_path / FOLDER / file_name(3), (0, 0))
+    remove_old(tmp_path, replace(pointer, history=tuple(history)), 1, 1000.0)
+    assert [*generations_on_disk(tmp_path)] == [1, 3, 4]
