@@ -45,6 +45,8 @@ for batch in loader:
     print(batch["relevance"].mean(), batch["relevence"])  # wrong
 print(loader.dataset_obj.generation, loader.dataset_object)  # wrong
 set_epoch(loader, 1)
+loader.load_state_dict(loader.state_dict(), generation="state", other_store=False)
+loader.load_state_dict(loader.state_dict(), generation="newest")  # wrong
 validate_first_batch(loader)
 with watch_negatives(loader, adopt="now") as watch:
     print(watch.running)
