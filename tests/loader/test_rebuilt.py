@@ -337,6 +337,27 @@ def test_custom_collate_sees_the_batches_of_a_given_sampler(demo_store: Path) ->
     assert len(iter(again)) == 2
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("collate", [None, list])
+def test_batch_sampler_may_have_no_length(
+    demo_store: Path, workers: int, collate: Callable[[Any], Any] | None
+) -> None:
+    """Then the loader has none either."""
+
+    class Endless:
+        def __iter__(self) -> Iterator[list[int]]:
+            return iter([[1, 2], [3], [4, 5, 6]])
+
+    loader = loader_of(demo_store, "train", 4, workers)
+    options = {} if collate is None else {"collate_fn": collate}
+    again = made_again(loader, batch_sampler=Endless(), **options)
+    for _ in range(2):
+        assert sum(1 for _ in again) == 3
+    with pytest.raises(TypeError):
+        len(again)
+    del loader, again
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_sampler_of_batches_without_batch_size(
     demo_store: Path, oracle: Oracle, workers: int

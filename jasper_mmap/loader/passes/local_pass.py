@@ -249,7 +249,8 @@ class ForeignPass(Pass):
         batches: Iterator[Columns],
         given: GivenSampler | None = None,
     ) -> None:
-        super().__init__(plan, dataset, given=given, sizes=given.sizes if given else None)
+        sizes = None if given is None else given.sizes
+        super().__init__(plan, dataset, given=given, sizes=sizes)
         self._batches = batches
 
     def _drop(self) -> None:
