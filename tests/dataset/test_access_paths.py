@@ -133,7 +133,7 @@ def test_positions_in_brackets_are_a_batch(demo_store: Path) -> None:
         kinds: list[Any] = [[3, 0, 3], (3, 0, 3), np.array([3, 0, 3]), torch.tensor([3, 0, 3])]
         for several in [*kinds, [torch.tensor(3), np.int64(0), 3]]:
             batch: Any = dataset[several]
-            assert type(batch) is dict
+            assert isinstance(batch, dict)
             assert all(torch.equal(batch[name], want[name]) for name in want)
         assert dataset[range(5)]["relevance"].shape == (5,)
         assert dataset[[]]["negative_embs"].shape == (0, 12, 32)
