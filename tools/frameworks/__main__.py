@@ -17,7 +17,7 @@ import click
 from jasper_mmap.console import PATH, Command, debug_option, echo, integers, run
 from jasper_mmap.errors import JasperError
 from tools.bench.inputs import inputs_of
-from tools.frameworks.launch import Result, plans_of, run_cell
+from tools.frameworks.launch import Result, import_once, plans_of, run_cell
 from tools.frameworks.numbered_store import make_numbered_store
 from tools.frameworks.report import markdown, print_plain, sentence, to_json, versions
 from tools.frameworks.verdict import Verdict, judge, skipped
@@ -81,6 +81,7 @@ def command(
         if distributed is None or str(cell.distributed) == distributed
     ]
     found, verdicts = versions(), []
+    import_once(ways)
     with tempfile.TemporaryDirectory(prefix="jasper-frameworks-") as name:
         store = make_numbered_store(Path(name) / "numbered")
         fast_store = inputs_of(None, Path(name), FAST_PAIRS).store if speed else None

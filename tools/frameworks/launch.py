@@ -4,21 +4,29 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import tempfile
+import socket
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
+from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 from tools.frameworks.leg import Plan
-from tools.frameworks.ways import Cell
+from tools.frameworks.rank import main
+from tools.frameworks.ways import Cell, Way
 
 ROOT = Path(__file__).parents[2]
 STOP_AT, PUBLISH_AT = (1, 5), (0, 3)
 SPEED_BATCH, SPEED_WORKERS = 512, 2
+PATIENCE_S = 3.0
+"""How long the other ranks may go on after one has failed: they may fail too, and say why."""
 TAIL = 15
 """Lines of stderr that are kept of a cell that failed."""
+
+_FORKING = get_context("forkserver")
 
 
 @dataclass(kw_only=True)
@@ -72,49 +80,81 @@ def plans_of(
 
 
 def run_cell(cell: Cell, plans: list[Plan], folder: Path, limit_s: float) -> Result:
-    """Run the legs of a cell in a process, or in a group of ranks, for at most `limit_s`."""
+    """Run the legs of a cell in processes of its own for at most `limit_s`.
+
+    They are forked from a server that has imported the tools, and get the environment that
+    torchrun gives to its ranks; a rank that fails ends the others, as there.
+    """
     job = folder / "job.json"
     job.write_text(json.dumps({"way": cell.way.name, "legs": [plan.to_dict() for plan in plans]}))
-    command = [sys.executable, "-m"]
-    if cell.world > 1 and cell.way.torchrun:
-        command += ["torch.distributed.run", "--standalone", f"--nproc-per-node={cell.world}", "-m"]
-    # To a file: a pipe that a killed cell's children hold open would not end.
-    with tempfile.TemporaryFile("w+") as stderr:
-        started = subprocess.Popen(
-            [*command, "tools.frameworks.rank", str(job)],
-            env={
-                **os.environ,
-                "PYTHONPATH": str(ROOT),
-                "OMP_NUM_THREADS": "1",
-                "TOKENIZERS_PARALLELISM": "false",
-            },
-            cwd=folder,
-            stdout=subprocess.DEVNULL,
-            stderr=stderr,
-            start_new_session=True,
-        )
-        timed_out = False
-        try:
-            started.wait(limit_s)
-        except subprocess.TimeoutExpired:
-            timed_out = True
-        finally:
-            _end(started)
-        stderr.seek(0)
-        tail = "\n".join(stderr.read().splitlines()[-TAIL:])
+    log = folder / "stderr.txt"
+    log.touch()
+    ranks = cell.world if cell.way.torchrun else 1
+    port = _free_port()
+    processes = [
+        _FORKING.Process(target=main, args=(str(job), _environment(rank, ranks, port), str(log)))
+        for rank in range(ranks)
+    ]
+    for process in processes:
+        process.start()
+    timed_out = not _ended(processes, time.monotonic() + limit_s)
+    tail = "\n".join(log.read_text(errors="replace").splitlines()[-TAIL:])
     result = Result(cell=cell, stderr=tail, timed_out=timed_out)
     for plan in plans:
-        ranks = {
+        records = {
             int(path.suffixes[0][1:]): json.loads(path.read_text())
             for path in sorted(folder.glob(f"{plan.name}.*.json"))
         }
-        if ranks:
-            result.legs[plan.name] = ranks
+        if records:
+            result.legs[plan.name] = records
     return result
 
 
-def _end(started: "subprocess.Popen[bytes]") -> None:
-    """End all processes of the cell, which are in a session of their own."""
-    if started.poll() is None:
-        os.killpg(started.pid, signal.SIGKILL)
-        started.wait()
+def import_once(ways: Iterable[Way]) -> None:
+    """Have the tools of these ways imported once, by the server that the cells are forked from.
+
+    Call it before the first cell.
+    """
+    os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", PYTHONPATH=str(ROOT))
+    adapters = {f"tools.frameworks.{way.adapter}" for way in ways if not way.missing}
+    _FORKING.set_forkserver_preload(["tools.frameworks.rank", *sorted(adapters)])
+
+
+def _environment(rank: int, ranks: int, port: int) -> dict[str, str]:
+    if ranks == 1:
+        return {}
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "GROUP_RANK": "0",
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_RUN_ID": "none",
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+def _ended(processes: list[ForkServerProcess], deadline_s: float) -> bool:
+    """Wait until all have ended, or one has failed; end the others. Return False if too late."""
+    try:
+        while time.monotonic() < deadline_s:
+            waiting = [process.sentinel for process in processes if process.is_alive()]
+            if not waiting:
+                return True
+            if any(process.exitcode for process in processes):
+                deadline_s = min(deadline_s, time.monotonic() + PATIENCE_S)
+            wait(waiting, timeout=0.2)
+        return any(process.exitcode for process in processes)
+    finally:
+        for process in processes:
+            if process.is_alive() and process.pid is not None:
+                os.killpg(process.pid, signal.SIGKILL)  # with its workers: see `rank.main`
+            process.join()

@@ -1,6 +1,6 @@
-"""Run `python -m tools.frameworks.rank FILE` as one rank of a cell (`launch` does).
+"""One process of a cell: a rank, or the one that has the tool start its ranks.
 
-FILE is JSON: the name of the way, and the plans of its legs.
+Its job is a JSON file: the name of the way, and the plans of its legs.
 """
 
 import json
@@ -37,8 +37,14 @@ def run_legs(file: str) -> bool:
     return True
 
 
-def main(file: str) -> None:
-    """Be a rank, or have the tool start its ranks."""
+def main(file: str, environment: dict[str, str], log: str) -> None:
+    """Be a rank, or have the tool start its ranks; what is printed goes to `log`."""
+    os.setsid()  # so that its workers can be ended with it
+    with Path(log).open("a") as output:
+        for stream in (1, 2):
+            os.dup2(output.fileno(), stream)
+    os.environ.update(environment)
+    os.chdir(Path(file).parent)
     job = json.loads(Path(file).read_text())
     if not WAYS[job["way"]].torchrun:
         import_module("tools.frameworks.ray_loop").start(file, job["legs"][0]["world"])
@@ -49,7 +55,3 @@ def main(file: str) -> None:
         os._exit(1)  # other ranks may wait for this one
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
