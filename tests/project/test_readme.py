@@ -43,13 +43,15 @@ INSIDE = "jasper_mmap/README.md"
 CHANGES = "jasper_mmap/CHANGES.md"
 CONVERTERS = "converters/README.md"
 CONTRIBUTING = ".github/CONTRIBUTING.md"
+LOADER = "jasper_mmap/loader/README.md"
 TEXTS = {
-    name: (ROOT / name).read_text() for name in (README, INSIDE, CHANGES, CONVERTERS, CONTRIBUTING)
+    name: (ROOT / name).read_text()
+    for name in (README, INSIDE, CHANGES, CONVERTERS, CONTRIBUTING, LOADER)
 }
 MOST_BYTES = 10_000  # of the README
 SET_UP = "python -m pytest"  # ends the second line of the set-up block
 BLOCK = re.compile(
-    r"^(?:<!-- (?:saved as (?P<file>[\w.]+)(?:, )?)?"
+    r"^(?:<!-- (?:saved as (?P<file>[\w.]+)(?:, )?)?(?:recipe: (?P<package>\w+)(?:, )?)?"
     r"(?:(?P<marker>given|not run): (?P<note>[^\n]+))? -->\n)?"
     r"```(?P<language>\w*)\n(?P<code>.*?)^```$",
     re.MULTILINE | re.DOTALL,
@@ -76,7 +78,8 @@ NOT_FOR_USERS = {"adoption", "collective", "epoch_calls", "identity", "loaded", 
 class Block(NamedTuple):
     """A fenced block, and the comment above it: a set-up the test runs first, or why it is not.
 
-    One that is `saved_as` a file is run by the command that names the file.
+    One that is `saved_as` a file is run by the command that names the file, one that needs a
+    `package` by `tests/frameworks/test_recipes.py`.
     """
 
     document: str
@@ -86,6 +89,7 @@ class Block(NamedTuple):
     given: str
     not_run: str
     saved_as: str
+    package: str
 
     def __str__(self) -> str:
         return f"{self.document}:{self.line}"
@@ -102,6 +106,7 @@ def blocks(*languages: str, of: Iterable[str] = tuple(TEXTS)) -> list[Block]:
             given=match["note"] if match["marker"] == "given" else "",
             not_run=match["note"] if match["marker"] == "not run" else "",
             saved_as=match["file"] or "",
+            package=match["package"] or "",
         )
         for document in of
         for match in BLOCK.finditer(TEXTS[document])
@@ -110,9 +115,11 @@ def blocks(*languages: str, of: Iterable[str] = tuple(TEXTS)) -> list[Block]:
 
 
 def to_run(language: str) -> list[Block]:
-    """Return the blocks that are run: not the set-up, not those that say why not."""
+    """Return the blocks that are run here: not the set-up, not those that say why not."""
     return [
-        b for b in blocks(language) if not b.not_run and not b.saved_as and SET_UP not in b.code
+        b
+        for b in blocks(language)
+        if not (b.not_run or b.saved_as or b.package or SET_UP in b.code)
     ]
 
 

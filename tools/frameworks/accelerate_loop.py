@@ -28,13 +28,15 @@ def train(leg: Leg, *, prepares: bool = True, **options: Any) -> None:
         accelerator.register_for_checkpointing(own)
     leg.serving(loader)
     by_state = not prepares or configuration.use_stateful_dataloader
+    # With dispatch_batches, Accelerate skips batches of the process that reads for all.
+    skipped = leg.done * (leg.plan.world if options.get("dispatch_batches") else 1)
     if leg.plan.resumes:
         accelerator.load_state(str(leg.checkpoint))
     for epoch in range(leg.begin, leg.plan.epochs):
         leg.epoch(epoch)
         batches: Any = loader
         if leg.done and epoch == leg.begin and not by_state:
-            batches = accelerator.skip_first_batches(loader, leg.done)
+            batches = accelerator.skip_first_batches(loader, skipped)
         set_epoch(batches, epoch)
         for batch in batches:
             if leg.received(batch):

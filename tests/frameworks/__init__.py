@@ -1,0 +1,1 @@
+"""Our loader inside other tools: the real packages, in processes of their own."""
