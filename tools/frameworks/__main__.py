@@ -78,7 +78,7 @@ def command(
     chosen = [
         cell
         for cell in cells(ways, processes)
-        if distributed is None or str(cell.distributed) == distributed
+        if distributed in (None, str(cell.distributed)) or not cell.way.takes_loader
     ]
     found, verdicts = versions(), []
     import_once(ways)

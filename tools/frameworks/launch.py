@@ -26,6 +26,9 @@ PATIENCE_S = 3.0
 TAIL = 15
 """Lines of stderr that are kept of a cell that failed."""
 
+Records = dict[int, dict[str, Any]]
+"""What each rank wrote of a leg."""
+
 _FORKING = get_context("forkserver")
 
 
@@ -34,7 +37,7 @@ class Result:
     """What a cell's ranks wrote: the records of each leg by rank."""
 
     cell: Cell
-    legs: dict[str, dict[int, dict[str, Any]]] = field(default_factory=dict)
+    legs: dict[str, Records] = field(default_factory=dict)
     stderr: str = ""
     timed_out: bool = False
 
@@ -99,15 +102,19 @@ def run_cell(cell: Cell, plans: list[Plan], folder: Path, limit_s: float) -> Res
         process.start()
     timed_out = not _ended(processes, time.monotonic() + limit_s)
     tail = "\n".join(log.read_text(errors="replace").splitlines()[-TAIL:])
-    result = Result(cell=cell, stderr=tail, timed_out=timed_out)
-    for plan in plans:
-        records = {
+    return Result(cell=cell, legs=records_in(folder, plans), stderr=tail, timed_out=timed_out)
+
+
+def records_in(folder: Path, plans: list[Plan]) -> dict[str, Records]:
+    """Return what the ranks have written of each leg."""
+    legs = {
+        plan.name: {
             int(path.suffixes[0][1:]): json.loads(path.read_text())
             for path in sorted(folder.glob(f"{plan.name}.*.json"))
         }
-        if records:
-            result.legs[plan.name] = records
-    return result
+        for plan in plans
+    }
+    return {name: records for name, records in legs.items() if records}
 
 
 def import_once(ways: Iterable[Way]) -> None:

@@ -20,8 +20,7 @@ class Module(pl.LightningModule):
             self.train_dataloader = leg.loader
 
     def on_train_start(self) -> None:
-        """Lightning has made of the loader what it iterates, and knows where it resumes."""
-        self.leg.serving(self.trainer.train_dataloader)
+        """Lightning knows where it resumes."""
         self.leg.epoch(self.current_epoch)
 
     def on_train_epoch_start(self) -> None:
@@ -38,6 +37,10 @@ class Module(pl.LightningModule):
         if self.leg.stopping:
             self.trainer.save_checkpoint(self.leg.checkpoint)
             self.trainer.should_stop = True
+
+    def on_train_end(self) -> None:
+        """No pass is under way, which would compete for the loader's workers."""
+        self.leg.serving(self.trainer.train_dataloader)
 
     def predict_step(self, batch: dict[str, torch.Tensor], _: int) -> None:
         """A step of `predict`."""

@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import default_collate
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from jasper_mmap import set_epoch
 from tools.frameworks.leg import Leg
 
 
@@ -27,12 +28,15 @@ class Model(torch.nn.Module):
 class Stop(TrainerCallback):
     """Has a checkpoint saved, and ends, where the leg says so."""
 
-    def __init__(self, leg: Leg) -> None:
+    def __init__(self, leg: Leg, moves: bool) -> None:
         self.leg = leg
+        self.moves = moves
 
-    def on_epoch_begin(self, _: Any, state: Any, control: Any, **__: Any) -> None:
-        """Its count of epochs."""
-        self.leg.epoch(round(state.epoch or 0))
+    def on_epoch_begin(self, _: Any, state: Any, __: Any, **others: Any) -> None:
+        """Its count of epochs, which is a fraction where it resumes."""
+        self.leg.epoch(int(state.epoch or 0))
+        if self.moves:
+            set_epoch(others["train_dataloader"], int(state.epoch))
 
     def on_step_end(self, _: Any, __: Any, control: Any, **___: Any) -> None:
         """The end of a step, where checkpoints are saved."""
@@ -49,8 +53,9 @@ class HookTrainer(Trainer):
         return self.leg.loader()
 
 
-def train(leg: Leg, *, hook: bool = False) -> None:
-    """Train; `hook`: over a loader from `get_train_dataloader`."""
+def train(leg: Leg, *, hook: bool = False, moves: bool = False) -> None:
+    """Train over a dataset; with `hook` over a loader from `get_train_dataloader`, with `moves` and
+    a callback that calls `set_epoch`."""
     arguments = TrainingArguments(
         output_dir=str(leg.checkpoint),
         use_cpu=True,
@@ -71,10 +76,11 @@ def train(leg: Leg, *, hook: bool = False) -> None:
         args=arguments,
         train_dataset=None if hook else leg.dataset(),
         data_collator=default_collate,
-        callbacks=[Stop(leg)],
+        callbacks=[Stop(leg, moves)],
     )
     if hook:
         trainer.leg = leg
-    leg.serving(trainer.get_train_dataloader()) if leg.plan.measure_s else None
+    if leg.plan.measure_s:
+        leg.serving(trainer.get_train_dataloader())
     resumed = next(Path(leg.checkpoint).glob("checkpoint-*"), None) if leg.plan.resumes else None
     trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)

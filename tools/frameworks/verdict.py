@@ -8,11 +8,10 @@ from typing import Any, Literal
 
 from jasper_mmap import create_loader, set_epoch
 from jasper_mmap.rules.names import Split
-from tools.frameworks.launch import Result
+from tools.frameworks.launch import Records, Result
 from tools.frameworks.leg import Plan
 
 Word = Literal["once", "each", "error", "wrong", "failed", "skipped"]
-Records = dict[int, dict[str, Any]]
 Batches = list[dict[str, Any]]
 
 

@@ -127,6 +127,14 @@ _ALL = (
         takes_loader=False,
     ),
     Way(
+        name="trainer-callback",
+        what="the same, and a callback that calls `set_epoch`",
+        adapter="transformers_trainer",
+        package="transformers",
+        options={"moves": True},
+        takes_loader=False,
+    ),
+    Way(
         name="trainer-loader",
         what="`get_train_dataloader()` returns a loader",
         adapter="transformers_trainer",
