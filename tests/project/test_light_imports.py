@@ -14,7 +14,9 @@ from tests.importing import PACKAGE_ORDERS
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
-HEAVY = {"torch", "numpy", "safetensors", "rich", "click"}
+TOOLS = {"accelerate", "lightning", "ray", "torchdata", "transformers"}
+"""What a loader can be handed to; torch's own DataLoader must do without them too."""
+HEAVY = {"torch", "numpy", "safetensors", "rich", "click", *TOOLS}
 
 
 def run(program: str, *arguments: str) -> str:
