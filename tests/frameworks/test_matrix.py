@@ -83,7 +83,7 @@ def loop(
     """Return a way of training whose epochs are changed; it always begins at the beginning."""
 
     def train(leg: Leg) -> None:
-        loader = leg.loader()
+        loader: Any = leg.loader()
         for epoch in range(leg.plan.epochs):
             if moves:
                 set_epoch(loader, epoch)
