@@ -127,6 +127,9 @@ class Batching:
     def _scheduled(self, sampler: OwnSampler) -> Schedule:
         passes, plan = sampler.passes, sampler.passes.peek()
         batches = BatchSampler(sampler, self.batch_size, self.drop_last)
+        # For tools that know of a loader only this (the Trainer, which resumes). An attribute, since
+        # Lightning makes a subclass again, over a sampler of its own.
+        vars(batches).update(set_epoch=sampler.set_epoch, follows_dataset=True)
         if (shortage := plan.shortage) is not None:
             _log.warning(
                 "split %r has %d pairs, fewer than %d ranks times %d batches: the last ranks have"

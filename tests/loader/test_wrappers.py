@@ -160,3 +160,34 @@ def test_batches_over_a_sampler_of_ours_count_its_passes(demo_store: Path, oracl
     assert passes[0] != passes[1]
     fresh = loader_of(demo_store, "train", 16, drop_last=False)
     assert next_positions(fresh) == passes[0]
+
+
+class Skipping(BatchSampler):
+    """Leaves out the first batches, as `skip_first_batches` of Accelerate does in a resume."""
+
+    def __init__(self, batches: BatchSampler, skipped: int) -> None:
+        self.batch_sampler = batches
+        self.batch_size, self.drop_last = batches.batch_size, batches.drop_last
+        self._skipped = skipped
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (batch for k, batch in enumerate(self.batch_sampler) if k >= self._skipped)
+
+    def __len__(self) -> int:
+        return len(self.batch_sampler) - self._skipped
+
+
+def test_epoch_set_at_the_batch_sampler_moves_order_and_curriculum(
+    demo_store: Path, oracle: Oracle
+) -> None:
+    """The Trainer resumes so: a plain loader over the rest of the batches, whose epoch it sets at
+    the batch sampler below."""
+    whole = loader_of(demo_store, "train", 16)
+    set_epoch(whole, 3)
+    order = next_positions(whole)[4:]
+    loader = loader_of(demo_store, "train", 16)
+    assert type(loader.batch_sampler) is BatchSampler  # Lightning makes a subclass again
+    rest: Any = DataLoader(loader.dataset, batch_sampler=Skipping(loader.batch_sampler, 4))
+    rest.batch_sampler.batch_sampler.set_epoch(3)
+    assert loader.dataset_obj.current_epoch == 3
+    assert_serves(rest, oracle, "train", order)
