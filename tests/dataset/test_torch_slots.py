@@ -189,12 +189,15 @@ def test_a_slot_crosses_once_and_other_forms_are_data(
 ) -> None:
     """Pickles, copies and further dicts of one batch are all equal, and stay so."""
     sampler = RandomBatches(len(dataset), 30, 9)
-    served = list(stock(dataset, sampler, 2, collate_fn=Pickled()))
-    for forms, positions in zip(served, sampler.batches, strict=True):
+    kept = []
+    for number, forms in enumerate(stock(dataset, sampler, 2, collate_fn=Pickled())):
         forms["pickle"] = pickle.loads(forms["pickle"])
         for batch in forms.values():
             assert type(batch) is dict
-            rows.assert_equal(batch, positions)
+            rows.assert_equal(batch, sampler.batches[number])
+        kept.append([*forms.values()][number % len(forms)])  # the others' end frees nothing of it
+    for batch, positions in zip(kept, sampler.batches, strict=True):
+        rows.assert_equal(batch, positions)
 
 
 class Cached(Dataset[Any]):
@@ -217,12 +220,13 @@ class Cached(Dataset[Any]):
         return self.kept[key]
 
 
-@pytest.mark.parametrize("keep", [1, 5, 100])
+@pytest.mark.parametrize("keep", [3, 100])
 def test_a_wrapper_may_cache_batches(dataset: JASPERSteeringDataset, rows: Rows, keep: int) -> None:
     """What a worker keeps is not overwritten when the trainer has dropped its copy, and comes
     again as it was."""
     sampler = RandomBatches(len(dataset), 20, 9)
-    sampler.batches = [batch for batch in sampler.batches for _ in range(4)]
+    # Again at once in the other worker, and long after the trainer has dropped the first.
+    sampler.batches = [batch for batch in sampler.batches for _ in range(2)] * 2
     loader = stock(Cached(dataset, keep), sampler, 2, persistent_workers=True)
     for _ in range(3):
         for batch, positions in zip(loader, sampler.batches, strict=True):
