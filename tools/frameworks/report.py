@@ -93,10 +93,10 @@ def _texts(verdicts: Iterable[Verdict]) -> dict[str, list[str]]:
 def markdown(verdicts: Sequence[Verdict], found: dict[str, str]) -> str:
     """Return a table with a row a way, and below it the versions."""
     heads = [f"{_ranks(world)}, {_value(value)}" for world in WORLDS for value in DISTRIBUTED]
-    lines = [
-        f"| you write | {' | '.join(heads)} | order | resume | new negatives | speed |",
-        f"|---{'|---' * (len(heads) + 4)}|",
-    ]
+    heads += ["order", "resume", "new negatives"]
+    measured = any(verdict.speed is not None for verdict in verdicts)
+    heads += ["speed"] if measured else []
+    lines = [f"| you write | {' | '.join(heads)} |", f"|---{'|---' * len(heads)}|"]
     cells = {(v.way, v.world, v.distributed): v for v in verdicts}
     for name in dict.fromkeys(v.way for v in verdicts):
         way = WAYS[name]
@@ -110,8 +110,9 @@ def markdown(verdicts: Sequence[Verdict], found: dict[str, str]) -> str:
             _together({True: "same", False: "other", None: ""}[v.in_order] for v in right),
             _together(v.resume for v in right),
             _together(v.reload and f"batch {v.reload}" for v in right),
-            _together(f"{v.speed:.2f}" for v in right if v.speed is not None),
         ]
+        if measured:
+            row.append(_together(f"{v.speed:.2f}" for v in right if v.speed is not None))
         tool = f"{way.package.capitalize()}: " if way.package else ""
         lines.append(f"| {tool}{way.what} | {' | '.join(row)} |")
     return "\n".join([*lines, "", f"{sentence(found)}."])
