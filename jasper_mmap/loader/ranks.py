@@ -25,8 +25,9 @@ def rank_and_world() -> tuple[int, int]:
     """
     if not (dist.is_available() and dist.is_initialized()):
         raise UsageError(
-            "distributed=True needs torch.distributed: call init_process_group first (torchrun"
-            " sets its environment), or omit distributed."
+            "distributed=True needs torch.distributed: call init_process_group first (torchrun sets"
+            " its environment), or use distributed='auto', which decides when the loader is first"
+            " used, for one process or several."
         )
     return dist.get_rank(), dist.get_world_size()
 

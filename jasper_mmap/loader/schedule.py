@@ -127,7 +127,7 @@ class Batching:
     def _scheduled(self, sampler: OwnSampler) -> Schedule:
         passes, plan = sampler.passes, sampler.passes.peek()
         batches = BatchSampler(sampler, self.batch_size, self.drop_last)
-        # For tools that know of a loader only this (the Trainer, which resumes). An attribute, since
+        # For tools that know only this of a loader (the Trainer, which resumes). An attribute, since
         # Lightning makes a subclass again, over a sampler of its own.
         vars(batches).update(set_epoch=sampler.set_epoch, follows_dataset=True)
         if (shortage := plan.shortage) is not None:
