@@ -127,7 +127,7 @@ class Batching:
     def _scheduled(self, sampler: OwnSampler) -> Schedule:
         passes, plan = sampler.passes, sampler.passes.peek()
         batches = BatchSampler(sampler, self.batch_size, self.drop_last)
-        # For tools that know only this of a loader (the Trainer, which resumes). An attribute, since
+        # For a tool that knows only this of a loader (the Trainer, in a resume). An attribute:
         # Lightning makes a subclass again, over a sampler of its own.
         vars(batches).update(set_epoch=sampler.set_epoch, follows_dataset=True)
         if (shortage := plan.shortage) is not None:
