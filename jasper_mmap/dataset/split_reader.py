@@ -133,6 +133,11 @@ class SplitReader:
         served, adoption = self._open()
         return served.why_unreadable(adoption.current(self.words.read().generation))
 
+    def truncation(self) -> str:
+        """Name the served files that were truncated since; "" if none was."""
+        served, adoption = self._open()
+        return served.truncation(adoption.current(self.words.read().generation))
+
     def close(self) -> None:
         """Release the tables."""
         self._last = self.identity

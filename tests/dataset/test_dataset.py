@@ -265,7 +265,7 @@ def test_iterating_the_dataset_ends(demo_store: Path) -> None:
         assert len(list(dataset)) == len(dataset)  # type: ignore[call-overload]
 
 
-@pytest.mark.parametrize("index", ["0", 1.0, None, [1], slice(0, 2)])
+@pytest.mark.parametrize("index", ["0", 1.0, None, [[1]], slice(0, 2)])
 def test_position_of_another_kind_is_refused(dataset: JASPERSteeringDataset, index: Any) -> None:
     """A position is a whole number."""
     with pytest.raises(UsageError):

@@ -23,7 +23,7 @@ from jasper_mmap.dataset.placed import placed_store
 from jasper_mmap.files import page_cache
 from jasper_mmap.files.mapping import map_private, tensor_at
 from jasper_mmap.files.page_cache import fits, read_ahead, read_through
-from jasper_mmap.loader import loader
+from jasper_mmap.loader import create
 from jasper_mmap.loader.passes import local_pass
 from jasper_mmap.rules.schema import WIDE
 from jasper_mmap.store import folder
@@ -193,7 +193,7 @@ def test_a_store_larger_than_memory_is_served_right(
     cold_store: Path, oracle: Oracle, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its rows are fetched ahead."""
-    monkeypatch.setattr(loader, "fits", lambda files: False)
+    monkeypatch.setattr(create, "fits", lambda files: False)
     made = create_loader(cold_store, "train", 64, num_workers=workers, warm=True, pin_memory=False)
     assert_pass_equals_oracle(made, oracle, "train")
 
@@ -202,7 +202,7 @@ def test_what_is_fetched_ahead_is_what_a_later_batch_reads(
     cold_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two batches before it, without workers."""
-    monkeypatch.setattr(loader, "fits", lambda files: False)
+    monkeypatch.setattr(create, "fits", lambda files: False)
     fetched: list[torch.Tensor] = []
 
     def note(table: torch.Tensor, rows: NDArray[np.int64]) -> None:

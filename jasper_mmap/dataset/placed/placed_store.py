@@ -174,19 +174,15 @@ class PlacedStore:
 
     def why_unreadable(self, generation: PlacedGeneration) -> str:
         """Explain why a process that read the mapped files was ended by SIGBUS."""
-        if short := self._truncated(generation):
-            return (
-                f"a served file was truncated, and reading beyond its end ends a process: {short}."
-                " Convert the store again, or copy it again, and open it again."
-            )
-        return (
+        return self.truncation(generation) or (
             f"a page of a mapped file of {self.path} could not be read, although the sizes of the"
             " files are right, so the medium or the memory failed. Look into the system's log, and"
             f" run: jasper-mmap verify {self.path}"
         )
 
-    def _truncated(self, generation: PlacedGeneration) -> str:
-        """Served files that are shorter than when they were opened; none if they were replaced."""
+    def truncation(self, generation: PlacedGeneration) -> str:
+        """Name the served files that are shorter than when they were opened; "" if there are none,
+        or if they were replaced."""
         try:
             manifest = read_manifest(self.path)
             if manifest.store_id != self.store.store_id:
@@ -194,13 +190,17 @@ class PlacedStore:
             sizes = {self.path / e.file: e.bytes for e in manifest.artifacts.values()}
             if (pointer := generation.pointer) is not None:
                 sizes[self.path / FOLDER / pointer.file] = pointer.bytes
-            return "; ".join(
+            short = "; ".join(
                 f"{path} has {size:,} bytes, but had {before:,}"
                 for path, before in sizes.items()
                 if (size := path.stat().st_size) < before
             )
         except (JasperError, OSError):
             return ""
+        return short and (
+            f"a served file was truncated, and reading beyond its end ends a process: {short}."
+            " Convert the store again, or copy it again, and open it again."
+        )
 
     def read_on_stream(self, generation: PlacedGeneration) -> None:
         """Note that batches of `generation` are read on the current stream of the device: memory of

@@ -259,9 +259,11 @@ class ForeignPass(Pass):
     def _next(self) -> Columns:
         try:
             return next(self._batches)
-        except RuntimeError as error:
-            # torch takes it for too little shared memory.
-            if "Bus error" not in str(error):
+        except (RuntimeError, OSError, EOFError) as error:
+            # torch takes it for too little shared memory, or a pipe of the worker breaks before it
+            # hears of its end.
+            bus_error = isinstance(error, RuntimeError) and "Bus error" in str(error)
+            why = self._reads.why_sigbus() if bus_error else self._reads.truncation()
+            if not why:
                 raise
-            why = self._reads.why_sigbus()
             raise WorkerError(f"a DataLoader worker was ended by SIGBUS: {why}") from error
