@@ -13,7 +13,7 @@ import pytest
 
 from jasper_mmap import set_epoch
 from jasper_mmap.errors import JasperError
-from tools.frameworks import own_loop
+from tools.frameworks.adapters import own_loop
 from tools.frameworks.launch import Result, plans_of, records_in
 from tools.frameworks.leg import Leg
 from tools.frameworks.numbered_store import make_numbered_store

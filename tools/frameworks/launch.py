@@ -123,7 +123,7 @@ def import_once(ways: Iterable[Way]) -> None:
     Call it before the first cell.
     """
     os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", PYTHONPATH=str(ROOT))
-    adapters = {f"tools.frameworks.{way.adapter}" for way in ways if not way.missing}
+    adapters = {f"tools.frameworks.adapters.{way.adapter}" for way in ways if not way.missing}
     _FORKING.set_forkserver_preload(["tools.frameworks.rank", *sorted(adapters)])
 
 

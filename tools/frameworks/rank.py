@@ -20,7 +20,7 @@ from tools.frameworks.ways import WAYS
 
 def train(leg: Leg, *, adapter: str, **options: Any) -> None:
     """Import the adapter, which imports its tool, and train."""
-    import_module(f"tools.frameworks.{adapter}").train(leg, **options)
+    import_module(f"tools.frameworks.adapters.{adapter}").train(leg, **options)
 
 
 def run_legs(file: str) -> bool:
@@ -47,7 +47,7 @@ def main(file: str, environment: dict[str, str], log: str) -> None:
     os.chdir(Path(file).parent)
     job = json.loads(Path(file).read_text())
     if not WAYS[job["way"]].torchrun:
-        import_module("tools.frameworks.ray_loop").start(file, job["legs"][0]["world"])
+        import_module("tools.frameworks.adapters.ray_loop").start(file, job["legs"][0]["world"])
         return
     if not run_legs(file):
         sys.stdout.flush()
