@@ -34,7 +34,7 @@ HARMLESS = (
 _PACE: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile(
     "bounded",
-    max_examples=240,
+    max_examples=150,
     derandomize=True,
     phases=[Phase.explicit, Phase.generate],
     **_PACE,

@@ -46,7 +46,7 @@ def run(folder: Path, *arguments: str) -> list[dict[str, Any]]:
     [
         ("torch", "torchrun", "auto"),
         ("lightning", "lightning-hook,lightning-predict,fabric", "False"),
-        ("accelerate", "accelerate,accelerate-uneven,accelerate-stateful", "False"),
+        ("accelerate", "accelerate-uneven,accelerate-stateful", "False"),
         ("transformers", "trainer-loader,trainer-callback", "auto"),
     ],
 )
