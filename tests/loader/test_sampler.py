@@ -3,6 +3,7 @@
 import itertools
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 import torch
 from torch.utils.data import DistributedSampler
 
+from jasper_mmap import create_loader
+from jasper_mmap.loader.passes import plan as plans
 from jasper_mmap.loader.passes.plan import PassPlan
 
 
@@ -204,3 +207,21 @@ def test_plan_of_a_hundred_million_pairs_costs_nothing() -> None:
     assert len(last) == of.rows(len(of) - 1)
     assert np.unique(of.positions(range(16))).size == 16 * 512
     assert time.process_time() - started < 0.5
+
+
+def test_an_order_of_many_blocks_is_that_of_one(
+    demo_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Positions are computed some thousand at a time, here eight."""
+    loader = create_loader(demo_store, "train", 3, drop_last=False, pin_memory=False)
+    whole = [int(position) for position in loader.sampler_obj]
+    monkeypatch.setattr(plans, "_BLOCK", 8)
+    assert [int(position) for position in loader.sampler_obj] == whole
+    assert sorted(whole) == list(range(len(loader.dataset_obj)))
+
+
+def test_sampler_of_a_split_in_order_moves_its_dataset(demo_store: Path) -> None:
+    """Tools set the epoch of the sampler that they find."""
+    loader = create_loader(demo_store, "val", 16, pin_memory=False)
+    loader.sampler_obj.set_epoch(4)
+    assert loader.dataset_obj.current_epoch == 4
