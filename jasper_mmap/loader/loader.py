@@ -20,7 +20,7 @@ from . import sharding
 from .epochs import begin_epoch
 from .passes.given import Given
 from .passes.given_sampler import GivenSampler
-from .passes.local_pass import ForeignPass, Pass
+from .passes.local_pass import ForeignPass, Pass, bus_errors_explained
 from .passes.order import counting
 from .passes.plan import PassPlan
 from .passes.worker_pool import WorkerPool
@@ -213,7 +213,8 @@ class JASPERDataLoader(DataLoader[Batch]):
             batches.plan = plan
         if given is None and (self.collate_fn is not default_collate or batches is None):
             # A custom collate_fn takes samples, as torch's iterator makes them.
-            made = cast(Iterator[Columns], super().__iter__())
+            with bus_errors_explained(self.dataset_obj.reader):
+                made = cast(Iterator[Columns], super().__iter__())
             sampler = batches if isinstance(batches, GivenSampler) else None
             return ForeignPass(plan, self.dataset_obj, made, sampler)
         return self._held.begin(self, plan, given)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -239,6 +240,21 @@ class LocalPass(Pass):
         return batch
 
 
+@contextmanager
+def bus_errors_explained(reads: SplitReader) -> Iterator[None]:
+    """Replace torch's error of a worker that SIGBUS has ended by one that names the file."""
+    try:
+        yield
+    except (RuntimeError, OSError, EOFError) as error:
+        # torch takes it for too little shared memory, or a pipe of the worker breaks before torch
+        # hears of its end.
+        bus_error = isinstance(error, RuntimeError) and "Bus error" in str(error)
+        why = reads.why_sigbus() if bus_error else reads.truncation()
+        if not why:
+            raise
+        raise WorkerError(f"a DataLoader worker was ended by SIGBUS: {why}") from error
+
+
 class ForeignPass(Pass):
     """Batches of torch's own iterator, for options that this package's iterators do not support."""
 
@@ -257,13 +273,5 @@ class ForeignPass(Pass):
         self._batches = iter(())
 
     def _next(self) -> Columns:
-        try:
+        with bus_errors_explained(self._reads):
             return next(self._batches)
-        except (RuntimeError, OSError, EOFError) as error:
-            # torch takes it for too little shared memory, or a pipe of the worker breaks before it
-            # hears of its end.
-            bus_error = isinstance(error, RuntimeError) and "Bus error" in str(error)
-            why = self._reads.why_sigbus() if bus_error else self._reads.truncation()
-            if not why:
-                raise
-            raise WorkerError(f"a DataLoader worker was ended by SIGBUS: {why}") from error
