@@ -18,7 +18,13 @@ from typing import Any, Literal, Self
 import torch
 import torch.distributed as dist
 
-from jasper_mmap import JASPERDataLoader, JASPERSteeringDataset, create_loader, publish_negatives
+from jasper_mmap import (
+    JASPERDataLoader,
+    JASPERSteeringDataset,
+    create_loader,
+    publish_negatives,
+    set_epoch,
+)
 from jasper_mmap.errors import JasperError
 from jasper_mmap.rules.names import Split
 
@@ -215,3 +221,21 @@ def _rate(loader: Iterable[Any], seconds: float) -> float:
         if time.perf_counter() - began > seconds:
             break
     return samples / (time.perf_counter() - began)
+
+
+def loop_of_ones_own(leg: Leg, loader: Any, own: JASPERDataLoader) -> None:
+    """Train over `loader`, which a tool may have made of `own`; the state is that of `own`."""
+    leg.serving(loader)
+    first = 0
+    if leg.plan.resumes:
+        state = torch.load(leg.checkpoint)
+        own.load_state_dict(state)
+        first = state["epoch"]
+    for epoch in range(first, leg.plan.epochs):
+        set_epoch(loader, epoch)
+        leg.epoch(epoch)
+        for batch in loader:
+            if leg.received(batch):
+                if rank() == 0:
+                    torch.save(own.state_dict(), leg.checkpoint)
+                return

@@ -1,10 +1,8 @@
 """A loop of one's own, under torchrun where there are several ranks."""
 
-import torch
 import torch.distributed as dist
 
-from jasper_mmap import set_epoch
-from tools.frameworks.leg import Leg
+from tools.frameworks.leg import Leg, loop_of_ones_own
 
 
 def train(leg: Leg) -> None:
@@ -12,17 +10,4 @@ def train(leg: Leg) -> None:
     if leg.plan.world > 1 and not dist.is_initialized():
         dist.init_process_group("gloo")
     loader = leg.loader()
-    leg.serving(loader)
-    first = 0
-    if leg.plan.resumes:
-        state = torch.load(leg.checkpoint)
-        loader.load_state_dict(state)
-        first = state["epoch"]
-    for epoch in range(first, leg.plan.epochs):
-        set_epoch(loader, epoch)
-        leg.epoch(epoch)
-        for batch in loader:
-            if leg.received(batch):
-                if not dist.is_initialized() or dist.get_rank() == 0:
-                    torch.save(loader.state_dict(), leg.checkpoint)
-                return
+    loop_of_ones_own(leg, loader, loader)

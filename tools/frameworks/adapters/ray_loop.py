@@ -5,12 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, prepare_data_loader
 
-from jasper_mmap import set_epoch
-from tools.frameworks.leg import Leg, rank
+from tools.frameworks.leg import Leg, loop_of_ones_own
 
 
 def start(file: str, world: int) -> None:
@@ -43,17 +41,4 @@ def train(leg: Leg, *, prepares: bool = True) -> None:
     loader = own = leg.loader()
     if prepares:
         loader = prepare_data_loader(own)
-    leg.serving(loader)
-    first = 0
-    if leg.plan.resumes:
-        state = torch.load(leg.checkpoint)
-        own.load_state_dict(state)
-        first = state["epoch"]
-    for epoch in range(first, leg.plan.epochs):
-        set_epoch(loader, epoch)
-        leg.epoch(epoch)
-        for batch in loader:
-            if leg.received(batch):
-                if rank() == 0:
-                    torch.save(own.state_dict(), leg.checkpoint)
-                return
+    loop_of_ones_own(leg, loader, own)
