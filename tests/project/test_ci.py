@@ -66,3 +66,11 @@ def test_pre_commit_runs_the_checks_of_style_and_types() -> None:
     assert re.findall(r"^        entry: (.*)$", text, re.MULTILINE) == checks
     assert re.findall(r"repo: (.*)$", text, re.MULTILINE) == ["local"]
     assert text.count("language: system") == text.count("- id: ")
+
+
+@pytest.mark.xdist_group("grouped")
+def test_tests_of_a_group_take_turns(request: pytest.FixtureRequest) -> None:
+    """pytest-xdist tells its scheduler of a group by the name of the test."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        pytest.skip("runs without pytest-xdist's processes")
+    assert request.node.nodeid.endswith("@grouped")
