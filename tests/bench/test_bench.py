@@ -45,6 +45,8 @@ from tools.bench.plot import plot
 from tools.bench.table import markdown
 
 ROOT = Path(__file__).parents[2]
+# A run takes long: those who look at its answer share it.
+once = pytest.mark.xdist_group("bench")
 TINY = ("--windows", "2", "--seconds", "0.02")
 MODULES = {"datasets", "tensordict", "litdata", "streaming"}
 
@@ -76,6 +78,7 @@ def answer(demo_store: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     return found
 
 
+@once
 def test_quick_run_measures_every_cell(answer: dict[str, Any]) -> None:
     """The floor of one thread, ours and the per-sample dataset, with and without workers."""
     assert answer["skipped"] == []
@@ -84,6 +87,7 @@ def test_quick_run_measures_every_cell(answer: dict[str, Any]) -> None:
     assert cells == [("floor-1", 0, 32), *measured]
 
 
+@once
 def test_quick_run_tells_finite_positive_figures(answer: dict[str, Any]) -> None:
     """Rates, times and memory of each cell; a loader without workers has none in workers."""
     for cell in answer["cells"]:
@@ -97,6 +101,7 @@ def test_quick_run_tells_finite_positive_figures(answer: dict[str, Any]) -> None
     assert all(used["bytes_per_pair"] > 0 for used in answer["disk"].values())
 
 
+@once
 def test_ratio_is_that_of_the_medians(answer: dict[str, Any]) -> None:
     """Computed again from the windows in the JSON, by sorting."""
     for cell in answer["cells"]:
@@ -113,9 +118,9 @@ def test_bench_command_names_a_setting_of_workers(demo_store: Path) -> None:
     assert told.exit_code == 0, told.output
     answer = json.loads(told.output)
     assert [cell["workers"] for cell in answer["cells"]] == [0, 1]
-    assert answer["best_workers"] in (0, 1)
-    text = CliRunner().invoke(command, arguments)
-    assert "best here: num_workers=" in text.output
+    rates = {cell["workers"]: cell["samples_per_s"] for cell in answer["cells"]}
+    best_rate = max(rates.values())
+    assert answer["best_workers"] == min(n for n, rate in rates.items() if rate >= 0.97 * best_rate)
 
 
 WITHOUT_PSUTIL = """
@@ -127,21 +132,15 @@ main()
 
 
 def test_bench_command_works_without_psutil(demo_store: Path) -> None:
-    """It knows no memory then, and does not show it as none."""
+    """It knows neither memory nor load then, and says so."""
     arguments = ["bench", str(demo_store), "--batch-size", "32", "--workers", "1", *TINY]
-
-    def run(*further: str) -> str:
-        command = [sys.executable, "-c", WITHOUT_PSUTIL, *arguments, *further]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-
-    told = run()
+    command = [sys.executable, "-c", WITHOUT_PSUTIL, *arguments]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "ours" in told
     assert "best here: num_workers=1" in told
     assert "unknown without psutil" in told
     assert "PSS" not in told
-    answer = json.loads(run("--json"))
-    (cell,) = answer["cells"]
-    assert (cell["parent_rss_mb"], answer["load_before"]["cores_busy"]) == (None, None)
+    assert a_cell(memory=None).to_dict()["parent_rss_mb"] is None
 
 
 def test_table_shows_memory_as_sizes_where_it_is_known() -> None:
@@ -283,8 +282,9 @@ def test_closing_ends_the_process_and_its_workers(demo_store: Path) -> None:
 def test_interrupt_ends_all_processes(demo_store: Path, tmp_path: Path) -> None:
     """Ctrl-C in the middle of a run leaves none of its processes behind."""
     arguments = [str(demo_store), "--only", "per-sample", "--workers", "2", "--batch-sizes", "8"]
+    windows = ("--windows", "5", "--seconds", "0.5")  # 6 s for the cell that is interrupted
     run = subprocess.Popen(
-        [sys.executable, "-m", "tools.bench", *arguments, "--seconds", "1", "--cache", tmp_path],
+        [sys.executable, "-m", "tools.bench", *arguments, *windows, "--cache", tmp_path],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -334,6 +334,7 @@ def test_plot_without_matplotlib_says_so_before_anything_is_measured(
     assert not any(tmp_path.iterdir())
 
 
+@once
 def test_table_holds_every_cell(answer: dict[str, Any]) -> None:
     """A row for each loader and number of workers; the fastest of a number of workers in bold."""
     lines = markdown(answer).splitlines()[2:]
