@@ -346,5 +346,5 @@ class Machine(RuleBasedStateMachine):
 
 TestMachine = Machine.TestCase
 TestMachine.settings = settings(
-    max_examples=max(1, settings().max_examples // 8), stateful_step_count=14
+    max_examples=max(1, settings().max_examples // 12), stateful_step_count=14
 )
