@@ -62,6 +62,9 @@ CHANGING = (
     (re.compile(r"python -m \S*(?=jasper-)"), ""),
     (re.compile("─{4,}"), "───"),
     (re.compile(r"(?<=\S)  +"), "  "),
+    # As older versions of click and safetensors word it.
+    (re.compile(r"(?<=^Try ')(.*) -h(?=' for help\.$)", re.MULTILINE), r"\1 --help"),
+    (re.compile("InvalidHeaderLength"), "invalid header length"),
 )
 N_PAIRS, DIM, N_NEG = 60, 8, 12
 

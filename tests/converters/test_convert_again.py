@@ -143,7 +143,9 @@ def test_a_table_that_shrank_is_checked_against_what_stayed(folder: Path, tmp_pa
         match=rf"made from hard_negatives.pt.*references source {len(sources)} in row 7, column 2",
     ):
         convert(folder, store)
-    assert {**snapshot(store), "negatives": ()} == {**before, "negatives": ()}
+    # An older filelock changes the time of the file that it locks.
+    taken = {"negatives": (), "negatives/.lock": ()}
+    assert snapshot(store) | taken == before | taken
 
 
 def test_a_store_of_a_newer_format_is_only_overwritten_by_force(

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
 from jasper_mmap import JASPERSteeringDataset, publish_negatives, rollback_negatives
 from jasper_mmap.errors import (
@@ -45,12 +45,23 @@ from tests.publishing import (
 # What is written
 
 
+def safetensors_writes(dtype: torch.dtype) -> bool:
+    """Return whether this version does: 0.5 does not write uint16."""
+    try:
+        save({"x": torch.zeros(1, dtype=dtype)})
+    except KeyError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("form", ["tensors", "pt", "safetensors", "one safetensors"])
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int16, torch.uint16])
 def test_published_is_what_was_given(
     store: Path, new: Tables, form: str, dtype: torch.dtype, tmp_path: Path
 ) -> None:
     """Whatever the form, the generation holds the same values in the same dtypes."""
+    if "safetensors" in form and not safetensors_writes(dtype):
+        pytest.skip(f"this version of safetensors does not write {dtype}")
     tables = (new[0].to(dtype), new[1].to(torch.uint8))
     given: tuple[Any, Any] = tables
     if form == "pt":
