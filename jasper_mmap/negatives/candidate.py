@@ -27,7 +27,7 @@ from ..rules.arguments import number
 from ..rules.schema import ARTIFACTS, NEGATIVES
 from ..store.checks import TableCheck, check_form
 from ..store.folder import Store
-from ..store.lint import MEANING, equal, lint_negatives
+from ..store.lint import MEANING, count_unsuitable, equal
 from ..store.pointer import FOLDER
 from ..store.tables import table_tensor
 
@@ -124,7 +124,7 @@ def examine(
     *,
     allow_equal: bool,
 ) -> dict[str, int]:
-    """Check form and values of negatives and tiers [N_p,N]; return the counts of `lint_negatives`.
+    """Check form and values of negatives and tiers [N_p,N]; return `count_unsuitable` of them.
 
     Equal tables are an error unless `allow_equal`. `where` has the name of each table for errors.
     """
@@ -142,7 +142,7 @@ def examine(
         check = TableCheck(artifact, sizes, where[artifact.name])
         for rows in chunks(tables[artifact.name]):
             check.feed(rows)
-    return lint_negatives(pair_index, tables["hard_negatives"], sizes["N_s"])
+    return count_unsuitable(pair_index, tables["hard_negatives"], sizes["N_s"])
 
 
 def _frozen(

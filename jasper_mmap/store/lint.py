@@ -67,7 +67,7 @@ def lint_splits(splits: Mapping[str, torch.Tensor], n_pairs: int) -> dict[str, i
     }
 
 
-def lint_negatives(
+def count_unsuitable(
     pair_index: torch.Tensor, hard_negatives: torch.Tensor, n_sources: int
 ) -> dict[str, int]:
     """Count the rows of `hard_negatives` [N_p,N] with unsuitable negatives.
@@ -106,7 +106,7 @@ def lint_negatives(
 
 
 def suspicion(shares: Mapping[str, float]) -> str | None:
-    """A warning if many rows are unsuitable, by the shares of the counts of `lint_negatives`.
+    """A warning if many rows are unsuitable, by the shares of the counts of `count_unsuitable`.
 
     Not an error: with few sources such rows are unavoidable.
     """

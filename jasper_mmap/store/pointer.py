@@ -62,7 +62,7 @@ class Pointer:
     """The publishing process: pid@host."""
     note: str = ""
     lint: dict[str, int]
-    """Counts of `lint.lint_negatives`."""
+    """Counts of `lint.count_unsuitable`."""
     changed_rows: int | None = None
     """Rows that differ from the previous generation; None if that could not be read."""
     history: tuple[dict[str, Any], ...] = ()

@@ -21,7 +21,7 @@ from ..rules.config import CONFIG_FILE
 from ..rules.schema import NEGATIVES, STORED, Artifact
 from .config_file import read_config
 from .generations import content_errors, history_errors, stamped_generation
-from .lint import lint_negatives, lint_splits, remarks
+from .lint import count_unsuitable, lint_splits, remarks
 from .manifest import MANIFEST_FILE, Entry, Manifest, read_manifest
 from .pointer import FOLDER, POINTER, Pointer, generations_on_disk, read_pointer
 from .soundness import form_errors, table_errors, uncounted_beyond
@@ -229,7 +229,7 @@ class Verification:
             tables = self._current(pointer, manifest, sizes)
         if tables and pair_index is not None and not self.quick:
             hard_negatives = tables[NEGATIVES[0].name]
-            self._warnings |= lint_negatives(pair_index, hard_negatives, sizes["N_s"])
+            self._warnings |= count_unsuitable(pair_index, hard_negatives, sizes["N_s"])
         on_disk = self._attempt(FOLDER, lambda: generations_on_disk(self.folder)) or {}
         for entry in pointer.history:
             number = entry["generation"]

@@ -14,7 +14,7 @@ from jasper_mmap.rules.names import SPLITS
 from jasper_mmap.rules.schema import ARTIFACTS, FLOAT_DTYPES, INT_DTYPES
 from jasper_mmap.store import lint
 from jasper_mmap.store.checks import TableCheck, check_form, check_offsets, check_ranges
-from jasper_mmap.store.lint import lint_negatives, lint_splits
+from jasper_mmap.store.lint import count_unsuitable, lint_splits
 
 SIZES = {"N_q": 20, "N_s": 30, "N_k": 7, "N_c": 5, "N_p": 40, "D": 4, "N": 3}
 
@@ -176,7 +176,7 @@ def test_negatives_are_linted_as_a_slow_count_does(
     generator = torch.Generator().manual_seed(3)
     pairs = torch.randint(25, (200, 2), generator=generator)
     negatives = torch.randint(25, (200, 4), generator=generator)
-    counts = lint_negatives(pairs.to(torch.uint16), negatives.to(torch.uint64), 25)
+    counts = count_unsuitable(pairs.to(torch.uint16), negatives.to(torch.uint64), 25)
     assert counts == slow_lint(pairs.tolist(), negatives.tolist())
     assert all(counts.values())
 
@@ -186,7 +186,7 @@ def test_real_negatives_hold_false_ones_in_a_third_of_the_rows(real_folder: Any)
     pairs, negatives = (
         torch.load(real_folder / f"{n}.pt") for n in ("pair_index", "hard_negatives")
     )
-    counts = lint_negatives(pairs, negatives, 4166)
+    counts = count_unsuitable(pairs, negatives, 4166)
     assert counts["own_source_rows"] == 0
     assert round(counts["false_negative_rows"] / 4806, 2) == 0.32
 
