@@ -26,7 +26,7 @@ from ..rules.schema import STORED, Artifact
 from .config_file import read_config
 from .generations import OpenGeneration, sound_generation
 from .manifest import MANIFEST_FILE, Manifest, read_manifest
-from .pointer import FOLDER, Pointer, read_pointer
+from .pointer import FOLDER, Pointer, generations_on_disk, read_pointer
 from .soundness import form_errors, table_errors, uncounted_beyond
 from .tables import Table, map_table
 
@@ -82,6 +82,26 @@ class Store:
                 before, pointer = pointer, read_pointer(self.path)
                 if pointer.generation == before.generation:
                     raise
+
+    def generation(self, number: int | None = None) -> tuple[Pointer, OpenGeneration]:
+        """Return the pointer as of generation `number` (None: the current one), and its tables.
+
+        An older one is checked in full. Raises `MissingFileError`, naming the available
+        generations, if it was removed or never existed, else as `current_generation`.
+        """
+        pointer = read_pointer(self.path)
+        if number is None or number == pointer.generation:
+            return self.current_generation()
+        on_disk = generations_on_disk(self.path)
+        there = [e["generation"] for e in pointer.history if e["generation"] in on_disk]
+        if number not in there:
+            raise MissingFileError(
+                f"{self.path}: generation {number} was removed or never existed; available:"
+                f" {', '.join(map(str, there))}."
+            )
+        older = pointer.of(number)
+        sizes = self.negatives_sizes
+        return older, sound_generation(self.path, older, self.store_id, sizes, full=True)
 
 
 _Parts = tuple[Config, Manifest, dict[str, Table], dict[str, int]]
