@@ -2,7 +2,7 @@
 
 Installed from a wheel as `jasper_converters`.
 
-May import: console, the ground, files, files/pt, rules, store, negatives.
+May import: console, the ground, files, files/pt, rules, store, similarity, negatives.
 """
 
 from typing import TYPE_CHECKING

@@ -1,0 +1,21 @@
+"""The rule by which a negative may be a right source that nobody knows of.
+
+It is the relative margin with an absolute value, as sentence-transformers defines it for mining.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+
+MARGIN: Final = 0.05
+"""The default: a negative is suspect above 95 % of the right source's similarity."""
+
+
+def is_margin_false(s: torch.Tensor, p: torch.Tensor, margin: float = MARGIN) -> torch.Tensor:
+    """Return whether a negative of similarity `s` is too near, the right source having `p`.
+
+    That is s > p - margin * |p|, element by element (the shapes broadcast). NaN is never too near.
+    """
+    return s > p - margin * p.abs()
