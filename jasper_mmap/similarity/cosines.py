@@ -8,7 +8,7 @@ Shape letters as in `schema`; `b` pairs of a block.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Final
 
@@ -20,7 +20,7 @@ from ..rules.integers import as_int64
 from ..store.folder import Store
 from ..store.tables import table_tensor
 
-_BLOCK: Final = 100
+BLOCK: Final = 100
 """Pairs whose rows are in memory at a time: few, so that they stay in the processor's cache."""
 _LEAST, _MOST = 1e-15, 1e15
 """Norms between which float32 holds the products of two rows."""
@@ -31,6 +31,11 @@ Advance = Callable[[str, int], None]
 
 def silent(_name: str, _bytes: int) -> None:
     """An `Advance` that does nothing."""
+
+
+def pieces(rows: torch.Tensor, length: int) -> Iterator[torch.Tensor]:
+    """Return `rows` in parts of `length`."""
+    return (rows[begin : begin + length] for begin in range(0, len(rows), length))
 
 
 def row_norms(table: torch.Tensor, advance: Advance = silent, name: str = "") -> torch.Tensor:
@@ -64,13 +69,18 @@ class Rooms:
 
     def rows(self, name: str, table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """Return the rows [n,D] of `table` at `index` [n], in the buffer `name`."""
-        shape = (len(index), table.shape[1])
-        out = self.room(name, shape)
-        if table.dtype == out.dtype:
+        return self.rows_into(self.room(name, (len(index), table.shape[1])), table, index)
+
+    def rows_into(
+        self, out: torch.Tensor, table: torch.Tensor, index: torch.Tensor
+    ) -> torch.Tensor:
+        """Copy the rows [n,D] of `table` at `index` [n] into `out`, and return it."""
+        if table.dtype == out.dtype == torch.float32:
             return torch.index_select(table, 0, index, out=out)
-        stored = self.room(f"{name} {table.dtype}", shape, table.dtype)
+        stored = self.room(f"stored as {table.dtype}", tuple(out.shape), table.dtype)
         torch.index_select(table, 0, index, out=stored)
-        return out.copy_(stored.to(torch.float32))  # as served, even where `out` is wider
+        # As batches serve them, even where `out` is wider.
+        return out.copy_(stored if stored.dtype.itemsize < 4 else stored.to(torch.float32))
 
 
 class Embeddings:
@@ -104,13 +114,13 @@ class Embeddings:
 
     @cached_property
     def question_scales(self) -> torch.Tensor:
-        """What makes a question's products cosines [N_q], float64: 1 / norm, 0 for a zero row."""
-        return _scales(self.question_norms)
+        """What makes a question's products cosines [N_q]: 1 / norm, 0 for a zero row."""
+        return _scales(self.question_norms).to(self.dtype)
 
     @cached_property
     def source_scales(self) -> torch.Tensor:
-        """What makes a source's products cosines [N_s], float64: 1 / norm, 0 for a zero row."""
-        return _scales(self.source_norms)
+        """What makes a source's products cosines [N_s]: 1 / norm, 0 for a zero row."""
+        return _scales(self.source_norms).to(self.dtype)
 
     @cached_property
     def dtype(self) -> torch.dtype:
@@ -126,6 +136,11 @@ class Embeddings:
         """The buffers for the rows of a block."""
         return Rooms(self.dtype)
 
+    def widen(self) -> None:
+        """Multiply in float64 from now on."""
+        self.dtype = torch.float64
+        self.rooms = Rooms(self.dtype)
+
     @plain_tensors
     def own(self, pairs: torch.Tensor | None = None) -> torch.Tensor:
         """Return the cosine of question and own right source, float32 [N_p].
@@ -135,7 +150,7 @@ class Embeddings:
         if pairs is None:
             pairs = torch.arange(len(self.question_of), device="cpu")
         result = torch.full((len(self.question_of),), torch.nan, device="cpu", dtype=torch.float32)
-        for some in pairs.split(_BLOCK):
+        for some in pieces(pairs, BLOCK):
             numbers = self.source_of[some].unsqueeze(1)
             result[some] = _cosines(self, self.question_of[some], numbers)[:, 0]
             self._advance("pair_index", 2 * len(some) * self.sources[:1].nbytes)
@@ -162,8 +177,8 @@ def similarities(embeddings: Embeddings, hard_negatives: torch.Tensor, rows: sli
     """
     numbers = as_int64(hard_negatives[rows])
     questions = embeddings.question_of[rows]
-    pieces = zip(questions.split(_BLOCK), numbers.split(_BLOCK), strict=True)
-    blocks = [_cosines(embeddings, q, n) for q, n in pieces]
+    parts = zip(pieces(questions, BLOCK), pieces(numbers, BLOCK), strict=True)
+    blocks = [_cosines(embeddings, q, n) for q, n in parts]
     return torch.cat(blocks) if blocks else numbers.to(torch.float32)
 
 

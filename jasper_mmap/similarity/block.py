@@ -1,0 +1,125 @@
+"""A block of pairs with all products of their embeddings, from which the lint counts.
+
+Shape letters as in `schema`; `b` pairs of the block. The four vectors of a pair are its question
+and its steering of the variants but zero, in the order of `names.VARIANTS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from ..rules.integers import as_int64
+from ..rules.schema import STEERING
+from ..store.folder import Store
+from ..store.tables import table_tensor
+from .cosines import BLOCK, Advance, Embeddings, silent
+
+_VECTORS: Final = len(STEERING)
+_FINE: Final = 1 + 2**-12
+"""A number that less than float32 rounds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """What is known of some pairs; valid until the next block is made."""
+
+    pairs: torch.Tensor
+    """[b]"""
+    questions: torch.Tensor
+    """[b]"""
+    numbers: torch.Tensor
+    """[b,N] The negatives."""
+    tiers: torch.Tensor
+    """[b,N]"""
+    products: torch.Tensor
+    """[b,4,1+N] Of the four vectors with the own right source and the negatives."""
+    grams: torch.Tensor
+    """[b,4,4] Of the four vectors with each other."""
+    own_squares: torch.Tensor
+    """[b] Of the norms of the own right sources."""
+    scales: torch.Tensor
+    """[b,1+N] 1 / norm of the own right source and the negatives, 0 for zero rows."""
+    cosines: torch.Tensor
+    """[b,N] Of question and negatives, float32."""
+
+
+class Blocks:
+    """Makes blocks of the pairs of one store and generation, in buffers that are reused."""
+
+    def __init__(
+        self,
+        store: Store,
+        embeddings: Embeddings,
+        generation: Mapping[str, torch.Tensor],
+        advance: Advance = silent,
+    ) -> None:
+        self._of = embeddings
+        self._steering = [table_tensor(store.tables[name]) for name in STEERING if name is not None]
+        self._negatives = generation["hard_negatives"]
+        self._tiers = generation["negative_tiers"]
+        self._advance = advance
+        if not _multiplies_exactly():
+            embeddings.widen()
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the rows of embeddings that a pair needs."""
+        of_sources = (1 + self._negatives.shape[1]) * self._of.sources[:1].nbytes
+        return (
+            of_sources
+            + self._of.questions[:1].nbytes
+            + sum(table[:1].nbytes for table in self._steering)
+        )
+
+    def of(self, pairs: torch.Tensor) -> Block:
+        """Return the block of the pairs [b], int64."""
+        own, rooms = self._of, self._of.rooms
+        numbers, questions = as_int64(self._negatives[pairs]), own.question_of[pairs]
+        sources = torch.cat((own.source_of[pairs].unsqueeze(1), numbers), 1)
+        products = rooms.room("products", (len(pairs), _VECTORS, sources.shape[1]))
+        grams = rooms.room("grams", (len(pairs), _VECTORS, _VECTORS))
+        for begin in range(0, len(pairs), BLOCK):
+            part = slice(begin, begin + BLOCK)
+            vectors = self._vectors(pairs[part], questions[part])
+            rows = rooms.rows("sources", own.sources, sources[part].flatten())
+            rows = rows.view(len(vectors), -1, rows.shape[1])
+            torch.bmm(vectors, rows.transpose(1, 2), out=products[part])
+            torch.bmm(vectors, vectors.transpose(1, 2), out=grams[part])
+            self._advance("negatives", len(vectors) * self.row_bytes)
+        scales = own.source_scales[sources]
+        cosines = products[:, 0, 1:] * scales[:, 1:]
+        cosines.mul_(own.question_scales[questions].unsqueeze(1))
+        return Block(
+            pairs=pairs,
+            questions=questions,
+            numbers=numbers,
+            tiers=as_int64(self._tiers[pairs]),
+            products=products,
+            grams=grams,
+            own_squares=own.source_norms[sources[:, 0]].square().to(own.dtype),
+            scales=scales,
+            cosines=cosines.to(torch.float32),
+        )
+
+    def _vectors(self, pairs: torch.Tensor, questions: torch.Tensor) -> torch.Tensor:
+        """The four vectors [b,4,D] of the pairs, those of a kind one after the other in memory."""
+        n, width = len(pairs), self._of.questions.shape[1]
+        room = self._of.rooms.room("vectors", (_VECTORS, n, width))
+        tables = (self._of.questions, *self._steering)
+        for place, (table, index) in enumerate(
+            zip(tables, (questions, pairs, pairs, pairs), strict=True)
+        ):
+            self._of.rooms.rows_into(room[place], table, index)
+        return room.transpose(0, 1)
+
+
+def _multiplies_exactly() -> bool:
+    """Whether torch multiplies float32 matrices as such, not in fewer bits: a program may have
+    asked for that."""
+    rows = torch.full((2, 8, 64), _FINE, dtype=torch.float32, device="cpu")
+    product = torch.bmm(rows, rows.transpose(1, 2))
+    return bool((product / (64 * _FINE**2) - 1).abs().max() < 1e-6)

@@ -1,0 +1,199 @@
+"""The lint of one generation: all of its pairs, or a sample, block by block.
+
+Shape letters as in `schema`; `b` pairs of a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..files.torch_modes import plain_tensors
+from ..rules.permutation import permute
+from ..rules.schema import TIERS
+from ..store.folder import Store
+from . import flags
+from .block import Blocks
+from .cosines import Advance, Embeddings, pieces, silent
+from .flags import FlagCounts, is_suspect, packed
+from .histogram import BINS, Histograms, quantile, quantiles
+from .hubness import hubness
+from .known import KnownRight
+from .margin import is_margin_false
+from .relations import MARKS, Relations, marks_by_split
+from .report import GenerationLint, Share, Similarity, WeakRight
+from .untrained import UntrainedScores
+
+LOW: Final = 0.2
+"""A right source of a lower similarity is doubtful."""
+_STEP: Final = 4096
+"""Pairs of a block."""
+_TIERS: Final = TIERS[-1] + 1
+
+Take = Callable[[torch.Tensor, torch.Tensor], None]
+"""Called with the cosines and the flags [b,N] of each block."""
+
+
+class Examination:
+    """What is common to the lints of several generations of one store."""
+
+    def __init__(self, store: Store, *, advance: Advance = silent) -> None:
+        self.store = store
+        self.embeddings = Embeddings(store, advance=advance)
+        self.relations = Relations(store)
+        self._advance = advance
+
+    def total_bytes(self, rows: int, n_neg: int) -> int:
+        """What `advance` counts for a lint of so many rows, the norms apart."""
+        one, steering = self.embeddings.sources[:1].nbytes, 3
+        return rows * (3 + n_neg + 1 + steering) * one
+
+    @plain_tensors
+    def lint(
+        self,
+        generation: Mapping[str, torch.Tensor],
+        *,
+        margin: float,
+        sample: int | None = None,
+        seed: int = 0,
+        take: Take | None = None,
+    ) -> GenerationLint:
+        """Lint the tables [N_p,N] of a generation, which are checked.
+
+        `sample` pairs are drawn by `seed`; None: all pairs. `take` gets what each block says.
+        """
+        return _Lint(self, generation, margin, _rows(self.relations, sample, seed)).run(take)
+
+
+def _rows(relations: Relations, sample: int | None, seed: int) -> torch.Tensor:
+    n = len(relations.question_of)
+    if sample is None or sample >= n:
+        return torch.arange(n, device="cpu")
+    drawn = permute(np.arange(sample, dtype=np.int64), n, "lint", seed)
+    return torch.from_numpy(np.sort(drawn))
+
+
+class _Lint:
+    """One run over the rows."""
+
+    def __init__(
+        self,
+        common: Examination,
+        generation: Mapping[str, torch.Tensor],
+        margin: float,
+        rows: torch.Tensor,
+    ) -> None:
+        self._relations, embeddings = common.relations, common.embeddings
+        self._margin, self._rows = margin, rows
+        self._blocks = Blocks(common.store, embeddings, generation, common._advance)
+        self._n_neg = generation["hard_negatives"].shape[1]
+        self._own = embeddings.own(_needed(self._relations, rows))
+        self._lowest = embeddings.lowest_right(self._own)
+        self._known = KnownRight(embeddings, self._relations, self._own)
+        self._counts = FlagCounts()
+        self._cosines = Histograms(MARKS * _TIERS)
+        self._own_cosines = Histograms(MARKS)
+        self._untrained = UntrainedScores()
+        self._uses: NDArray[np.int64] = np.zeros(len(embeddings.sources), np.int64)
+        self._suspects = [torch.empty(0, dtype=torch.int64, device="cpu")]
+        self._without_cosine = 0
+
+    def run(self, take: Take | None) -> GenerationLint:
+        for pairs in pieces(self._rows, _STEP):
+            cosines, codes = self._one(pairs)
+            if take is not None:
+                take(cosines, codes)
+        return self._report()
+
+    def _one(self, pairs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        block, relations = self._blocks.of(pairs), self._relations
+        marks, numbers, cosines = relations.marks[pairs], block.numbers, block.cosines
+        own, lowest = self._own[pairs], self._lowest[block.questions]
+        by_number, by_content = self._known.among(block.questions, numbers, cosines)
+        codes = packed(
+            {
+                flags.LOWEST: is_margin_false(cosines, lowest.unsqueeze(1), self._margin),
+                flags.OWN: is_margin_false(cosines, own.unsqueeze(1), self._margin),
+                flags.NUMBER: by_number,
+                flags.CONTENT: by_content,
+                flags.EVALUATION: relations.evaluation_only[numbers],
+                flags.CLUSTERED: relations.has_cluster(numbers),
+                flags.IN_CLUSTER: relations.in_cluster(numbers, pairs),
+            }
+        )
+        self._counts.add(marks, block.tiers, codes)
+        self._cosines.add(marks.unsqueeze(1) * _TIERS + block.tiers, cosines)
+        self._own_cosines.add(marks, own)
+        self._untrained.add(block, marks, by_number | by_content)
+        self._uses += np.bincount(numbers.flatten().numpy(), minlength=len(self._uses))
+        self._suspects.append(is_suspect(codes).sum(1))
+        self._without_cosine += int(cosines.isnan().sum())
+        return cosines, codes
+
+    def _report(self) -> GenerationLint:
+        counts = self._counts
+        by_tier = self._cosines.counts.reshape(MARKS, _TIERS, BINS)
+        medians = {tier: quantile(by_tier[:, tier].sum(0), 0.5) for tier in TIERS}
+        return GenerationLint(
+            rows=counts.rows,
+            slots=counts.slots,
+            without_cosine=self._without_cosine,
+            similarity=self._similarity(by_tier),
+            tiers=counts.tier_order(medians),
+            margin_false=counts.margin_false(),
+            margin_false_own=counts.margin_false_own(),
+            margin_false_with_known=counts.margin_false_with_known(),
+            weak_right=self._weak_right(medians[TIERS[-1]]),
+            known_right=counts.known_right(),
+            evaluation_sources=counts.evaluation_sources(
+                self._relations.evaluation_only, self._n_neg
+            ),
+            untrained=self._untrained.by_split(),
+            steering=self._untrained.steering(),
+            hubness=hubness(self._uses),
+        )
+
+    def _similarity(self, by_tier: NDArray[np.int64]) -> dict[str, Similarity]:
+        return {
+            split: Similarity(
+                own=quantiles(self._own_cosines.counts[which].sum(0)),
+                tiers={str(tier): quantiles(by_tier[which, tier].sum(0)) for tier in TIERS},
+            )
+            for split, which in marks_by_split().items()
+        }
+
+    def _weak_right(self, below: float | None) -> WeakRight:
+        suspects = torch.cat(self._suspects)
+        own = self._own[self._rows]
+        lowest = self._lowest[self._relations.question_of[self._rows]]
+
+        def shares(weak: torch.Tensor) -> tuple[Share, Share]:
+            return (
+                Share(int(weak.sum()), len(weak)),
+                Share(int(suspects[weak].sum()), int(suspects.sum())),
+            )
+
+        rows, slots = shares(own < (-torch.inf if below is None else below))
+        lowest_rows, lowest_slots = shares(lowest < LOW)
+        return WeakRight(
+            below=below,
+            rows=rows,
+            margin_false=slots,
+            lowest_below=LOW,
+            lowest_rows=lowest_rows,
+            lowest_margin_false=lowest_slots,
+        )
+
+
+def _needed(relations: Relations, rows: torch.Tensor) -> torch.Tensor | None:
+    """The pairs of all questions of `rows`, or None for all pairs."""
+    questions = relations.question_of
+    if len(rows) == len(questions):
+        return None
+    asked = torch.zeros(len(relations.right_counts), dtype=torch.bool, device="cpu")
+    asked[questions[rows]] = True
+    return asked[questions].nonzero()[:, 0]

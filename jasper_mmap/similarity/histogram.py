@@ -1,0 +1,48 @@
+"""Quantiles of any number of cosines in bounded memory, from a histogram of fixed bins."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .report import Quantiles
+
+BINS: Final = 2000
+WIDTH: Final = 2 / BINS
+"""Of a bin; the bins cover -1 to 1."""
+_RANKS: Final = {"p5": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95}
+
+
+class Histograms:
+    """One histogram for each of some groups."""
+
+    def __init__(self, groups: int) -> None:
+        self.counts: NDArray[np.int64] = np.zeros((groups, BINS), np.int64)
+
+    def add(self, groups: torch.Tensor, cosines: torch.Tensor) -> None:
+        """Count cosines (any shape), each in its group (int64, same shape); NaN is left out."""
+        bins = cosines.add(1.0).mul_(1 / WIDTH).nan_to_num_(-1.0).floor_().to(torch.int64)
+        bins.clamp_(-1, BINS - 1)
+        places = torch.where(cosines.isnan(), -1, bins.clamp_(min=0) + groups * BINS).flatten()
+        counted = np.bincount(places[places >= 0].numpy(), minlength=self.counts.size)
+        self.counts += counted.reshape(self.counts.shape)
+
+
+def quantile(counts: NDArray[np.int64], share: float) -> float | None:
+    """Return the middle of the bin of the value of rank ceil(share * n) among n, or None."""
+    total = int(counts.sum())
+    if not total:
+        return None
+    rank = max(1, math.ceil(share * total))
+    place = int(np.searchsorted(counts.cumsum(), rank))
+    return round((place + 0.5) * WIDTH - 1.0, 6)
+
+
+def quantiles(counts: NDArray[np.int64]) -> Quantiles:
+    """Return the quantiles of one histogram [BINS]."""
+    values = {name: quantile(counts, share) for name, share in _RANKS.items()}
+    return Quantiles(count=int(counts.sum()), **values)

@@ -1,0 +1,68 @@
+"""Negatives that are right sources of the question, by number or by content.
+
+Shape letters as in `schema`; `b` pairs of a block, `m` right sources of theirs.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import torch
+
+from .cosines import Embeddings
+from .duplicates import SAME_COSINE, cosines_of
+from .relations import Relations
+
+_APART: Final = math.sqrt(2 - 2 * SAME_COSINE) + 6e-5
+"""Two unit rows whose cosine is at least `SAME_COSINE` are no farther apart. So nor are, by
+Cauchy-Schwarz, their cosines with any third row, nor any of their numbers."""
+_NUMBERS: Final = 16
+"""Of two rows that are compared before the whole rows are."""
+_CELLS: Final = 1 << 20
+
+
+class KnownRight:
+    """Looks for the right sources of the questions among their negatives.
+
+    `own` [N_p] is the cosine of each pair, of at least the pairs of the questions asked about.
+    """
+
+    def __init__(self, embeddings: Embeddings, relations: Relations, own: torch.Tensor) -> None:
+        self._of = embeddings
+        self._relations = relations
+        self._own = own
+
+    def among(
+        self, questions: torch.Tensor, numbers: torch.Tensor, cosines: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return which negatives `numbers` [b,N] of the `questions` [b] are right sources of them
+        by number, and which others by content, bool [b,N]; `cosines` [b,N] are those of both."""
+        right = self._relations.right_sources(questions)
+        by_number = torch.zeros(numbers.shape, dtype=torch.bool, device="cpu")
+        by_content = torch.zeros_like(by_number)
+        step = max(1, _CELLS // numbers.shape[1])
+        for begin in range(0, len(right.row), step):
+            part = slice(begin, begin + step)
+            rows, sources, own = right.row[part], right.source[part], self._own[right.pair[part]]
+            entry, slot = (numbers[rows] == sources.unsqueeze(1)).nonzero(as_tuple=True)
+            by_number[rows[entry], slot] = True
+            close = (cosines[rows] - own.unsqueeze(1)).abs_() <= _APART
+            entry, slot = close.nonzero(as_tuple=True)
+            at = rows[entry]
+            same = self._same(numbers[at, slot], sources[entry])
+            by_content[at[same], slot[same]] = True
+        return by_number, by_content & ~by_number
+
+    def _same(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """The places where sources `a` and `b` [n], of different numbers, have the same content."""
+        places = (a != b).nonzero()[:, 0]
+        apart = (self._begin(a[places]) - self._begin(b[places])).square_().sum(1)
+        places = places[apart <= _APART**2]
+        table, scales = self._of.sources, self._of.source_scales
+        return places[cosines_of(table, scales, a[places], b[places]) >= SAME_COSINE]
+
+    def _begin(self, sources: torch.Tensor) -> torch.Tensor:
+        """The first numbers [n,16] of the unit rows."""
+        rows = self._of.sources[:, :_NUMBERS][sources].to(self._of.dtype)
+        return rows.mul_(self._of.source_scales[sources].unsqueeze(1))

@@ -1,0 +1,124 @@
+"""Which sources are right for which questions, in which splits and clusters: integers alone.
+
+Shape letters as in `schema`; `b` pairs of a block, `m` right sources of theirs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..rules.integers import as_int64
+from ..rules.names import SPLITS
+from ..store.folder import Store
+from ..store.tables import table_tensor
+
+BITS: Final = {split: 1 << place for place, split in enumerate(SPLITS)}
+"""The bit of each split in the marks of a pair."""
+MARKS: Final = 1 << len(SPLITS)
+"""Number of different marks."""
+
+
+def marks_by_split() -> dict[str, NDArray[np.bool_]]:
+    """Return which marks belong to each split, and under `all` every one."""
+    marks = np.arange(MARKS)
+    named = {split: marks & bit != 0 for split, bit in BITS.items()}
+    return {"all": marks >= 0, **named}
+
+
+@dataclass(frozen=True)
+class RightSources:
+    """The right sources of some pairs' questions: entry by entry, those of a pair together."""
+
+    row: torch.Tensor
+    """[m] The pair's place in the block."""
+    source: torch.Tensor
+    """[m]"""
+    pair: torch.Tensor
+    """[m] A pair of that question and that source."""
+
+
+class Relations:
+    """The integer tables of a store, looked up by block. All numbers are checked."""
+
+    def __init__(self, store: Store) -> None:
+        tables = {name: table_tensor(table) for name, table in store.tables.items()}
+        sizes = store.manifest.sizes
+        questions, sources = as_int64(tables["pair_index"]).unbind(1)
+        self.question_of, self.source_of = questions.contiguous(), sources.contiguous()
+        self.cluster_of = as_int64(tables["pair_cluster_id"])
+        self.marks = _marks(tables, sizes["N_p"])
+        # Each (question, source) once, in order.
+        keys, pairs = np.unique((questions * sizes["N_s"] + sources).numpy(), return_index=True)
+        owners, right = np.divmod(keys, sizes["N_s"])
+        self._right, self._right_pair = torch.from_numpy(right), torch.from_numpy(pairs)
+        first = np.searchsorted(owners, np.arange(sizes["N_q"] + 1))
+        self._first = torch.from_numpy(first)
+        self.right_counts = self._first.diff()
+        """[N_q] How many right sources a question has."""
+        self._clusters = _Clusters(self.source_of, self.cluster_of, sizes)
+        self.evaluation_only = self._evaluation_only(sizes["N_s"])
+        """[N_s] Right for a pair of val or test, and for none of train."""
+
+    def right_sources(self, questions: torch.Tensor) -> RightSources:
+        """Return the right sources of the questions [b] of some pairs."""
+        counts = self.right_counts[questions]
+        row = torch.repeat_interleave(counts)
+        before = counts.cumsum(0) - counts
+        place = torch.arange(len(row), device="cpu") - before[row] + self._first[questions][row]
+        return RightSources(row, self._right[place], self._right_pair[place])
+
+    def in_cluster(self, sources: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
+        """Return whether each source [b,N] is in the cluster of its pair [b]; the clusters of a
+        source are those of the pairs for which it is right."""
+        return self._clusters.have(sources, self.cluster_of[pairs].unsqueeze(1))
+
+    def has_cluster(self, sources: torch.Tensor) -> torch.Tensor:
+        """Return whether each source is in any cluster."""
+        return self._clusters.first[sources] >= 0
+
+    def _evaluation_only(self, n_sources: int) -> torch.Tensor:
+        right = torch.zeros((2, n_sources), dtype=torch.bool, device="cpu")
+        trains = (self.marks & BITS["train"]) != 0
+        evaluates = (self.marks & (BITS["val"] | BITS["test"])) != 0
+        for place, chosen in enumerate((trains, evaluates)):
+            right[place, self.source_of[chosen]] = True
+        return right[1] & ~right[0]
+
+
+class _Clusters:
+    """The clusters of sources: mostly one, so that is looked up first."""
+
+    def __init__(
+        self, sources: torch.Tensor, clusters: torch.Tensor, sizes: dict[str, int]
+    ) -> None:
+        self._n = sizes["N_c"]
+        keys: NDArray[np.int64] = np.unique((sources * self._n + clusters).numpy())
+        owners, numbers = np.divmod(keys, self._n)
+        single = np.full(sizes["N_s"], -1, np.int64)
+        single[owners[::-1]] = numbers[::-1]  # the lowest is written last
+        self.first = torch.from_numpy(single)
+        several = np.bincount(owners, minlength=sizes["N_s"]) > 1
+        self._several = torch.from_numpy(several)
+        self._keys = torch.from_numpy(keys)
+
+    def have(self, sources: torch.Tensor, clusters: torch.Tensor) -> torch.Tensor:
+        """Return whether each source [b,N] is in the cluster [b,1] of its row."""
+        have = self.first[sources] == clusters
+        left = (self._several[sources] & ~have).nonzero(as_tuple=True)
+        keys = sources[left] * self._n + clusters.expand_as(sources)[left]
+        at = torch.searchsorted(self._keys, keys).clamp_(max=len(self._keys) - 1)
+        have[left] = self._keys[at] == keys
+        return have
+
+
+def _marks(tables: dict[str, torch.Tensor], n_pairs: int) -> torch.Tensor:
+    """The splits of each pair [N_p] as `BITS`, int64."""
+    marks = torch.zeros(n_pairs, dtype=torch.int64, device="cpu")
+    for split, bit in BITS.items():
+        marks[as_int64(tables[f"{split}_idx"])] |= bit
+    return marks
