@@ -2,7 +2,8 @@
 
 Installed from a wheel as `jasper_converters`.
 
-May import: console, the ground, files, files/pt, rules, store, similarity, negatives.
+May import: console, the ground, files, files/pt, rules, store, similarity/reports, similarity,
+negatives.
 """
 
 from typing import TYPE_CHECKING

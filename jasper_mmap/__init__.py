@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .loader.first_batch import validate_first_batch
     from .loader.loader import JASPERDataLoader
     from .loader.watcher import watch_negatives
+    from .negatives.lint import lint_negatives
     from .negatives.publish import publish_negatives, rollback_negatives
     from .rules.schema import Batch
     from .version import __version__ as __version__
@@ -25,6 +26,7 @@ else:  # where type checkers do not look: they would take any name for one of th
             "__version__": "version",
             "create_loader": "loader.create",
             "errors": "errors",
+            "lint_negatives": "negatives.lint",
             "publish_negatives": "negatives.publish",
             "rollback_negatives": "negatives.publish",
             "set_epoch": "loader.epochs",
@@ -38,6 +40,7 @@ __all__ = [
     "JASPERDataLoader",
     "JASPERSteeringDataset",
     "create_loader",
+    "lint_negatives",
     "publish_negatives",
     "rollback_negatives",
     "set_epoch",

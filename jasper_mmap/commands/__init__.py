@@ -1,5 +1,5 @@
 """The subcommands of `jasper-mmap`. Only this room prints.
 
-May import: console, the ground, files, files/pt, rules, store, similarity, negatives,
-dataset/placed, dataset, loader/passes, loader, bench.
+May import: console, the ground, files, files/pt, rules, store, similarity/reports, similarity,
+negatives, dataset/placed, dataset, loader/passes, loader, bench.
 """

@@ -1,6 +1,7 @@
 """One split, served in this process. It starts no process and no thread.
 
-May import: the ground, files, files/pt, rules, store, similarity, negatives, dataset/placed.
+May import: the ground, files, files/pt, rules, store, similarity/reports, similarity, negatives,
+dataset/placed.
 """
 
 from .dataset import JASPERSteeringDataset

@@ -153,8 +153,13 @@ class Embeddings:
         for some in pieces(pairs, BLOCK):
             numbers = self.source_of[some].unsqueeze(1)
             result[some] = _cosines(self, self.question_of[some], numbers)[:, 0]
-            self._advance("pair_index", 2 * len(some) * self.sources[:1].nbytes)
+            self._advance("pair_index", self.own_bytes(some))
         return result
+
+    def own_bytes(self, pairs: torch.Tensor | None = None) -> int:
+        """The bytes of embeddings that `own` reads."""
+        count = len(self.question_of if pairs is None else pairs)
+        return count * (self.questions[:1].nbytes + self.sources[:1].nbytes)
 
     @plain_tensors
     def lowest_right(self, own: torch.Tensor | None = None) -> torch.Tensor:

@@ -13,19 +13,19 @@ import torch
 from numpy.typing import NDArray
 
 from ..files.torch_modes import plain_tensors
+from ..progress import Progress
 from ..rules.permutation import permute
 from ..rules.schema import TIERS
 from ..store.folder import Store
 from . import flags
 from .block import Blocks
-from .cosines import Advance, Embeddings, pieces, silent
+from .cosines import Embeddings, pieces
+from .distributions import BINS, Histograms, hubness, quantile, quantiles
 from .flags import FlagCounts, is_suspect, packed
-from .histogram import BINS, Histograms, quantile, quantiles
-from .hubness import hubness
 from .known import KnownRight
 from .margin import is_margin_false
 from .relations import MARKS, Relations, marks_by_split
-from .report import GenerationLint, Share, Similarity, WeakRight
+from .reports.report import GenerationLint, Share, Similarity, WeakRight
 from .untrained import UntrainedScores
 
 LOW: Final = 0.2
@@ -41,16 +41,12 @@ Take = Callable[[torch.Tensor, torch.Tensor], None]
 class Examination:
     """What is common to the lints of several generations of one store."""
 
-    def __init__(self, store: Store, *, advance: Advance = silent) -> None:
+    def __init__(self, store: Store, progress: Progress) -> None:
         self.store = store
-        self.embeddings = Embeddings(store, advance=advance)
+        self.progress = progress
+        self.embeddings = Embeddings(store, advance=progress.advance)
         self.relations = Relations(store)
-        self._advance = advance
-
-    def total_bytes(self, rows: int, n_neg: int) -> int:
-        """What `advance` counts for a lint of so many rows, the norms apart."""
-        one, steering = self.embeddings.sources[:1].nbytes, 3
-        return rows * (3 + n_neg + 1 + steering) * one
+        progress.total += self.embeddings.questions.nbytes + self.embeddings.sources.nbytes
 
     @plain_tensors
     def lint(
@@ -89,9 +85,12 @@ class _Lint:
     ) -> None:
         self._relations, embeddings = common.relations, common.embeddings
         self._margin, self._rows = margin, rows
-        self._blocks = Blocks(common.store, embeddings, generation, common._advance)
+        progress = common.progress
+        self._blocks = Blocks(common.store, embeddings, generation, progress.advance)
         self._n_neg = generation["hard_negatives"].shape[1]
-        self._own = embeddings.own(_needed(self._relations, rows))
+        needed = _needed(self._relations, rows)
+        progress.total += len(rows) * self._blocks.row_bytes + embeddings.own_bytes(needed)
+        self._own = embeddings.own(needed)
         self._lowest = embeddings.lowest_right(self._own)
         self._known = KnownRight(embeddings, self._relations, self._own)
         self._counts = FlagCounts()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..rules.schema import TIERS
 from .relations import BITS, MARKS
-from .report import EvaluationSources, KnownRight, MarginFalse, Share, TierOrder
+from .reports.report import EvaluationSources, KnownRight, MarginFalse, Share, TierOrder
 
 LOWEST: Final = 1
 """Too similar by the margin, against the lowest right source of the question."""

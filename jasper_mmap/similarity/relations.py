@@ -26,7 +26,7 @@ MARKS: Final = 1 << len(SPLITS)
 def marks_by_split() -> dict[str, NDArray[np.bool_]]:
     """Return which marks belong to each split, and under `all` every one."""
     marks = np.arange(MARKS)
-    named = {split: marks & bit != 0 for split, bit in BITS.items()}
+    named: dict[str, NDArray[np.bool_]] = {s: marks & bit != 0 for s, bit in BITS.items()}
     return {"all": marks >= 0, **named}
 
 
@@ -63,6 +63,19 @@ class Relations:
         self._clusters = _Clusters(self.source_of, self.cluster_of, sizes)
         self.evaluation_only = self._evaluation_only(sizes["N_s"])
         """[N_s] Right for a pair of val or test, and for none of train."""
+
+    def pairs_by_split(self) -> dict[str, int]:
+        """The pairs of each split, repeated ones once."""
+        return {split: int((self.marks & bit != 0).sum()) for split, bit in BITS.items()}
+
+    def questions_in_two_splits(self) -> torch.Tensor:
+        """The numbers of the questions with pairs in more than one split, ascending."""
+        splits = torch.zeros(len(self.right_counts), dtype=torch.int64, device="cpu")
+        for bit in BITS.values():
+            has = torch.zeros(len(splits), dtype=torch.bool, device="cpu")
+            has[self.question_of[self.marks & bit != 0]] = True
+            splits += has
+        return (splits > 1).nonzero()[:, 0]
 
     def right_sources(self, questions: torch.Tensor) -> RightSources:
         """Return the right sources of the questions [b] of some pairs."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..rules.names import VARIANTS
 from .block import Block
 from .relations import MARKS, marks_by_split
-from .report import Direction, Share, Untrained
+from .reports.report import Direction, Share, Untrained
 
 TEMPERATURE: Final = 0.05
 """Of InfoNCE."""

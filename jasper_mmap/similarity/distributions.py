@@ -1,4 +1,7 @@
-"""Quantiles of any number of cosines in bounded memory, from a histogram of fixed bins."""
+"""How cosines are distributed, and how evenly sources are used, in bounded memory.
+
+Quantiles of any number of cosines come from a histogram of fixed bins.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .report import Quantiles
+from .reports.report import Hubness, Quantiles, Share
 
 BINS: Final = 2000
 WIDTH: Final = 2 / BINS
 """Of a bin; the bins cover -1 to 1."""
 _RANKS: Final = {"p5": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95}
+
+_NAMED: Final = 10
+_TOP: Final = 0.01
 
 
 class Histograms:
@@ -46,3 +52,15 @@ def quantiles(counts: NDArray[np.int64]) -> Quantiles:
     """Return the quantiles of one histogram [BINS]."""
     values = {name: quantile(counts, share) for name, share in _RANKS.items()}
     return Quantiles(count=int(counts.sum()), **values)
+
+
+def hubness(uses: NDArray[np.int64]) -> Hubness:
+    """Return how often the sources are used, from the number of each [N_s]."""
+    slots, n = int(uses.sum()), len(uses)
+    order = np.argsort(-uses, kind="stable")  # of equal ones the first number
+    return Hubness(
+        mean=slots / n,
+        most=tuple((int(source), int(uses[source])) for source in order[:_NAMED] if uses[source]),
+        top=Share(int(uses[order[: math.ceil(_TOP * n)]].sum()), slots),
+        never=Share(int((uses == 0).sum()), n),
+    )

@@ -224,9 +224,11 @@ class LintReport:
 
     store: str
     store_id: str
-    generation: int
-    sha256: str
-    """Of the generation's file."""
+    generation: int | None
+    sha256: str | None
+    """Of the generation's file; both are None of tables that are not published."""
+    rule: int
+    """The version of what the numbers mean."""
     thresholds: dict[str, float]
     sample: int | None
     """How many pairs were drawn; None: all."""
