@@ -20,6 +20,7 @@ from ..console import (
 )
 from ..errors import FormatError
 from .bench import bench
+from .lint import lint
 from .negatives import generations, publish, rollback, watch
 
 
@@ -82,5 +83,5 @@ def inspect(store: Path, *, as_json: bool) -> None:
         print_summary(summary)
 
 
-for _one in (bench, publish, rollback, generations, watch):
+for _one in (lint, bench, publish, rollback, generations, watch):
     command.add_command(_one)
