@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:  # nothing is imported for help
         Share,
         StoreLint,
     )
+
+_WIDTH: Final = 80
 
 
 @click.command()
@@ -85,21 +88,21 @@ def _print(report: LintReport) -> None:
     echo("Similarity (cosine) with the question")
     _print_similarity(lint)
     for line in _of_tiers(lint):
-        echo(line)
+        _say(line)
     echo("")
     echo(f"Too similar: s > p - {limits['margin']:g} * |p|, where p is the similarity of")
     _print_margin(lint)
     echo("")
     for line in _of_negatives(lint, limits["same_content_cosine"]):
-        echo(line)
+        _say(line)
     echo("")
     echo("Untrained: question + steering, nothing learned")
     _print_untrained(lint, limits["infonce_temperature"])
     for line in _of_steering(lint):
-        echo(line)
+        _say(line)
     echo("")
     for line in _of_store(report.of_store, limits):
-        echo(line)
+        _say(line)
     for note in report.notes:
         echo(f"note: {note}")
 
@@ -126,8 +129,8 @@ def _of_tiers(lint: GenerationLint) -> Iterator[str]:
     yield f"tiers by median, most similar first: {order} ({_as(tiers.as_described)}: 3, 1, 2, 4)"
     shares = ", ".join(f"{tier}: {_percent(s)}" for tier, s in tiers.in_cluster.items() if s.of)
     if shares:
-        yield f"in the pair's cluster, by tier: {shares}"
-        yield f"  ({_as(tiers.cluster_as_described)}: tier 1 is, the others are not)"
+        described = _as(tiers.cluster_as_described)
+        yield f"in the pair's cluster, by tier: {shares} ({described}: tier 1 is, others are not)"
     if lint.without_cosine:
         yield f"{lint.without_cosine:,} slots have no similarity: a row is NaN or infinite"
 
@@ -138,17 +141,17 @@ def _as(described: bool) -> str:
 
 def _print_margin(lint: GenerationLint) -> None:
     rows = [
-        ("lowest right source of the question", *_margin(lint.margin_false)),
-        ("  known right sources too", *_margin(lint.margin_false_with_known)),
-        ("own right source of the pair", *_margin(lint.margin_false_own)),
+        ("lowest right source", *_margin(lint.margin_false)),
+        ("  known ones too", *_margin(lint.margin_false_with_known)),
+        ("own right source", *_margin(lint.margin_false_own)),
     ]
     tiers = [f"tier {tier}" for tier in lint.margin_false.tiers]
     echo_table(("p", "slots", "rows", *tiers), rows, right=range(1, 7))
     splits = lint.margin_false.splits
     shares = ", ".join(f"{split} {_percent(s)}" for split, s in splits.items() if s.of)
-    echo(
+    _say(
         f"{lint.margin_false.slots.count:,} of {lint.margin_false.slots.of:,} slots,"
-        f" {_of(lint.margin_false.rows)} rows: {shares}"
+        f" {_of(lint.margin_false.rows)} rows: {shares}; known right sources set aside"
     )
 
 
@@ -158,32 +161,31 @@ def _margin(counts: MarginFalse) -> tuple[str, ...]:
 
 def _of_negatives(lint: GenerationLint, same: float) -> Iterator[str]:
     known, weak, evaluation = lint.known_right, lint.weak_right, lint.evaluation_sources
-    yield f"known right sources among the negatives: {_of(known.slots)} slots, {_of(known.rows)} rows"
     yield (
-        f"  by number {known.slots_by_number.count:,} slots, by content (cosine >= {same:g})"
+        f"known right sources among the negatives: {_of(known.slots)} slots in {_of(known.rows)}"
+        f" rows; by number {known.slots_by_number.count:,} slots, by content (cosine >= {same:g})"
         f" {known.slots_by_content.count:,}"
     )
     if weak.below is not None:
-        yield f"right source below the median of tier 4 ({weak.below:.3f}): {_of(weak.rows)} rows"
-        yield f"  with {_of(weak.margin_false)} of the slots that are too similar"
+        yield (
+            f"own right source below the median of tier 4 ({weak.below:.4f}): {_of(weak.rows)}"
+            f" rows, with {_of(weak.margin_false)} of the slots that are too similar"
+        )
     yield (
-        f"lowest right source below {weak.lowest_below:g}: {_of(weak.lowest_rows)} rows"
-        f" with {_of(weak.lowest_margin_false)}"
+        f"lowest right source below {weak.lowest_below:g}: {_of(weak.lowest_rows)} rows, with"
+        f" {_of(weak.lowest_margin_false)} of those slots"
     )
     if evaluation.slots.of:
         yield (
-            f"sources right for val or test only, among negatives of train: {_of(evaluation.slots)}"
-        )
-        yield (
-            f"  slots ({evaluation.chance_slots:.1%} by chance), {_of(evaluation.rows)} rows"
-            f" ({evaluation.chance_rows:.1%} by chance)"
+            "sources that are right for val or test only, among the negatives of train:"
+            f" {_of(evaluation.slots)} slots ({evaluation.chance_slots:.1%} by chance),"
+            f" {_of(evaluation.rows)} rows ({evaluation.chance_rows:.1%} by chance)"
         )
     hubs = lint.hubness
     most = ", ".join(f"{source} ({count:,})" for source, count in hubs.most[:5])
-    yield f"most frequent negatives: {most}; the mean is {hubs.mean:.1f}"
     yield (
-        f"  the top 1 % of sources fill {_percent(hubs.top)} of the slots,"
-        f" {_of(hubs.never)} sources are never used"
+        f"most frequent negatives: {most}; the mean is {hubs.mean:.1f}. The top 1 % of the sources"
+        f" fill {_percent(hubs.top)} of the slots, {_of(hubs.never)} sources are never used"
     )
 
 
@@ -207,8 +209,10 @@ def _print_untrained(lint: GenerationLint, temperature: float) -> None:
             )
     header = ("split", "steering", "nearest", "known aside", "InfoNCE", "known aside")
     echo_table(header, rows, right=range(2, 6))
-    echo("nearest: rows whose right source is nearer than every negative; InfoNCE at temperature")
-    echo(f"{temperature:g}; known aside: without negatives that are known right sources")
+    _say(
+        "nearest: rows whose right source is nearer than every negative; InfoNCE at temperature"
+        f" {temperature:g}; known aside: without negatives that are known right sources"
+    )
 
 
 def _of_steering(lint: GenerationLint) -> Iterator[str]:
@@ -245,6 +249,12 @@ def _of_rows(rows: Rows, limits: dict[str, float]) -> Iterator[str]:
 def _examples(pairs: tuple[tuple[int, int], ...]) -> str:
     shown = ", ".join(f"{a} = {b}" for a, b in pairs[:3])
     return f" ({shown})" if shown else ""
+
+
+def _say(text: str) -> None:
+    """Print a sentence, wrapped to the width of a narrow terminal."""
+    for line in textwrap.wrap(text, _WIDTH, subsequent_indent="  "):
+        echo(line)
 
 
 def _of(share: Share) -> str:
