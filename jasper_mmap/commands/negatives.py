@@ -52,10 +52,16 @@ def _limited(command: Callable[..., None]) -> Callable[..., None]:
         "--max-own-source": "contain the pair's own source",
         "--max-repeats": "contain a source twice",
         "--max-changed": "differ from the current generation",
+        "--max-margin-false-negatives": "contain a negative that is too similar (see lint)",
     }
     for name, meaning in reversed(meanings.items()):
         text = f"Refuse if more than this share (0 to 1) of rows {meaning}."
         command = click.option(name, type=_SHARE, help=text)(command)
+    text = (
+        "Refuse if more than this share (0 to 1) of the rows of train contain a source that is"
+        " right for val or test only."
+    )
+    command = click.option("--max-eval-sources", type=_SHARE, help=text)(command)
     return click.option(
         "--allow-equal", is_flag=True, help="Accept negatives and tiers of equal values."
     )(command)

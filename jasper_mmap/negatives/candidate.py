@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +25,7 @@ from ..files.safetensors import CHUNK_BYTES, chunks, few, map_tensors
 from ..files.stamp import Stamp
 from ..rules.arguments import number
 from ..rules.schema import ARTIFACTS, NEGATIVES
+from ..similarity.reports.report import GenerationLint
 from ..store.checks import TableCheck, check_form
 from ..store.folder import Store
 from ..store.lint import MEANING, count_unsuitable, equal
@@ -49,6 +50,10 @@ class Candidate:
     lint: dict[str, int]
     source: dict[str, Any]
     """As `Pointer.source`: the stamps, if both are the builder's files."""
+    similarity: GenerationLint | None = None
+    """The lint of the similarities, if it ran."""
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    """The summary of that for the history."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +64,34 @@ class Limits:
     max_own_source: float | None = None
     max_repeats: float | None = None
     max_changed: float | None = None
+    max_margin_false_negatives: float | None = None
+    max_eval_sources: float | None = None
 
     def __post_init__(self) -> None:
         for name, share in vars(self).items():
             if share is not None:
                 number(f"{name} (a share of rows)", share, 0.0, 1.0)
+
+    @property
+    def need_similarity(self) -> bool:
+        """Whether a limit concerns the similarities."""
+        return (self.max_margin_false_negatives, self.max_eval_sources) != (None, None)
+
+    def check_similarity(self, lint: GenerationLint) -> None:
+        """Raise `ContentError` if the lint of the similarities exceeds a limit."""
+        for meaning, rows, limit in (
+            (
+                "rows contain a negative that is too similar to the question, by the margin",
+                lint.margin_false.rows,
+                self.max_margin_false_negatives,
+            ),
+            (
+                "rows of train contain a source that is right for val or test pairs only",
+                lint.evaluation_sources.rows,
+                self.max_eval_sources,
+            ),
+        ):
+            _check_share(meaning, rows.count, rows.of, limit)
 
     def check(self, lint: Mapping[str, int], changed_rows: int | None, n_pairs: int) -> None:
         """Raise `ContentError` if a count exceeds its limit."""
@@ -75,11 +103,15 @@ class Limits:
         counts = [(MEANING[name], lint[name], limit) for name, limit in limits.items()]
         changed = "rows differ from the current generation"
         for meaning, count, limit in [*counts, (changed, changed_rows or 0, self.max_changed)]:
-            if limit is not None and count > limit * n_pairs:
-                raise ContentError(
-                    f"refused: {count} of {n_pairs} {meaning} ({count / n_pairs:.2%}); the limit is"
-                    f" {limit:.2%}. Mine the negatives again, or raise the limit."
-                )
+            _check_share(meaning, count, n_pairs, limit)
+
+
+def _check_share(meaning: str, count: int, of: int, limit: float | None) -> None:
+    if limit is not None and count > limit * of:
+        raise ContentError(
+            f"refused: {count} of {of} {meaning} ({count / of:.2%}); the limit is {limit:.2%}. Mine"
+            " the negatives again, or raise the limit."
+        )
 
 
 def take_in(

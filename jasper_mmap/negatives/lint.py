@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +20,12 @@ from ..similarity.reports.summary import KEY, summary, summary_in
 from ..store.folder import Store, not_renewable
 from ..store.manifest import read_manifest
 from ..store.pointer import Pointer, generations_on_disk, read_pointer
+from .candidate import Candidate
 from .write import publisher_lock, write_pointer
 
 _LOCK_TIMEOUT_S: Final = 1.0
+
+_log = logging.getLogger("jasper_mmap")
 
 
 def lint_negatives(
@@ -87,6 +91,25 @@ def summary_of(lint: GenerationLint, options: LintOptions) -> dict[str, float]:
     if options.sample is not None or options.margin != MARGIN:
         return {}
     return summary(lint, options.margin)
+
+
+def with_similarity(store: Store, candidate: Candidate) -> Candidate:
+    """Return the candidate with the lint of its similarities, by the default options."""
+    linting = Linting(store, LintOptions(), Progress(None))
+    lint, _ = linting.of_generation(candidate.tables)
+    return replace(candidate, similarity=lint, numbers=summary_of(lint, linting.options))
+
+
+def keep_published(store: Store, pointer: Pointer, lint: GenerationLint | None) -> None:
+    """Keep the lint of the generation that was just published. Call with the lock held; a failure
+    is logged, since the lint can be computed again."""
+    if lint is None:
+        return
+    key = Linting(store, LintOptions(), Progress(None)).generation_key(pointer.sha256)
+    try:
+        keep_lint(store, pointer, [(key, lint)])
+    except JasperError as error:
+        _log.warning("the lint of generation %d is not kept: %s", pointer.generation, error)
 
 
 def keep_lint(store: Store, pointer: Pointer, new: list[tuple[Key, object]]) -> None:

@@ -15,6 +15,7 @@ from ..files import atomic
 from ..printable import IN_ANSWER
 from ..rules import arguments
 from ..rules.names import KEEP, LOCK_TIMEOUT_S
+from ..similarity.reports.summary import summary_in
 from ..store.folder import Store
 from ..store.generations import sound_generation
 from ..store.lint import count_changed_rows, suspicion
@@ -28,6 +29,7 @@ from ..store.pointer import (
     read_pointer,
 )
 from .candidate import Candidate, Given, Limits, take_in
+from .lint import keep_published, with_similarity
 from .retention import GRACE_S, remove_old
 from .write import Change, Staged, next_generation, publisher_lock, successor, write_staged
 
@@ -46,6 +48,8 @@ def publish_negatives(
     max_own_source: float | None = None,
     max_repeats: float | None = None,
     max_changed: float | None = None,
+    max_margin_false_negatives: float | None = None,
+    max_eval_sources: float | None = None,
     allow_equal: bool = False,
     grace_s: float = GRACE_S,
     republish: bool = True,
@@ -57,7 +61,11 @@ def publish_negatives(
     checked before anything is written. The last `keep` generations stay on disk for rollback and
     for readers, others for `grace_s` seconds after they were replaced. The `max_...` limits are
     shares of rows (0 to 1) that contain another correct source of the question, the pair's own
-    source or a source twice, or that differ from the current generation; more is refused. Two
+    source or a source twice, or that differ from the current generation; more is refused.
+    `max_margin_false_negatives` limits the rows with a negative that is too similar by the default
+    margin (known right sources do not count), `max_eval_sources` the rows of train with a source
+    that is right for val or test pairs only: either makes this call lint the negatives, as
+    `lint_negatives` does, before it takes the lock. Two
     tables of equal values are refused unless `allow_equal`. If more than half of the rows contain a
     source twice or the pair's own source, the log warns. Without `republish`, values equal to the
     current generation make no new one: its number is returned.
@@ -72,10 +80,16 @@ def publish_negatives(
         max_own_source=max_own_source,
         max_repeats=max_repeats,
         max_changed=max_changed,
+        max_margin_false_negatives=max_margin_false_negatives,
+        max_eval_sources=max_eval_sources,
     )
     keep, note, lock_timeout_s, grace_s = _checked(keep, note, lock_timeout_s, grace_s)
     store = Store(dataset_dir)
     candidate = take_in(store, hard_negatives, negative_tiers, allow_equal=allow_equal)
+    if limits.need_similarity:
+        candidate = with_similarity(store, candidate)
+    if candidate.similarity is not None:
+        limits.check_similarity(candidate.similarity)
     with publisher_lock(store.path, lock_timeout_s):
         check_same_store(store)
         before = readable_pointer(store.path)
@@ -189,6 +203,7 @@ def publish_candidate(
             lint=candidate.lint,
             note=note,
             changed_rows=changed,
+            similarity=candidate.numbers,
         )
         at = atomic.sibling_of(pointer_path(folder))
         Change.written(pointer, at, staged).commit(folder)
@@ -198,6 +213,7 @@ def publish_candidate(
     _log.info("published generation %d of %s (%s): %s", number, folder, note, candidate.lint)
     warn_of(folder, pointer, store.manifest.sizes["N_p"])
     remove_old(folder, pointer, keep, grace_s)
+    keep_published(store, pointer, candidate.similarity)
     return number
 
 
@@ -272,4 +288,5 @@ def _read_back(store: Store, before: Pointer, number: int) -> Candidate:
     older = before.of(number)
     sizes = store.negatives_sizes
     opened = sound_generation(store.path, older, older.store_id, sizes, full=True)
-    return Candidate(tables=opened.tables, lint=dict(older.lint), source={})
+    numbers = next((summary_in(e) for e in before.history if e["generation"] == number), {})
+    return Candidate(tables=opened.tables, lint=dict(older.lint), source={}, numbers=numbers)

@@ -22,6 +22,7 @@ from ..files.jsonfile import MOST_BYTES
 from ..files.locks import exclusive, now, process_name
 from ..files.safetensors import Written, chunks, writing
 from ..rules.schema import NEGATIVES
+from ..similarity.reports.summary import KEY
 from ..store.pointer import (
     FOLDER,
     MAX_GENERATION,
@@ -113,8 +114,12 @@ def successor(
     lint: dict[str, int],
     note: str = "",
     changed_rows: int | None = None,
+    similarity: Mapping[str, float] | None = None,
 ) -> Pointer:
-    """Return the pointer that follows `pointer` and names `generation`, whose file is `written`."""
+    """Return the pointer that follows `pointer` and names `generation`, whose file is `written`.
+
+    `similarity` is the summary of its lint, which only the history has.
+    """
     entry = {
         "generation": generation,
         "when": now(),
@@ -126,12 +131,13 @@ def successor(
         "sha256": written.sha256,
         "source": source,
     }
+    extra = {KEY: dict(similarity)} if similarity else {}
     return Pointer(
         **entry,  # type: ignore[arg-type]
         file=file_name(generation),
         mtime_ns=written.mtime_ns,
         store_id=store_id,
-        history=_shortened((*(pointer.history if pointer else ()), entry)),
+        history=_shortened((*(pointer.history if pointer else ()), {**entry, **extra})),
     )
 
 
