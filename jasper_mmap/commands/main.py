@@ -22,6 +22,7 @@ from ..errors import FormatError
 from .bench import bench
 from .lint import lint
 from .negatives import generations, publish, rollback, watch
+from .show import show
 
 
 @click.group(cls=Group)
@@ -83,5 +84,5 @@ def inspect(store: Path, *, as_json: bool) -> None:
         print_summary(summary)
 
 
-for _one in (lint, bench, publish, rollback, generations, watch):
+for _one in (lint, bench, publish, rollback, generations, watch, show):
     command.add_command(_one)

@@ -6,44 +6,19 @@ import pty
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
-from jasper_mmap.__main__ import main
 from jasper_mmap.rules.names import VARIANTS
 from jasper_mmap.rules.schema import ARTIFACTS
 from jasper_mmap.store.lint import MEANING
+from tests.commands.conftest import Command
 from tests.damage import rewrite
 from tests.oracle import Oracle
 
 ROOT = Path(__file__).parents[2]
-
-
-class Ended(NamedTuple):
-    """How a command ended."""
-
-    status: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Ended]
-
-
-@pytest.fixture
-def jasper(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Return a function that runs the command in this process."""
-
-    def run(*arguments: object) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["jasper-mmap", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return Ended(int(ended.value.code or 0), *capsys.readouterr())
-
-    return run
 
 
 def spoil(store: Path) -> None:
@@ -234,7 +209,7 @@ def test_help_and_version_succeed(jasper: Command) -> None:
     """Every command is listed with a sentence, and has a help of its own."""
     shown = jasper("--help")
     assert (shown.status, shown.err) == (0, "")
-    for name in ("verify", "inspect", "publish", "rollback", "generations", "watch"):
+    for name in ("verify", "inspect", "show", "publish", "rollback", "generations", "watch"):
         assert re.search(rf"^  {name} +[A-Z]", shown.out, re.MULTILINE), name
         own = jasper(name, "--help")
         assert own.status == 0
