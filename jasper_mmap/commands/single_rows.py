@@ -7,7 +7,8 @@ from typing import Final
 
 from ..console import echo, echo_table
 from ..printable import printable
-from ..similarity.single.pair import SAME_COSINE, Pair
+from ..similarity.duplicates import SAME_COSINE
+from ..similarity.single.pair import Pair
 from ..similarity.single.question import Question
 from ..similarity.single.source import Source
 from ..store.texts import Texts

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 import torch
@@ -18,12 +17,10 @@ from ...rules.integers import rows_as_int64
 from ...rules.names import Split
 from ...store.folder import Store
 from ...store.tables import Ragged, table_tensor
+from ..duplicates import SAME_COSINE
 from .directions import Direction, directions_of
 from .exact import Vectors, number, vectors_of
 from .known import QUESTION, evaluation_only, pairs_with, rows_of, splits_of
-
-SAME_COSINE: Final = 0.9999
-"""A source whose cosine with a right source is at least this is right by its content."""
 
 
 @dataclass(frozen=True, kw_only=True)
