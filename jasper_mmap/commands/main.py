@@ -21,6 +21,7 @@ from ..console import (
 from ..errors import FormatError
 from .bench import bench
 from .lint import lint
+from .difference import diff
 from .negatives import generations, publish, rollback, watch
 from .show import show
 
@@ -84,5 +85,5 @@ def inspect(store: Path, *, as_json: bool) -> None:
         print_summary(summary)
 
 
-for _one in (lint, bench, publish, rollback, generations, watch, show):
+for _one in (lint, bench, publish, rollback, generations, watch, show, diff):
     command.add_command(_one)

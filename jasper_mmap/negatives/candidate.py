@@ -15,7 +15,13 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from ..errors import ContentError, ContentTypeError, FormatError, MissingFileError
+from ..errors import (
+    ContentError,
+    ContentTypeError,
+    FormatError,
+    MissingFileError,
+    StorageError,
+)
 from ..files.atomic import own_folder, storage_errors, write_all
 from ..files.failures import TEMPORARY
 from ..files.missing_paths import correction
@@ -121,21 +127,25 @@ def take_in(
     *,
     builder: Path | None = None,
     allow_equal: bool = False,
+    copies_in_store: bool = True,
 ) -> Candidate:
     """Read and check both tables; raises a `JasperError` naming file, row, column and value.
 
-    `builder` is the folder of the builder's files, if that is not the store.
+    `builder` is the folder of the builder's files, if that is not the store. Files are copied
+    first: beside the generations, or, where nothing may be written into the store, among the
+    system's temporary files.
     """
     tables, where, stamps = {}, {}, {}
     sizes = store.negatives_sizes
     frozen: list[tuple[Path, Stamp]] = []
+    copies = store.path / FOLDER if copies_in_store else None
     for artifact, given in zip(NEGATIVES, (hard_negatives, negative_tiers), strict=True):
         name = artifact.name
         if not isinstance(given, str | Path):
             tables[name], where[name] = _plain(given, f"{name} (as given)"), f"{name} (as given)"
             continue
         path = Path(given).absolute()
-        tables[name], stamp = _frozen(path, name, store.path / FOLDER, sizes)
+        tables[name], stamp = _frozen(path, name, copies, sizes)
         where[name] = str(path)
         frozen.append((path, stamp))
         if path == (builder or store.path) / artifact.source:
@@ -178,19 +188,23 @@ def examine(
 
 
 def _frozen(
-    path: Path, name: str, folder: Path, sizes: Mapping[str, int]
+    path: Path, name: str, copies: Path | None, sizes: Mapping[str, int]
 ) -> tuple[torch.Tensor, Stamp]:
     """Return the table `name` of a file and the stamp of the state that was read.
 
-    Reads a nameless copy beside the generations: a miner that rewrites a mapped file would end this
-    process (SIGBUS), or change values that were already checked.
+    Reads a nameless copy in the folder `copies`, or among temporary files: a miner that rewrites a
+    mapped file would end this process (SIGBUS), or change values that were already checked.
     """
     try:
         before = Stamp.of(path)
     except MissingFileError:
         raise MissingFileError(f"{path} not found{correction(path)}") from None
     _check_size(path, before.bytes, name, sizes)
-    own_folder(folder)
+    if copies is None:
+        folder = _temporary_folder()
+    else:
+        folder = copies
+        own_folder(folder)
     # On a file system that needs a name after all, `atomic.sweep` recognises this one.
     temporary = {"prefix": ".incoming", "suffix": TEMPORARY}
     with (
@@ -202,6 +216,16 @@ def _frozen(
         _unchanged(path, before)
         # The mapping keeps the copy alive when its descriptor is closed.
         return _read(path, name, Path(f"/dev/fd/{copy.fileno()}")), before
+
+
+def _temporary_folder() -> Path:
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError:
+        raise StorageError(
+            "there is no folder for temporary files, which copies of the given files need. Name a"
+            " writable one in the environment variable TMPDIR."
+        ) from None
 
 
 def _copy(file: BufferedReader, left: int, copy: FileIO, folder: Path) -> None:

@@ -89,7 +89,7 @@ def test_commands_answer_without_torch(package: str, option: str, status: int) -
         assert lines[0] == f"{program}, version {jasper_mmap.__version__}"
 
 
-@pytest.mark.parametrize("name", ["bench", "publish", "show", "verify", "watch"])
+@pytest.mark.parametrize("name", ["bench", "diff", "publish", "show", "verify", "watch"])
 def test_helps_of_commands_come_without_torch(name: str) -> None:
     """Their choices and defaults too."""
     lines = run(COMMAND, "jasper_mmap", name, "--help").splitlines()
