@@ -185,7 +185,8 @@ def _measures(
     yield row("with other right sources", (lint.known_right.rows for lint in lints))
     for name, meaning in counted.items():
         if name in before and name in after:
-            yield f"with {meaning}", *(share(one[name], result.rows) for one in (before, after))
+            first, second = (share(one[name], result.rows) for one in (before, after))
+            yield f"with {meaning}", first, second
     yield row(
         "of train, with sources right for val/test only",
         (lint.evaluation_sources.rows for lint in lints),

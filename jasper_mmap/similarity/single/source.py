@@ -84,7 +84,8 @@ class Source:
     @property
     def questions(self) -> set[int]:
         """The questions that this mentions."""
-        return {row.question for row in (*self.right, *self.nearest_rows)}
+        right = {pair.question for pair in self.right}
+        return right | {row.question for row in self.nearest_rows}
 
     @property
     def sources(self) -> set[int]:
