@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..similarity.change.difference import Difference
-    from ..similarity.report import Share
+    from ..similarity.reports.report import Share
     from ..store.folder import Store
 
 

@@ -20,8 +20,8 @@ from ..console import (
 )
 from ..errors import FormatError
 from .bench import bench
-from .lint import lint
 from .difference import diff
+from .lint import lint
 from .negatives import generations, publish, rollback, watch
 from .show import show
 

@@ -17,9 +17,9 @@ from ...progress import Progress
 from ...rules.schema import TIERS
 from ...store.folder import Store
 from ..examine import Examination
-from ..jsonform import plain
 from ..margin import MARGIN
-from ..report import GenerationLint, Share
+from ..reports.jsonform import plain
+from ..reports.report import GenerationLint, Share
 from .slots import KEPT, MOVED, REPLACED, STATES, Block, Numbers, compared, counted
 
 Tables = Mapping[str, torch.Tensor]
@@ -90,17 +90,14 @@ def difference(store: Store, before: Tables, after: Tables, progress: Progress) 
 
     They are read in blocks; a few numbers a pair are kept.
     """
-    examination = Examination(store, advance=progress.advance)
-    sizes, of = store.negatives_sizes, examination.embeddings
-    progress.total = of.questions.nbytes + of.sources.nbytes
-    progress.total += 2 * examination.total_bytes(sizes["N_p"], sizes["N"])
+    examination = Examination(store, progress)
     lint_before, means_before = _linted(examination, before)
     lint_after, means_after = _linted(examination, after)
     slots_before = np.zeros(len(TIERS), np.int64)
     slots_after = np.zeros((len(TIERS), len(STATES)), np.int64)
     unchanged = 0
     most: list[RowDifference] = []
-    for block in compared(before, after, sizes["N_s"]):
+    for block in compared(before, after, store.manifest.sizes["N_s"]):
         slots_before += counted(block.tiers_before, np.zeros_like(block.states))[:, 0]
         slots_after += counted(block.tiers_after, block.states)
         unchanged += int((block.states == KEPT).all(1).sum())
