@@ -62,7 +62,8 @@ CHANGING = (
     (re.compile(r"python -m \S*(?=jasper-)"), ""),
     (re.compile("─{4,}"), "───"),
     (re.compile(r"(?<=\S)  +"), "  "),
-    # As older versions of click and safetensors word it.
+    # As other versions of Python, click and safetensors word it.
+    (re.compile(r"(?<=unexpected keyword argument '\w{10}')\. Did you mean '\w+'\?"), ""),
     (re.compile(r"(?<=^Try ')(.*) -h(?=' for help\.$)", re.MULTILINE), r"\1 --help"),
     (re.compile("InvalidHeaderLength"), "invalid header length"),
 )
