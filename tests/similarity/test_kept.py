@@ -5,9 +5,11 @@ import re
 import shutil
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +19,7 @@ from jasper_mmap.errors import ContentError, JasperError, MissingFileError, Usag
 from jasper_mmap.files import atomic
 from jasper_mmap.negatives import lint as lint_module
 from jasper_mmap.negatives.write import next_generation, publisher_lock
+from jasper_mmap.rules.permutation import permute
 from jasper_mmap.similarity import examine
 from jasper_mmap.similarity.reports.summary import MOST_BYTES
 from jasper_mmap.store.pointer import FOLDER, generations_on_disk, read_pointer
@@ -100,7 +103,7 @@ def test_a_sample_never_stands_for_all(small: Path, builder: Path, computing: li
 
 def test_a_sample_is_the_lint_of_its_rows(small: Path, builder: Path, tmp_path: Path) -> None:
     """The rows are those that the permutation keyed by the seed gives."""
-    rows = sorted(examine.permute(examine.np.arange(10), SMALL["n_pairs"], "lint", 3).tolist())
+    rows = sorted(permute(np.arange(10), SMALL["n_pairs"], "lint", 3).tolist())
     want = SlowLint(slow_lint.load(builder), rows=rows, margin=0.2).report()
     report = lint_negatives(small, sample=10, seed=3, margin=0.2)
     assert_same(json.loads(json.dumps(report.to_dict()))["of_generation"], want)
@@ -347,20 +350,20 @@ def test_limits_refuse_before_anything_is_written(
     small: Path, builder: Path, limit: str, message: str
 ) -> None:
     """Without the lock, at the same share that the lint gives; the share itself is accepted."""
-    tables = numbered(Oracle(builder), 2)
+    publish: Any = partial(publish_negatives, small, *numbered(Oracle(builder), 2))
     before = contents(small)
     with publisher_lock(small, 1), pytest.raises(ContentError, match=message):
-        publish_negatives(small, *tables, **{limit: 0.0})
+        publish(**{limit: 0.0})
     assert contents(small) == before
-    assert publish_negatives(small, *tables) == 2
+    assert publish() == 2
     lint = lint_negatives(small).of_generation
     rows = {
         "max_margin_false_negatives": lint.margin_false.rows,
         "max_eval_sources": lint.evaluation_sources.rows,
     }[limit]
     assert 0 < rows.count < rows.of
-    assert publish_negatives(small, *tables, **{limit: rows.share}) > 1
+    assert publish(**{limit: rows.share}) > 1
     with pytest.raises(ContentError):
-        publish_negatives(small, *tables, **{limit: rows.share - 1e-6})
+        publish(**{limit: rows.share - 1e-6})
     with pytest.raises(UsageError, match=limit):
-        publish_negatives(small, *tables, **{limit: 2.0})
+        publish(**{limit: 2.0})

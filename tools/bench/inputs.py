@@ -42,8 +42,13 @@ class Inputs:
         return read_manifest(self.store).store_id
 
 
-def make_folder(dst: Path, pairs: int, dim: int = DIM, n_neg: int = N_NEG) -> None:
-    """Write a builder's folder of random numbers in realistic shapes."""
+def make_folder(
+    dst: Path, pairs: int, dim: int = DIM, n_neg: int = N_NEG, *, rows: int | None = None
+) -> None:
+    """Write a builder's folder of random numbers in realistic shapes.
+
+    `rows` is the number of questions and of sources; None: half as many as pairs.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def floats(*shape: int) -> Tensor:
@@ -52,7 +57,8 @@ def make_folder(dst: Path, pairs: int, dim: int = DIM, n_neg: int = N_NEG) -> No
     def numbers(below: int, *shape: int) -> Tensor:
         return torch.randint(below, shape, generator=generator)
 
-    questions, sources, keywords, clusters = pairs // 2, pairs // 2, 1000, 50
+    questions = sources = pairs // 2 if rows is None else rows
+    keywords, clusters = 1000, 50
     order = torch.randperm(pairs, generator=generator)
     cuts = [pairs * 9 // 10, pairs // 20, pairs - pairs * 9 // 10 - pairs // 20]
     keyword_ids = numbers(keywords, pairs, 2).tolist()
