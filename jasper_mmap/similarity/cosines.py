@@ -22,6 +22,7 @@ from ..store.tables import table_tensor
 
 BLOCK: Final = 100
 """Pairs whose rows are in memory at a time: few, so that they stay in the processor's cache."""
+_OWN_BLOCK: Final = 400
 _LEAST, _MOST = 1e-15, 1e15
 """Norms between which float32 holds the products of two rows."""
 
@@ -43,7 +44,12 @@ def row_norms(table: torch.Tensor, advance: Advance = silent, name: str = "") ->
     norms = [torch.empty(0, dtype=torch.float64, device="cpu")]
     for piece in chunks(table):
         rows = piece.to(torch.float32)
-        norms.append(torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64))
+        norm = torch.linalg.vector_norm(rows, dim=1).to(torch.float64)
+        # Of the others float32 cannot hold the squares, or there is nothing to hold.
+        again = ~((norm >= _LEAST) & (norm <= _MOST))
+        if again.any():
+            norm[again] = torch.linalg.vector_norm(rows[again], dim=1, dtype=torch.float64)
+        norms.append(norm)
         advance(name, piece.nbytes)
     every = torch.cat(norms)
     return every.where(every.isfinite(), torch.nan)
@@ -150,10 +156,15 @@ class Embeddings:
         if pairs is None:
             pairs = torch.arange(len(self.question_of), device="cpu")
         result = torch.full((len(self.question_of),), torch.nan, device="cpu", dtype=torch.float32)
-        for some in pieces(pairs, BLOCK):
-            numbers = self.source_of[some].unsqueeze(1)
-            result[some] = _cosines(self, self.question_of[some], numbers)[:, 0]
+        products = [torch.empty(0, dtype=self.dtype, device="cpu")]
+        for some in pieces(pairs, _OWN_BLOCK):
+            rows = self.rooms.rows("sources", self.sources, self.source_of[some])
+            rows.mul_(self.rooms.rows("questions", self.questions, self.question_of[some]))
+            products.append(rows.sum(1))
             self._advance("pair_index", self.own_bytes(some))
+        scales = self.source_scales[self.source_of[pairs]]
+        scales.mul_(self.question_scales[self.question_of[pairs]])
+        result[pairs] = torch.cat(products).mul_(scales).to(torch.float32)
         return result
 
     def own_bytes(self, pairs: torch.Tensor | None = None) -> int:

@@ -17,7 +17,7 @@ from .relations import Relations
 _APART: Final = math.sqrt(2 - 2 * SAME_COSINE) + 6e-5
 """Two unit rows whose cosine is at least `SAME_COSINE` are no farther apart. So nor are, by
 Cauchy-Schwarz, their cosines with any third row, nor any of their numbers."""
-_NUMBERS: Final = 16
+_NUMBERS: Final = 8
 """Of two rows that are compared before the whole rows are."""
 _CELLS: Final = 1 << 20
 
@@ -32,6 +32,9 @@ class KnownRight:
         self._of = embeddings
         self._relations = relations
         self._own = own
+        begins = embeddings.sources[:, :_NUMBERS].to(embeddings.dtype)
+        self._begins = begins * embeddings.source_scales.unsqueeze(1)
+        """[N_s,8] The first numbers of the unit rows."""
 
     def among(
         self, questions: torch.Tensor, numbers: torch.Tensor, cosines: torch.Tensor
@@ -56,13 +59,7 @@ class KnownRight:
 
     def _same(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """The places where sources `a` and `b` [n], of different numbers, have the same content."""
-        places = (a != b).nonzero()[:, 0]
-        apart = (self._begin(a[places]) - self._begin(b[places])).square_().sum(1)
-        places = places[apart <= _APART**2]
+        apart = (self._begins[a] - self._begins[b]).square_().sum(1)
+        places = ((apart <= _APART**2) & (a != b)).nonzero()[:, 0]
         table, scales = self._of.sources, self._of.source_scales
         return places[cosines_of(table, scales, a[places], b[places]) >= SAME_COSINE]
-
-    def _begin(self, sources: torch.Tensor) -> torch.Tensor:
-        """The first numbers [n,16] of the unit rows."""
-        rows = self._of.sources[:, :_NUMBERS][sources].to(self._of.dtype)
-        return rows.mul_(self._of.source_scales[sources].unsqueeze(1))

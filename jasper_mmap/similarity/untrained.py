@@ -27,65 +27,74 @@ this share of the sum of their squares."""
 
 _QUESTION: Final = 0
 _ROWS, _NEAREST, _LOSS, _NEAREST_ASIDE, _LOSS_ASIDE = range(5)
+_SUMS: Final = 5
 
 
 class UntrainedScores:
     """Sums over rows, by splits of the pair and variant."""
 
     def __init__(self) -> None:
-        self._sums: NDArray[np.float64] = np.zeros((len(VARIANTS), 5, MARKS))
+        self._sums: NDArray[np.float64] = np.zeros((MARKS, _SUMS, len(VARIANTS)))
         self._cosines: NDArray[np.float64] = np.zeros((len(VARIANTS), 2))
 
     def add(self, block: Block, marks: torch.Tensor, known: torch.Tensor) -> None:
         """Count a block; `marks` [b], `known` [b,N] are the negatives that are right sources."""
+        self._point(block)
         squares = block.grams.diagonal(dim1=1, dim2=2)
-        for variant in range(len(VARIANTS)):
-            products = block.products[:, _QUESTION]
-            square = squares[:, _QUESTION]
-            if variant != _QUESTION:
-                products = products + block.products[:, variant]
-                square = square + squares[:, variant] + 2 * block.grams[:, _QUESTION, variant]
-            cosines = products * block.scales
-            cosines.mul_(_reciprocal_root(square).unsqueeze(1))
-            self._add(variant, cosines, marks, known)
-            if variant != _QUESTION:
-                self._point(variant, block)
+        square = squares + squares[:, :1] + 2 * block.grams[:, _QUESTION]
+        square[:, _QUESTION] = squares[:, _QUESTION]
+        # [b,4,1+N] of (question + steering); that of the variant zero is the question alone.
+        cosines = block.products + block.products[:, :1]
+        cosines[:, _QUESTION] = block.products[:, _QUESTION]
+        cosines.mul_(block.scales.unsqueeze(1)).mul_(_reciprocal_root(square).unsqueeze(2))
+        self._add(cosines, marks, known)
 
-    def _add(
-        self, variant: int, cosines: torch.Tensor, marks: torch.Tensor, known: torch.Tensor
-    ) -> None:
-        right = cosines[:, 0]
-        cosines[:, 1:].nan_to_num_(-torch.inf)  # a negative that is not finite is not near
-        sums = self._sums[variant]
+    def _add(self, cosines: torch.Tensor, marks: torch.Tensor, known: torch.Tensor) -> None:
+        right, negatives = cosines[:, :, 0].clone(), cosines[:, :, 1:]
         there = right.isfinite()
-        self._sum(sums[_ROWS], marks, there)
-        for nearest, loss in ((_NEAREST, _LOSS), (_NEAREST_ASIDE, _LOSS_ASIDE)):
-            if nearest == _NEAREST_ASIDE:
-                cosines[:, 1:].masked_fill_(known, -torch.inf)
-            self._sum(sums[nearest], marks, right > cosines[:, 1:].amax(1) + TIE)
-            logits = cosines / TEMPERATURE
-            losses = torch.logsumexp(logits, 1) - logits[:, 0]
-            self._sum(sums[loss], marks, losses.masked_fill_(~there, 0))
+        nearer = right - TIE
+        # A negative that is not finite is not near.
+        negatives.masked_fill_(negatives.isnan(), -torch.inf)
+        nearest = nearer > negatives.amax(2)
+        # As cosines are at most 1, no exponential is too large for float32.
+        weights = cosines.div_(TEMPERATURE).exp_()
+        every = weights.sum(2)
+        weights[:, :, 1:].masked_fill_(known.unsqueeze(1), 0)
+        left = weights.sum(2)
+        nearest_left = nearer > weights[:, :, 1:].amax(2).log_().mul_(TEMPERATURE)
+        logit = right / TEMPERATURE
+        sums = torch.stack(
+            [
+                there.to(logit.dtype),
+                nearest.to(logit.dtype),
+                (every.log_() - logit).masked_fill_(~there, 0),
+                nearest_left.to(logit.dtype),
+                (left.log_() - logit).masked_fill_(~there, 0),
+            ],
+            1,
+        )
+        chosen = np.arange(MARKS)[:, None] == marks.numpy()
+        values = sums.reshape(len(marks), -1).numpy().astype(np.float64)
+        self._sums += (chosen.astype(np.float64) @ values).reshape(self._sums.shape)
 
-    def _sum(self, into: NDArray[np.float64], marks: torch.Tensor, values: torch.Tensor) -> None:
-        into += np.bincount(marks.numpy(), weights=values.numpy(), minlength=MARKS)
-
-    def _point(self, variant: int, block: Block) -> None:
-        steering, question = block.grams[:, variant], block.grams[:, _QUESTION]
-        own = block.products[:, :, 0]
-        square = block.own_squares + question[:, _QUESTION] - 2 * own[:, _QUESTION]
-        along = own[:, variant] - steering[:, _QUESTION]
-        apart = square > APART * (block.own_squares + question[:, _QUESTION])
-        scale = _reciprocal_root(square * steering[:, variant])
-        cosines = (along * scale)[apart & (scale > 0)]
-        cosines = cosines[cosines.isfinite()]
-        self._cosines[variant] += float(cosines.sum(dtype=torch.float64)), len(cosines)
+    def _point(self, block: Block) -> None:
+        question, own = block.grams[:, _QUESTION], block.products[:, :, 0]
+        both = block.own_squares + question[:, _QUESTION]
+        square = both - 2 * own[:, _QUESTION]
+        apart = square > APART * both
+        for variant in range(1, len(VARIANTS)):
+            steering = block.grams[:, variant]
+            along = own[:, variant] - steering[:, _QUESTION]
+            scale = _reciprocal_root(square * steering[:, variant])
+            cosines = (along * scale)[apart & (scale > 0)]
+            cosines = cosines[cosines.isfinite()]
+            self._cosines[variant] += float(cosines.sum(dtype=torch.float64)), len(cosines)
 
     def by_split(self) -> dict[str, dict[str, Untrained]]:
         """The scores of all rows and of each split, by variant."""
         return {
             split: {
-                name: _scores(self._sums[variant][:, which].sum(1))
+                name: _scores(self._sums[which, :, variant].sum(0))
                 for variant, name in enumerate(VARIANTS)
             }
             for split, which in marks_by_split().items()
