@@ -177,7 +177,7 @@ class _Conversion:
             )
         published = NEGATIVES if change is not None and change.publishes else ()
         if published:
-            warn_of(self._dst, pointer, sizes["N_p"])
+            warn_of(self._dst, pointer.generation, pointer.lint, sizes["N_p"])
             if self._made is not None:
                 warn_of_half(pointer, self._made)
         written = [t.artifact.name for t in plan.tasks if t.entry is None]
@@ -263,7 +263,7 @@ class _Conversion:
             bytes_written=n_bytes,
             seconds=time.perf_counter() - self._started,
             warnings={**manifest.warnings, **pointer.lint},
-            shares=shares(pointer, n_pairs),
+            shares=shares(pointer.lint, n_pairs),
             notes=(
                 *remarks(config, manifest),
                 *narrowing_notes(self._settings.embeddings_dtype, plan.old, manifest),

@@ -106,7 +106,7 @@ def print_publication(store: Path, generation: int, *, as_json: bool) -> None:
     """Print what was published as `generation`, after a warning if it looks like a mistake."""
     pointer, n_pairs = _pointer_and_pairs(store)
     entry = _entry(pointer, generation)
-    warning = suspicion(shares(pointer.of(generation), n_pairs))
+    warning = suspicion(shares(pointer.of(generation).lint, n_pairs))
     if as_json:
         echo_json({**entry, "warning": warning})
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -53,6 +53,7 @@ def publish_negatives(
     allow_equal: bool = False,
     grace_s: float = GRACE_S,
     republish: bool = True,
+    dry_run: bool = False,
 ) -> int:
     """Publish new hard negatives [N_p,N] (source numbers) and their tiers [N_p,N] (1 to 4) as the
     current generation; return its number.
@@ -65,10 +66,11 @@ def publish_negatives(
     `max_margin_false_negatives` limits the rows with a negative that is too similar by the default
     margin (known right sources do not count), `max_eval_sources` the rows of train with a source
     that is right for val or test pairs only: either makes this call lint the negatives, as
-    `lint_negatives` does, before it takes the lock. Two
-    tables of equal values are refused unless `allow_equal`. If more than half of the rows contain a
-    source twice or the pair's own source, the log warns. Without `republish`, values equal to the
-    current generation make no new one: its number is returned.
+    `lint_negatives` does, before it takes the lock. Two tables of equal values are refused unless
+    `allow_equal`. If more than half of the rows contain a source twice or the pair's own source,
+    the log warns. Without `republish`, values equal to the current generation make no new one: its
+    number is returned. A `dry_run` checks everything and writes nothing, without the lock and on a
+    read-only store too; it returns the number that would be next, unless another is faster.
 
     Raises `ContentError`, `ContentTypeError` or `IndexRangeError` naming file, row and value,
     `BusyError` naming the holder of the lock after `lock_timeout_s`, `AccessError` or
@@ -85,12 +87,14 @@ def publish_negatives(
     )
     keep, note, lock_timeout_s, grace_s = _checked(keep, note, lock_timeout_s, grace_s)
     store = Store(dataset_dir)
-    candidate = take_in(store, hard_negatives, negative_tiers, allow_equal=allow_equal)
+    candidate = take_in(
+        store, hard_negatives, negative_tiers, allow_equal=allow_equal, copies_in_store=not dry_run
+    )
     if limits.need_similarity:
         candidate = with_similarity(store, candidate)
     if candidate.similarity is not None:
         limits.check_similarity(candidate.similarity)
-    with publisher_lock(store.path, lock_timeout_s):
+    with nullcontext() if dry_run else publisher_lock(store.path, lock_timeout_s):
         check_same_store(store)
         before = readable_pointer(store.path)
         return publish_candidate(
@@ -102,6 +106,7 @@ def publish_negatives(
             grace_s=grace_s,
             limits=limits,
             republish=republish,
+            dry_run=dry_run,
         )
 
 
@@ -176,20 +181,22 @@ def publish_candidate(
     limits: Limits | None = None,
     republish: bool = True,
     staged: Staged | None = None,
+    dry_run: bool = False,
 ) -> int:
     """Write the candidate (unless `staged`) and the pointer, commit them, remove old generations.
 
-    Returns the number of the generation. Call with the lock held.
+    Returns the number of the generation. Call with the lock held, but for a `dry_run`: it checks.
     """
-    changed = changed_rows(
-        store.path, before, store.store_id, store.negatives_sizes, candidate.tables
-    )
+    folder, sizes = store.path, store.negatives_sizes
+    changed = changed_rows(folder, before, store.store_id, sizes, candidate.tables)
     if limits is not None:
-        limits.check(candidate.lint, changed, store.manifest.sizes["N_p"])
+        limits.check(candidate.lint, changed, sizes["N_p"])
     if before is not None and changed == 0 and not republish:
         return before.generation
-    folder = store.path
     number = next_generation(folder, before)
+    if dry_run:
+        warn_of(folder, number, candidate.lint, sizes["N_p"])
+        return number
     try:
         if staged is None:
             own = folder / FOLDER / file_name(number)
@@ -211,22 +218,22 @@ def publish_candidate(
         _take_back(folder, number)
         raise
     _log.info("published generation %d of %s (%s): %s", number, folder, note, candidate.lint)
-    warn_of(folder, pointer, store.manifest.sizes["N_p"])
+    warn_of(folder, number, candidate.lint, sizes["N_p"])
     remove_old(folder, pointer, keep, grace_s)
     keep_published(store, pointer, candidate.similarity)
     return number
 
 
-def shares(pointer: Pointer, n_pairs: int) -> dict[str, float]:
-    """The counts of rows in a pointer, as shares of the pairs."""
-    return {name: count / n_pairs for name, count in pointer.lint.items()}
+def shares(lint: Mapping[str, int], n_pairs: int) -> dict[str, float]:
+    """The counts of rows of a generation, as shares of the pairs."""
+    return {name: count / n_pairs for name, count in lint.items()}
 
 
-def warn_of(folder: Path, pointer: Pointer, n_pairs: int) -> None:
-    """Log a warning if the generation that was just published looks suspicious."""
-    reason = suspicion(shares(pointer, n_pairs))
+def warn_of(folder: Path, generation: int, lint: Mapping[str, int], n_pairs: int) -> None:
+    """Log a warning if a generation with these counts of rows looks suspicious."""
+    reason = suspicion(shares(lint, n_pairs))
     if reason is not None:
-        _log.warning("generation %d of %s: %s", pointer.generation, folder, reason, extra=IN_ANSWER)
+        _log.warning("generation %d of %s: %s", generation, folder, reason, extra=IN_ANSWER)
 
 
 def _take_back(folder: Path, number: int) -> None:

@@ -163,7 +163,8 @@ def next_generation(store: Path, pointer: Pointer | None) -> int:
 
     Raises `StorageError` beyond `MAX_GENERATION`.
     """
-    used = [*generations_on_disk(store), 0]
+    there = atomic.exists(store / FOLDER)  # a dry run does not make it
+    used = [*(generations_on_disk(store) if there else ()), 0]
     if pointer is not None:
         used += [pointer.generation, *(entry["generation"] for entry in pointer.history)]
     if max(used) >= MAX_GENERATION:
