@@ -12,10 +12,12 @@ from ..console import echo, echo_json, echo_table
 from ..negatives.publish import shares
 from ..printable import size
 from ..rules.names import VARIANTS
+from ..similarity.change.slots import short_form
 from ..store.lint import MEANING, sentences, suspicion
 from ..store.manifest import read_manifest
 from ..store.pointer import Pointer, generations_on_disk, read_pointer
 from ..store.verify import VerifyReport
+from .effects import changed_slots, slots_to_dict
 
 _NOTE_LENGTH: Final = 160
 """Characters of a note that are printed."""
@@ -107,12 +109,15 @@ def print_publication(store: Path, generation: int, *, as_json: bool) -> None:
     pointer, n_pairs = _pointer_and_pairs(store)
     entry = _entry(pointer, generation)
     warning = suspicion(shares(pointer.of(generation).lint, n_pairs))
+    slots = changed_slots(store, pointer, generation)
     if as_json:
-        echo_json({**entry, "warning": warning})
+        echo_json({**entry, "slots": slots_to_dict(slots), "warning": warning})
         return
     if warning is not None:
         echo(f"warning: {warning}")
     echo("; ".join((f"published generation {generation}", *_counts(entry, n_pairs))))
+    if slots is not None:
+        echo(short_form(slots))
 
 
 def print_history(store: Path, *, as_json: bool) -> None:

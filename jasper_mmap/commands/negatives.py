@@ -74,16 +74,30 @@ def _limited(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option("--tiers", required=True, type=PATH, help="File of their tiers, 1 to 4.")
 @click.option("--note", default="", help="Text for the history.")
+@click.option(
+    "--dry-run", is_flag=True, help="Check and compare everything, but publish and write nothing."
+)
 @_limited
 @_publishing
 @json_option()
 @debug_option
-def publish(store: Path, negatives: Path, tiers: Path, as_json: bool, **options: Any) -> None:
+def publish(
+    store: Path, negatives: Path, tiers: Path, dry_run: bool, as_json: bool, **options: Any
+) -> None:
     """Check and publish new hard negatives.
 
     They become the current generation, which running trainers that watch the store adopt. If
     anything is wrong, the current generation stays the same.
+
+    --dry-run shows what would change, as diff does, and ends as publishing would: with status 1 and
+    the reason if the files are refused. It writes nothing into the store, which may be read-only,
+    and does not wait for another publisher, which may change the current generation meanwhile.
     """
+    if dry_run:
+        from .effects import rehearse
+
+        rehearse(store, (negatives, tiers), as_json=as_json, **options)
+        return
     from ..negatives.publish import publish_negatives
     from .answers import print_publication
 
