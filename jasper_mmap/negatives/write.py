@@ -163,8 +163,9 @@ def next_generation(store: Path, pointer: Pointer | None) -> int:
 
     Raises `StorageError` beyond `MAX_GENERATION`.
     """
-    there = atomic.exists(store / FOLDER)  # a dry run does not make it
-    used = [*(generations_on_disk(store) if there else ()), 0]
+    used = [0]
+    if atomic.exists(store / FOLDER):  # a dry run does not make it
+        used += generations_on_disk(store)
     if pointer is not None:
         used += [pointer.generation, *(entry["generation"] for entry in pointer.history)]
     if max(used) >= MAX_GENERATION:
