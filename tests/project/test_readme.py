@@ -44,9 +44,10 @@ CHANGES = "jasper_mmap/CHANGES.md"
 CONVERTERS = "converters/README.md"
 CONTRIBUTING = ".github/CONTRIBUTING.md"
 LOADER = "jasper_mmap/loader/README.md"
+DATA = "jasper_mmap/similarity/README.md"
 TEXTS = {
     name: (ROOT / name).read_text()
-    for name in (README, INSIDE, CHANGES, CONVERTERS, CONTRIBUTING, LOADER)
+    for name in (README, INSIDE, CHANGES, CONVERTERS, CONTRIBUTING, LOADER, DATA)
 }
 MOST_BYTES = 10_000  # of the README
 SET_UP = "python -m pytest"  # ends the second line of the set-up block
@@ -211,7 +212,7 @@ def test_blocks_are_run_or_say_why_not() -> None:
     """Every block that could be run is, or says why not; no fence is left open."""
     for document, text in TEXTS.items():
         assert len(re.findall("^```", text, re.MULTILINE)) == 2 * len(blocks(of=[document]))
-    assert {block.language for block in blocks()} == {"bash", "python", "text", "json"}
+    assert {block.language for block in blocks()} == {"bash", "console", "python", "text", "json"}
     commands = "".join(block.code for block in to_run("bash"))
     assert [b.saved_as for b in blocks() if b.saved_as not in commands] == []
 
