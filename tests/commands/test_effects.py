@@ -165,8 +165,10 @@ def test_dry_run_where_no_generation_can_be_read(
 
 READ_ONLY = """
 import sys
+from jasper_mmap import publish_negatives
 from jasper_mmap.__main__ import main
 store, negatives, tiers, folder = sys.argv[1:]
+assert publish_negatives(store, negatives, tiers, dry_run=True) == 2
 for arguments in (
     ["publish", store, "--negatives", negatives, "--tiers", tiers, "--dry-run"],
     ["diff", store, folder],

@@ -9,6 +9,7 @@ import torch
 
 from jasper_mmap.progress import Progress
 from jasper_mmap.similarity.change import difference as module
+from jasper_mmap.similarity.change import slots as slots_module
 from jasper_mmap.similarity.change.difference import Difference, difference
 from jasper_mmap.store.folder import Store
 from tests.similarity.slow import Slow
@@ -49,16 +50,20 @@ def test_rows_that_changed_most_come_first(
     new_rows: dict[int, list[int]] = {}
 
     def change(negatives: torch.Tensor, tiers: torch.Tensor) -> None:
-        for pair, slots in ((7, 3), (250, 5), (12, 3)):
+        for pair, slots in ((7, 3), (50, 5), (250, 4), (12, 3)):
             spare = [s for s in range(n_sources) if s not in negatives[pair].tolist()]
             negatives[pair, :slots] = torch.tensor(spare[:slots])
             new_rows[pair] = negatives[pair].tolist()
         tiers[12, 5] = tiers[12, 5] % 4 + 1
+        for pair in (30, 31):  # of which most was moved, but nothing replaced
+            tiers[pair, :3] = tiers[pair, :3] % 4 + 1
 
-    monkeypatch.setattr(module, "MOST_ROWS", 2)
+    monkeypatch.setattr(module, "MOST_ROWS", 3)
+    monkeypatch.setattr(slots_module, "_CELLS", 12 * 100)  # in three blocks
     result = compared(store_named("plain"), change)
-    assert [(r.pair, r.replaced, r.moved) for r in result.changed_most] == [(250, 5, 0), (12, 3, 1)]
-    assert result.unchanged_rows == result.rows - 3
+    most = [(r.pair, r.replaced, r.moved) for r in result.changed_most]
+    assert most == [(50, 5, 0), (250, 4, 0), (12, 3, 1)]
+    assert result.unchanged_rows == result.rows - 6
     for row in result.changed_most:
         question = slow.pairs[row.pair][0]
         old = [slow.similarity(question, s) for s in slow.oracle.hard_negatives[row.pair]]

@@ -24,14 +24,20 @@ def planted_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     question, own = pairs[several]
     other = next(s for q, s in pairs if q == question and s != own)
     hidden = next(s for p in splits["val"] if (s := pairs[p][1]) not in in_train)
-    unused = next(s for s in range(len(load(folder, "source_embs"))) if s not in in_train)
+    sources = range(len(load(folder, "source_embs")))
+    unused, another = [s for s in sources if s not in {s for _, s in pairs}][:2]
+    far = splits["train"][1]
 
     def plant_sources(table: torch.Tensor) -> None:
         table[unused] = 2.5 * table[other]  # a right source under another number, and longer
         table[pairs[splits["test"][0]][1]] = 0
+        table[pairs[far][1]] *= -1  # farther than a right angle from its question
+        table[another] = table[pairs[far][1]]
+        table[another, 0] += 0.03  # near that one, but not of the same content
 
     def plant_negatives(table: torch.Tensor) -> None:
         table[several] = torch.tensor([own, other, unused, hidden])
+        table[far, 0] = another
         table[splits["train"][-1]] = table[splits["train"][-1]][0].clone()  # one source, 4 times
 
     change(folder, "source_embs", plant_sources)
