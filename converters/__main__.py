@@ -6,7 +6,7 @@ What it needs of the package is imported when it is called: torch is not, for it
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,9 +17,12 @@ from jasper_mmap.console import (
     debug_option,
     echo,
     echo_json,
+    echo_table,
+    echo_warning,
     json_option,
     run,
     shown_progress,
+    verdict,
     version_option,
 )
 from jasper_mmap.printable import size
@@ -82,7 +85,10 @@ def command(
         from .export import export_pt
 
         paths = export_pt(src, dst)
-        _print(as_json, {"files": [str(p) for p in paths]}, [f"{dst}: {len(paths)} files written"])
+        if as_json:
+            echo_json({"files": [str(p) for p in paths]})
+        else:
+            echo(f"{dst}: {len(paths)} files written")
         return
 
     from jasper_mmap.store.lint import suspicion
@@ -100,35 +106,36 @@ def command(
             progress=progress,
         )
     warning = suspicion(report.shares)
-    first = [] if warning is None else [f"warning: {warning}"]
-    _print(as_json, {**report.to_dict(), "warning": warning}, first + _lines(report))
-
-
-def _print(as_json: bool, value: dict[str, Any], lines: list[str]) -> None:
     if as_json:
-        echo_json(value)
-    else:
-        for line in lines:
-            echo(line)
+        echo_json({**report.to_dict(), "warning": warning})
+        return
+    if warning is not None:
+        echo_warning(warning)
+    _print(report)
 
 
-def _lines(report: ConversionReport) -> list[str]:
+def _print(report: ConversionReport) -> None:
+    """Print what was computed, warnings and errors of narrowing, and a line that summarises."""
     from jasper_mmap.store.lint import sentences
 
+    for name in report.derived:
+        echo(f"computed {name}, since its .pt file is missing")
+    for sentence in (*sentences(report.warnings, report.shares), *report.notes):
+        echo_warning(sentence)
+    if report.cosine_error:
+        header = ("cosine error of", *next(iter(report.cosine_error.values())))
+        rows = [
+            (name, *(f"{value:.1e}" for value in error.values()))
+            for name, error in report.cosine_error.items()
+        ]
+        echo_table(header, rows, right=range(1, len(header)))
     written, total = len(report.written), len(report.written) + len(report.left_alone)
-    lines = [
-        f"{report.store}: {written} of {total} artifacts written"
-        f" ({size(report.bytes_written)} in {report.seconds:.1f} s),"
-        f" {len(report.left_alone)} unchanged; generation {report.generation} of negatives"
-    ]
-    lines += [f"computed {name}, since its .pt file is missing" for name in report.derived]
-    lines += [f"warning: {sentence}" for sentence in sentences(report.warnings, report.shares)]
-    lines += [f"warning: {note}" for note in report.notes]
-    lines += [
-        f"cosine error of {name}: p50 {e['p50']:.1e}, p99 {e['p99']:.1e}, max {e['max']:.1e}"
-        for name, e in report.cosine_error.items()
-    ]
-    return lines
+    echo(
+        f"{report.store}: ",
+        verdict(f"{written} of {total} artifacts written", "good"),
+        f" ({size(report.bytes_written)} in {report.seconds:.1f} s), {len(report.left_alone)}"
+        f" unchanged; generation {report.generation} of negatives",
+    )
 
 
 def main() -> None:

@@ -33,6 +33,14 @@ def size(n_bytes: float) -> str:
     return f"{n_bytes:.1f} GiB"
 
 
+def size_of(done: int, total: int) -> str:
+    """A number of bytes of a total, both in the unit of the total and always of the same length."""
+    whole, unit = size(total).split(" ")
+    factor = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}[unit]
+    part = f"{done / factor:.{0 if unit == 'B' else 1}f}"
+    return f"{part.rjust(len(whole))} of {whole} {unit}"
+
+
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 

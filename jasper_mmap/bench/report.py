@@ -9,6 +9,11 @@ from ..printable import size
 from .machine import MB, machine, was_quiet
 from .measure import Cell, Windows, floor_spread, ratio_text
 
+NOT_QUIET: Final = (
+    "the machine was not quiet (other programs, or its host), so these figures are unreliable, most"
+    " of all those of several threads."
+)
+"""The warning for conditions that are not quiet."""
 _STEADY: Final = 1.5
 """Limit of the floor's fastest window over its slowest on a quiet machine."""
 _HEADER: Final = (
@@ -22,15 +27,18 @@ _HEADER: Final = (
     "open ms",
     "first ms",
 )
+_LESS: Final = ("open ms", "first ms")
+"""Columns that a narrow terminal may lack, with those of memory."""
 _MEMORY: Final = ("parent", "workers PSS", "USS")
 
 
 class Figures(NamedTuple):
-    """Rows of text below a header; the columns numbered by `right` hold numbers."""
+    """Rows of text below a header; `right` has columns of numbers, `drop` those left out first."""
 
     header: tuple[str, ...]
     rows: list[tuple[str, ...]]
     right: tuple[int, ...]
+    drop: tuple[int, ...]
 
 
 def table_of(cells: Sequence[Cell]) -> Figures:
@@ -38,7 +46,9 @@ def table_of(cells: Sequence[Cell]) -> Figures:
     known = any(cell.memory for cell in cells)
     header = _HEADER + _MEMORY if known else _HEADER
     rows = [_figures(cell) + (_memory(cell) if known else ()) for cell in cells]
-    return Figures(header, rows, tuple(n for n, title in enumerate(header) if title != "loader"))
+    right = tuple(n for n, title in enumerate(header) if title != "loader")
+    drop = tuple(n for n, title in enumerate(header) if title in _LESS + _MEMORY)
+    return Figures(header, rows, right, drop)
 
 
 def _figures(cell: Cell) -> tuple[str, ...]:
@@ -77,9 +87,9 @@ def conditions(
 
 
 def sentences_of(answer: dict[str, Any], windows: Windows) -> list[str]:
-    """Sentences about the machine, its load and the windows, and a warning if it was not quiet."""
+    """Sentences about the machine, its load and the windows."""
     about, before, after = answer["machine"], answer["load_before"], answer["load_after"]
-    lines = [
+    return [
         f"{about['cpu']}, {about['cores']} cores, {size(about['memory_mb'] * MB)};"
         f" {about['system']}; Python {about['python']}, torch {about['torch']} with"
         f" {about['threads']} threads, numpy {about['numpy']}",
@@ -88,12 +98,6 @@ def sentences_of(answer: dict[str, Any], windows: Windows) -> list[str]:
         f" {_busy_text(before, after)}; the floor's windows differ by a factor of"
         f" {answer['floor_spread']:.2f}",
     ]
-    if not answer["quiet"]:
-        lines.append(
-            "warning: the machine was not quiet (other programs, or its host), so these figures are"
-            " unreliable, most of all those of several threads."
-        )
-    return lines
 
 
 def _busy_text(before: dict[str, Any], after: dict[str, Any]) -> str:

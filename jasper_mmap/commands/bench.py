@@ -16,10 +16,12 @@ from ..console import (
     echo,
     echo_json,
     echo_table,
+    echo_warning,
     integers,
     json_option,
     shown_progress,
     store_argument,
+    verdict,
 )
 
 
@@ -58,7 +60,7 @@ def bench(
     """
     from ..bench.machine import busy, cores
     from ..bench.measure import Cell, Entrant, Skipped, Windows, best, measure, open_ours, warm_up
-    from ..bench.report import conditions, sentences_of, table_of
+    from ..bench.report import NOT_QUIET, conditions, sentences_of, table_of
     from ..bench.turns import ContenderError
 
     windows = Windows(count=count, seconds=seconds)
@@ -86,12 +88,16 @@ def bench(
             }
         )
         return
-    echo_table(*table_of(cells))
+    table = table_of(cells)
+    echo_table(table.header, table.rows, table.right, drop=table.drop)
     for cell in failed:
-        echo(f"not measured: {cell.workers} workers: {cell.why}")
+        echo(verdict("not measured", "bad"), f": {cell.workers} workers: {cell.why}")
     for sentence in sentences_of(circumstances, windows):
         echo(sentence)
+    if not circumstances["quiet"]:
+        echo_warning(NOT_QUIET)
     echo(
-        f"best here: num_workers={chosen.workers}, {chosen.rate:,.0f} samples/s,"
-        f" {chosen.ratio:.2f} of the floor"
+        "best here: ",
+        verdict(f"num_workers={chosen.workers}", "good"),
+        f", {chosen.rate:,.0f} samples/s, {chosen.ratio:.2f} of the floor",
     )

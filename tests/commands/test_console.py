@@ -2,14 +2,15 @@
 
 import contextlib
 import io
+import re
 
 import click
 import pytest
 from click.testing import CliRunner
 
-from jasper_mmap import console
-from jasper_mmap.console import integers, shown_progress
+from jasper_mmap.console import integers, progress, shown_progress
 from jasper_mmap.printable import size
+from tests.terminal import ESCAPES
 
 
 class Terminal(io.StringIO):
@@ -76,7 +77,7 @@ def test_a_long_command_shows_its_progress_in_a_log(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A line each time that the interval is over, in characters that are harmless."""
-    monkeypatch.setattr(console, "_LINE_INTERVAL_S", 0.0)
+    monkeypatch.setattr(progress, "_LINE_INTERVAL_S", 0.0)
     with shown_progress() as show:
         show("a\x1b[31m", 0, 0)
         show("b", 1, 2)
@@ -86,13 +87,18 @@ def test_a_long_command_shows_its_progress_in_a_log(
 
 
 def test_progress_on_a_terminal_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On stderr, with how far it is and of what, and gone at the end."""
+    """On stderr, with how far it is and of what, steady at any width, and gone at the end."""
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "100")
-    with contextlib.redirect_stderr(Terminal()) as terminal, shown_progress() as show:
-        show("[b]_embs", 1 << 20, 4 << 20)
-    shown = terminal.getvalue()
-    assert "25% of 4.0 MiB" in shown
-    assert "/s: [b]_embs" in shown
-    assert "━" in shown
-    assert shown.endswith("\x1b[2K")
+    names = ("[b]_embs", "steering_keyword_weighted", "negatives/000001.safetensors")
+    for columns in (80, 120):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        with contextlib.redirect_stderr(Terminal()) as terminal, shown_progress() as show:
+            for done, name in enumerate(names, start=1):
+                show(name, done << 27, 12 << 27)
+        shown = ESCAPES.sub("", terminal.getvalue())
+        assert terminal.getvalue().endswith("\x1b[2K")
+        lines = [line for line in re.split(r"[\r\n]+", shown) if "GiB" in line]
+        assert all(len(line) <= columns for line in lines), lines
+        last = lines[-1]
+        assert last.startswith("negatives/000001          ━")
+        assert " 25% 0.4 of 1.5 GiB " in last

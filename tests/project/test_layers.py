@@ -23,11 +23,9 @@ GROUND = "the ground"
 APART = {
     "jasper_mmap": "jasper_mmap",  # the public interface
     "jasper_mmap.__main__": "commands",
-    "jasper_mmap.console": "console",
 }
 STATED: dict[str, set[str]] = {
     "jasper_mmap": {GROUND, "rules", "negatives", "dataset", "loader"},
-    "console": {GROUND},
     GROUND: set(),
 }
 """What those may import that no room's own `__init__` states."""

@@ -30,9 +30,17 @@ from jasper_mmap.bench.measure import (
     open_floor,
     warm_up,
 )
-from jasper_mmap.bench.report import conditions, sentences_of, table_of
+from jasper_mmap.bench.report import NOT_QUIET, conditions, sentences_of, table_of
 from jasper_mmap.bench.turns import ContenderError, in_own_process
-from jasper_mmap.console import PATH, Command, debug_option, echo, echo_table, integers
+from jasper_mmap.console import (
+    PATH,
+    Command,
+    debug_option,
+    echo,
+    echo_table,
+    echo_warning,
+    integers,
+)
 from jasper_mmap.console import run as run_command
 from jasper_mmap.printable import size
 from tools.bench.contenders import CONTENDERS, Contender
@@ -143,6 +151,8 @@ def run(settings: Settings) -> tuple[list[Cell], dict[str, Any]]:
     show(cells, skipped, disk)
     for sentence in sentences_of(circumstances, settings.windows):
         echo(sentence)
+    if not circumstances["quiet"]:
+        echo_warning(NOT_QUIET)
     return cells, {
         **circumstances,
         "command": ["python", "-m", "tools.bench", *sys.argv[1:]],
@@ -158,7 +168,8 @@ def run(settings: Settings) -> tuple[list[Cell], dict[str, Any]]:
 def show(cells: list[Cell], skipped: list[Skipped], disk: dict[str, dict[str, float]]) -> None:
     """Print the table, the sizes on disk, and the skipped contenders."""
     echo("")
-    echo_table(*table_of(cells))
+    table = table_of(cells)
+    echo_table(table.header, table.rows, table.right, drop=table.drop)
     echo("")
     for name, used in disk.items():
         part = f" ({used['pairs']:,} pairs)" if ALL[name].materialises else ""
