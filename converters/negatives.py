@@ -40,7 +40,7 @@ def candidate_of(
     tables = {a.name: read_table(src / a.source) for a in NEGATIVES}
     where = {a.name: str(src / a.source) for a in NEGATIVES}
     lint = examine(tables, where, pair_index, sizes, allow_equal=allow_equal)
-    return Candidate(tables=tables, source=source, lint=lint)
+    return Candidate(tables=tables, source=source, lint=lint, files=tuple(where.values()))
 
 
 def settle(
@@ -59,32 +59,38 @@ def settle(
     Call with `publisher_lock` held. `staged` is the candidate's file, `old` the manifest before.
 
     A candidate makes a new generation unless its content is that of the generation last made from
-    files (with `force`: of the current one). A generation that stays current is checked against the
-    new store if the store changed, or if its time differs from its stamp.
+    files (with `force`: of the current one), or its values are those of the current one. A
+    generation that stays current is checked against the new store if the store changed, or if its
+    time differs from its stamp.
     """
     dst, at = stage.store, stage.path(POINTER)
     before = readable_pointer(dst)
     sound = None if stage.journal.failed else sound_pointer(dst, old)
+    equal = False
     if candidate and staged and (sound is None or _is_news(staged, sound, force)):
-        number = next_generation(dst, before)
-        reserved = stage.journal.generation  # the number of an interrupted conversion
-        if (before.generation if before else 0) < reserved <= MAX_GENERATION:
-            number = reserved  # no pointer ever named it, so no reader has seen its file
-        pointer = successor(
-            before,
-            number,
-            staged.written,
-            store_id=store_id,
-            source=candidate.source,
-            lint=candidate.lint,
-            changed_rows=changed_rows(
-                dst, sound, sound.store_id if sound else "", sizes, candidate.tables
-            ),
-        )
-        return pointer, Change.written(pointer, at, staged)
+        id_then = sound.store_id if sound else ""
+        changed = changed_rows(dst, sound, id_then, sizes, candidate.tables)
+        equal = changed == 0 and not force  # of another dtype, or published from elsewhere before
+        if not equal:
+            number = next_generation(dst, before)
+            reserved = stage.journal.generation  # the number of an interrupted conversion
+            if (before.generation if before else 0) < reserved <= MAX_GENERATION:
+                number = reserved  # no pointer ever named it, so no reader has seen its file
+            pointer = successor(
+                before,
+                number,
+                staged.written,
+                store_id=store_id,
+                source=candidate.source,
+                lint=candidate.lint,
+                files=candidate.files,
+                rows=sizes["N_p"],
+                changed_rows=changed,
+            )
+            return pointer, Change.written(pointer, at, staged)
     pointer = sound or read_pointer(dst)
     if candidate is not None:
-        pointer = with_source(pointer, candidate.source)
+        pointer = with_source(pointer, candidate.source, of_current=equal)
     kept = stamped_generation(dst, pointer, pointer.store_id, sizes)
     if pointer.store_id != store_id or pointer.mtime_ns != kept.mtime_ns:
         lint = examine(

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from .loader.loader import JASPERDataLoader
     from .loader.watcher import watch_negatives
     from .negatives.lint import lint_negatives
-    from .negatives.publish import publish_negatives, rollback_negatives
+    from .negatives.publish import publish_negatives
+    from .negatives.rollback import rollback_negatives
     from .rules.schema import Batch
     from .version import __version__ as __version__
 else:  # where type checkers do not look: they would take any name for one of these
@@ -28,7 +29,7 @@ else:  # where type checkers do not look: they would take any name for one of th
             "errors": "errors",
             "lint_negatives": "negatives.lint",
             "publish_negatives": "negatives.publish",
-            "rollback_negatives": "negatives.publish",
+            "rollback_negatives": "negatives.rollback",
             "set_epoch": "loader.epochs",
             "validate_first_batch": "loader.first_batch",
             "watch_negatives": "loader.watcher",

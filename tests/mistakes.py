@@ -28,7 +28,6 @@ import jasper_mmap.__main__
 from converters import convert
 from jasper_mmap import (
     JASPERSteeringDataset,
-    console,
     create_loader,
     publish_negatives,
     rollback_negatives,
@@ -58,7 +57,9 @@ NAMES: dict[str, Any] = {
 CHANGING = (
     (re.compile(r"\b[0-9a-f]{32,64}\b"), "HASH"),
     (re.compile(r"\b\d+\.\d s\b"), "0.0 s"),
-    (re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d"), "TIME"),
+    (re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d"), "TIME"),
+    (re.compile(r"  \S+@\S+"), "  USER@HOST"),
+    (re.compile(r"/\S+/scene/"), "DIR/"),
     (re.compile(r"python -m \S*(?=jasper-)"), ""),
     (re.compile("─{4,}"), "───"),
     (re.compile(r"(?<=\S)  +"), "  "),
@@ -102,7 +103,7 @@ def told(mistake: Mistake, place: Path) -> str:
     mistake.spoil(place)
     program, *arguments = shlex.split(mistake.call) if mistake.call.startswith("jasper-") else [""]
     seen = io.StringIO()
-    with _watched(seen), contextlib.chdir(place), mock.patch.object(console, "_PIPED_WIDTH", 500):
+    with _watched(seen), contextlib.chdir(place):
         if program:
             lines = [f"$ {mistake.call}"]
             status = _run(program, arguments, seen)
@@ -480,6 +481,33 @@ FURTHER_ONES = (
         "publish: negatives of a sparse tensor",
         "publish_negatives('store', torch.ones(60, 12).int().to_sparse(), torch.ones(60, 12))",
     ),
+    Mistake("publish: neither a folder nor files", "jasper-mmap publish store"),
+    Mistake("publish: a folder and files", f"jasper-mmap publish store mined {MINED}"),
+    Mistake(
+        "publish: the negatives without their tiers",
+        "jasper-mmap publish store --negatives mined/hard_negatives.pt",
+    ),
+    Mistake("publish: folder misspelt", "jasper-mmap publish store mind"),
+    Mistake(
+        "publish: file in place of the folder", "jasper-mmap publish store mined/hard_negatives.pt"
+    ),
+    Mistake(
+        "publish: folder that lacks the tiers",
+        "jasper-mmap publish store mined",
+        remove("mined/negative_tiers.pt"),
+    ),
+    Mistake(
+        "publish: folder with both kinds of files",
+        "jasper-mmap publish store mined",
+        as_safetensors("hard_negatives"),
+    ),
+    Mistake(
+        "publish: what is current already",
+        "jasper-mmap publish store mined --note again",
+        published,
+    ),
+    Mistake("prune: keep none", "jasper-mmap prune store --keep 0"),
+    Mistake("prune: of a builder's folder", "jasper-mmap prune built --keep 2"),
     Mistake(
         "publish: negatives of another number of pairs",
         PUBLISH,

@@ -2,43 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from ..console import echo, echo_json, echo_table
-from ..negatives.publish import shares
+from ..console import Column, Verdict, echo, echo_table, echo_warning, verdict
 from ..printable import size
 from ..rules.names import VARIANTS
-from ..similarity.change.slots import short_form
-from ..store.lint import MEANING, sentences, suspicion
-from ..store.manifest import read_manifest
-from ..store.pointer import Pointer, generations_on_disk, read_pointer
+from ..store.lint import sentences
 from ..store.verify import VerifyReport
-from .effects import changed_slots, slots_to_dict
-
-_NOTE_LENGTH: Final = 160
-"""Characters of a note that are printed."""
+from .publications import NOTE_LENGTH
 
 
 def print_verification(report: VerifyReport) -> None:
     """Print all problems, notes and counts, and a line that summarises them."""
     if report.problems:
-        echo_table(("file", "problem"), ((p.file, p.message) for p in report.problems), fold=True)
+        columns = (Column("file"), Column("problem", wrap=True))
+        echo_table(columns, ((verdict(p.file, "bad"), p.message) for p in report.problems))
     for note in report.notes:
         echo(f"note: {note}")
     for file in report.renewed:
         echo(f"stamp renewed: {file}")
     _warnings(report.warnings)
     kind = "sizes, headers and index ranges" if report.quick else "every checksum and check"
-    many = "" if len(report.problems) == 1 else "s"
-    verdict = f"{len(report.problems)} problem{many}" if report.problems else "sound"
     echo(
-        f"{report.store}: {verdict}; {kind} of {report.files} files"
-        f" ({size(report.bytes)}) in {report.seconds:.1f} s"
+        f"{report.store}: ",
+        _soundness(len(report.problems)),
+        f"; {kind} of {report.files} files ({size(report.bytes)}) in {report.seconds:.1f} s",
     )
+
+
+def _soundness(problems: int) -> Verdict:
+    if not problems:
+        return verdict("sound", "good")
+    return verdict(f"{problems} problem{'' if problems == 1 else 's'}", "bad")
 
 
 def print_summary(summary: dict[str, Any]) -> None:
@@ -76,7 +74,7 @@ def print_summary(summary: dict[str, Any]) -> None:
         f"{len(counts)} clusters ({np.count_nonzero(counts == 0)} empty), {counts.min()}-"
         f"{counts.max()} pairs each, median {np.median(counts):g}"
     )
-    note = f", note: {generation['note']:.{_NOTE_LENGTH}}" if generation["note"] else ""
+    note = f", note: {generation['note']:.{NOTE_LENGTH}}" if generation["note"] else ""
     echo(
         f"hard negatives: current generation {generation['number']} ({size(generation['bytes'])},"
         f" published {generation['when']:.40} by {generation['by']:.80}{note}),"
@@ -84,7 +82,7 @@ def print_summary(summary: dict[str, Any]) -> None:
     )
     _warnings(summary["warnings"])
     for note in summary["notes"]:
-        echo(f"warning: {note}")
+        echo_warning(note)
 
 
 def _section(header: Sequence[str], rows: list[tuple[str, ...]], right: Sequence[int]) -> None:
@@ -94,7 +92,7 @@ def _section(header: Sequence[str], rows: list[tuple[str, ...]], right: Sequence
 
 def _warnings(counts: dict[str, int]) -> None:
     for sentence in sentences(counts, {}):
-        echo(f"warning: {sentence}")
+        echo_warning(sentence)
 
 
 def _shape(artifact: dict[str, Any]) -> str:
@@ -102,69 +100,3 @@ def _shape(artifact: dict[str, Any]) -> str:
         rows, values = artifact["shape"]
         return f"{rows:,} lists, {values:,} values"
     return " x ".join(f"{n:,}" for n in artifact["shape"])
-
-
-def print_publication(store: Path, generation: int, *, as_json: bool) -> None:
-    """Print what was published as `generation`, after a warning if it looks like a mistake."""
-    pointer, n_pairs = _pointer_and_pairs(store)
-    entry = _entry(pointer, generation)
-    warning = suspicion(shares(pointer.of(generation).lint, n_pairs))
-    slots = changed_slots(store, pointer, generation)
-    if as_json:
-        echo_json({**entry, "slots": slots_to_dict(slots), "warning": warning})
-        return
-    if warning is not None:
-        echo(f"warning: {warning}")
-    echo("; ".join((f"published generation {generation}", *_counts(entry, n_pairs))))
-    if slots is not None:
-        echo(short_form(slots))
-
-
-def print_history(store: Path, *, as_json: bool) -> None:
-    """Print all generations in the history."""
-    pointer, n_pairs = _pointer_and_pairs(store)
-    on_disk = generations_on_disk(store)
-    shown = [
-        {
-            **_entry(pointer, e["generation"]),
-            "in_force": e["generation"] == pointer.generation,
-            "on_disk": e["generation"] in on_disk,
-        }
-        for e in pointer.history
-    ]
-    if as_json:
-        echo_json(shown)
-        return
-    for entry in shown:
-        state = "current" if entry["in_force"] else "" if entry["on_disk"] else "removed"
-        about = "; ".join(filter(None, (entry["note"][:_NOTE_LENGTH], *_counts(entry, n_pairs))))
-        echo(
-            f"{entry['generation']:>6}  {entry['when'][:19]}  {size(entry['bytes']):>10}"
-            f"  {state:<8}  {about}"
-        )
-
-
-def _pointer_and_pairs(store: Path) -> tuple[Pointer, int]:
-    manifest = read_manifest(store)
-    return read_pointer(store), manifest.sizes["N_p"]
-
-
-def _entry(pointer: Pointer, generation: int) -> dict[str, Any]:
-    pointer_then = pointer.of(generation)
-    return {
-        "generation": pointer_then.generation,
-        "when": pointer_then.when,
-        "by": pointer_then.by,
-        "note": pointer_then.note,
-        "bytes": pointer_then.bytes,
-        "changed_rows": pointer_then.changed_rows,
-        **pointer_then.lint,
-    }
-
-
-def _counts(entry: dict[str, Any], n_pairs: int) -> Iterator[str]:
-    changed = entry["changed_rows"]
-    if changed is not None:
-        yield f"{changed} of {n_pairs} rows changed"
-    portions = {name: entry[name] / n_pairs for name in MEANING if name in entry}
-    yield from sentences(entry, portions)

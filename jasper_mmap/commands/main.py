@@ -22,7 +22,7 @@ from ..errors import FormatError
 from .bench import bench
 from .difference import diff
 from .lint import lint
-from .negatives import generations, publish, rollback, watch
+from .negatives import generations, prune, publish, rollback, watch
 from .show import show
 
 
@@ -85,5 +85,6 @@ def inspect(store: Path, *, as_json: bool) -> None:
         print_summary(summary)
 
 
-for _one in (lint, bench, publish, rollback, generations, watch, show, diff):
-    command.add_command(_one)
+command.add_section("Data", inspect, show, lint, verify)
+command.add_section("Negatives", publish, diff, rollback, generations, prune, watch)
+command.add_section("Machine", bench)

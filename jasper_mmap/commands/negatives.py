@@ -1,4 +1,4 @@
-"""The commands for generations of hard negatives: publish, rollback, generations, watch.
+"""The commands for generations of hard negatives: publish, rollback, generations, prune, watch.
 
 Each imports what it needs when it is called.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from ..console import PATH, answering, debug_option, json_option, store_argument
-from ..rules.names import KEEP, LOCK_TIMEOUT_S
+from ..rules.names import GRACE_S, KEEP, LOCK_TIMEOUT_S
 from .service import Finite, logged_to_stdout, signals_held
 
 _SHARE = click.FloatRange(0, 1)
@@ -21,26 +21,26 @@ _SECONDS = Finite(0, min_open=True)
 _AMOUNT = Finite(0)
 
 
+_keep = click.option(
+    "--keep",
+    type=click.IntRange(1),
+    default=KEEP,
+    show_default=True,
+    help="Number of generations to keep on disk.",
+)
+_lock_timeout = click.option(
+    "--lock-timeout",
+    "lock_timeout_s",
+    type=_AMOUNT,
+    default=LOCK_TIMEOUT_S,
+    show_default=True,
+    help="Seconds to wait for another publisher.",
+)
+
+
 def _publishing(command: Callable[..., None]) -> Callable[..., None]:
     """The options of every command that publishes."""
-    options = (
-        click.option(
-            "--keep",
-            type=click.IntRange(1),
-            default=KEEP,
-            show_default=True,
-            help="Number of generations to keep on disk.",
-        ),
-        click.option(
-            "--lock-timeout",
-            "lock_timeout_s",
-            type=_AMOUNT,
-            default=LOCK_TIMEOUT_S,
-            show_default=True,
-            help="Seconds to wait for another publisher.",
-        ),
-    )
-    for option in reversed(options):
+    for option in reversed((_keep, _lock_timeout)):
         command = option(command)
     return command
 
@@ -69,11 +69,13 @@ def _limited(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.command()
 @store_argument
-@click.option(
-    "--negatives", required=True, type=PATH, help="File of source numbers, .pt or .safetensors."
-)
-@click.option("--tiers", required=True, type=PATH, help="File of their tiers, 1 to 4.")
+@click.argument("folder", type=PATH, required=False)
+@click.option("--negatives", type=PATH, help="File of source numbers, .pt or .safetensors.")
+@click.option("--tiers", type=PATH, help="File of their tiers, 1 to 4.")
 @click.option("--note", default="", help="Text for the history.")
+@click.option(
+    "--republish", is_flag=True, help="Publish values that the current generation has, too."
+)
 @click.option(
     "--dry-run", is_flag=True, help="Check and compare everything, but publish and write nothing."
 )
@@ -82,28 +84,56 @@ def _limited(command: Callable[..., None]) -> Callable[..., None]:
 @json_option()
 @debug_option
 def publish(
-    store: Path, negatives: Path, tiers: Path, dry_run: bool, as_json: bool, **options: Any
+    store: Path,
+    folder: Path | None,
+    negatives: Path | None,
+    tiers: Path | None,
+    dry_run: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Check and publish new hard negatives.
 
-    They become the current generation, which running trainers that watch the store adopt. If
-    anything is wrong, the current generation stays the same.
+    FOLDER has the two files, named hard_negatives and negative_tiers (.pt or .safetensors); files
+    of other names are given by --negatives and --tiers. They become the current generation, which
+    running trainers that watch the store adopt. If anything is wrong, the current generation stays
+    the same, and so it does if it has these values already.
 
     --dry-run shows what would change, as diff does, and ends as publishing would: with status 1 and
     the reason if the files are refused. It writes nothing into the store, which may be read-only,
     and does not wait for another publisher, which may change the current generation meanwhile.
     """
-    if dry_run:
-        from .effects import rehearse
-
-        rehearse(store, (negatives, tiers), as_json=as_json, **options)
-        return
+    given = _pair_given(folder, negatives, tiers)
+    from ..negatives.mined_folder import files_in
     from ..negatives.publish import publish_negatives
-    from .answers import print_publication
+    from .effects import rehearse
+    from .publications import current_number, print_publication
 
+    files = files_in(given) if isinstance(given, Path) else given
+    if dry_run:
+        rehearse(store, files, as_json=as_json, **options)
+        return
+    before = current_number(store)
     with answering():
-        number = publish_negatives(store, negatives, tiers, **options)
-    print_publication(store, number, as_json=as_json)
+        number = publish_negatives(store, *files, **options)
+    note = options["note"] if number <= before else ""
+    print_publication(store, number, published=number > before, unused_note=note, as_json=as_json)
+
+
+def _pair_given(
+    folder: Path | None, negatives: Path | None, tiers: Path | None
+) -> Path | tuple[Path, Path]:
+    """Return the folder, or both files; `click.UsageError` for anything else."""
+    if folder is not None and negatives is None and tiers is None:
+        return folder
+    if folder is None and negatives is not None and tiers is not None:
+        return negatives, tiers
+    if folder is not None:
+        raise click.UsageError("Give FOLDER, or --negatives and --tiers, not both.")
+    if negatives is None and tiers is None:
+        raise click.UsageError("Give FOLDER, or --negatives and --tiers.")
+    missing = "--negatives" if negatives is None else "--tiers"
+    raise click.UsageError(f"{missing} is missing: both files are needed, or FOLDER with the two.")
 
 
 @click.command()
@@ -123,8 +153,8 @@ def rollback(store: Path, as_json: bool, **options: Any) -> None:
 
     It gets the next number, since numbers only rise.
     """
-    from ..negatives.publish import rollback_negatives
-    from .answers import print_publication
+    from ..negatives.rollback import rollback_negatives
+    from .publications import print_publication
 
     with answering():
         number = rollback_negatives(store, **options)
@@ -138,11 +168,45 @@ def rollback(store: Path, as_json: bool, **options: Any) -> None:
 def generations(store: Path, as_json: bool) -> None:
     """List all generations.
 
-    Marks the current one, and those that were removed from the disk.
+    Who made each, when (UTC), from which files, and how many rows it kept of the one before and how
+    many it replaced; unsuitable rows, size, and whether it is current or was removed from the disk.
     """
-    from .answers import print_history
+    from .publications import print_history
 
     print_history(store, as_json=as_json)
+
+
+@click.command()
+@store_argument
+@click.option(
+    "--keep",
+    type=click.IntRange(1),
+    required=True,
+    help="Number of generations to keep, the current one included.",
+)
+@click.option(
+    "--grace",
+    "grace_s",
+    type=_AMOUNT,
+    default=GRACE_S,
+    show_default=True,
+    help="Keep one that was replaced less than so many seconds ago: a reader may be opening it.",
+)
+@_lock_timeout
+@click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
+@json_option()
+@debug_option
+def prune(store: Path, as_json: bool, **options: Any) -> None:
+    """Remove old generations from the disk.
+
+    The current one always stays. Programs that serve an older one keep it on a local disk, but fail
+    on a network file system.
+    """
+    from ..negatives.prune import prune_negatives
+    from .publications import print_pruned
+
+    pruned = prune_negatives(store, **options)
+    print_pruned(store, pruned, as_json=as_json)
 
 
 @click.command()
@@ -204,7 +268,7 @@ def watch(
     service = Inbox(
         store,
         place,
-        partial(publish_negatives, store, republish=False, **options),
+        partial(publish_negatives, store, **options),
         settle_s=settle,
         by_age=once,
         keep_days=keep_days,

@@ -41,8 +41,7 @@ def logged_to_stdout(*, as_json: bool) -> Iterator[None]:
         sys.stdout.reconfigure(errors="backslashreplace")
     handler = _Lines(sys.stdout)
     handler.setFormatter(_Json() if as_json else _Text())
-    # The inbox logs what was published itself, with the names of the files.
-    handler.addFilter(lambda record: record.module != "publish" or record.levelno > logging.INFO)
+    handler.addFilter(_not_said_by_inbox)
     before = log.level
     log.addHandler(handler)
     log.setLevel(logging.INFO)
@@ -56,6 +55,12 @@ def logged_to_stdout(*, as_json: bool) -> Iterator[None]:
         except OSError:  # no reader, or a full disk: Python would try again and exit with 120
             with Path(os.devnull).open("w") as nothing:
                 os.dup2(nothing.fileno(), sys.stdout.fileno())
+
+
+def _not_said_by_inbox(record: logging.LogRecord) -> bool:
+    """Return False for what the inbox logs itself, with the names of the files."""
+    about_result = record.levelno <= logging.INFO or getattr(record, "event", "") == "unchanged"
+    return record.module != "publish" or not about_result
 
 
 class _Lines(logging.StreamHandler[TextIO]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -73,6 +74,16 @@ def _write_new(path: Path, text: str) -> None:
 def process_name() -> str:
     """The name of this process for others: pid@host."""
     return f"{os.getpid()}@{socket.gethostname()}"
+
+
+def user_name() -> str:
+    """The user of this process for others: name@host."""
+    uid = os.geteuid()
+    try:
+        name = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        name = f"uid {uid}"
+    return f"{name}@{socket.gethostname()}"
 
 
 def now() -> str:

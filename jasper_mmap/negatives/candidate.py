@@ -56,6 +56,8 @@ class Candidate:
     lint: dict[str, int]
     source: dict[str, Any]
     """As `Pointer.source`: the stamps, if both are the builder's files."""
+    files: tuple[str, ...] = ()
+    """The paths that the tables were read from."""
     similarity: GenerationLint | None = None
     """The lint of the similarities, if it ran."""
     numbers: Mapping[str, float] = field(default_factory=dict)
@@ -155,7 +157,8 @@ def take_in(
     pair_index = table_tensor(store.tables["pair_index"])
     lint = examine(tables, where, pair_index, sizes, allow_equal=allow_equal)
     source = stamps if len(stamps) == len(tables) else {}
-    return Candidate(tables=tables, lint=lint, source=source)
+    files = tuple(str(path) for path, _ in frozen)
+    return Candidate(tables=tables, lint=lint, source=source, files=files)
 
 
 def examine(

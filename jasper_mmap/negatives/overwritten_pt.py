@@ -16,7 +16,7 @@ from ..store.pointer import FOLDER, made_from_files, read_pointer
 from .builder_pair import PAIRS, PairWatch, warn_of_half
 from .candidate import take_in
 from .publish import check_same_store, publish_candidate, readable_pointer
-from .write import publisher_lock, with_source, write_pointer, write_staged
+from .write import Staged, publisher_lock, with_source, write_pointer, write_staged
 
 _CANDIDATE: Final = ".candidate.tmp"
 """A name that `atomic.sweep` removes."""
@@ -38,9 +38,9 @@ def publish_overwritten(
 
     They are in `source_dir`, or beside the store. If only one was written, this waits for the other
     (see `builder_pair`). If several processes call it at once, one publishes. Files rewritten with
-    the same content make no new generation; their new stamps are recorded. Raises as
-    `publish_negatives`, and `MissingFileError` if `source_dir` has no such files; without it the
-    log warns once.
+    the same content, or with the values of the current generation, make no new one; their new
+    stamps are recorded. Raises as `publish_negatives`, and `MissingFileError` if `source_dir` has
+    no such files; without it the log warns once.
     """
     source = folder if source_dir is None else arguments.folder("source_dir", source_dir)
     missing = [a.source for a in NEGATIVES if not exists(source / a.source)]
@@ -74,13 +74,23 @@ def publish_overwritten(
             )
         staged = write_staged(folder / FOLDER / _CANDIDATE, candidate.tables)
         if staged.written.sha256 == made["sha256"]:
-            with storage_errors(staged.path):
-                remove(staged.path)
+            _drop(staged)
             write_pointer(folder, with_source(before, candidate.source))
             return
         note = "the builder's files were overwritten"
-        publish_candidate(store, before, candidate, note=note, staged=staged)
+        number = publish_candidate(
+            store, before, candidate, note=note, staged=staged, republish=False
+        )
+        if number == before.generation:  # its values came from elsewhere before
+            _drop(staged)
+            write_pointer(folder, with_source(before, candidate.source, of_current=True))
+            return
         warn_of_half(read_pointer(folder), made)
+
+
+def _drop(staged: Staged) -> None:
+    with storage_errors(staged.path):
+        remove(staged.path)
 
 
 def _warn_of_missing(folder: Path, missing: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Publishing a generation of negatives, and rolling back to an older one."""
+"""Publishing a generation of negatives."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import math
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import Final
 
 import torch
 
-from ..errors import FormatError, JasperError, MissingFileError, StoreChangedError, UsageError
+from ..errors import FormatError, JasperError, MissingFileError, StoreChangedError
 from ..files import atomic
 from ..printable import IN_ANSWER
 from ..rules import arguments
-from ..rules.names import KEEP, LOCK_TIMEOUT_S
-from ..similarity.reports.summary import summary_in
+from ..rules.names import GRACE_S, KEEP, LOCK_TIMEOUT_S
 from ..store.folder import Store
 from ..store.generations import sound_generation
 from ..store.lint import count_changed_rows, suspicion
@@ -24,14 +24,16 @@ from ..store.pointer import (
     FOLDER,
     Pointer,
     file_name,
-    generations_on_disk,
     pointer_path,
     read_pointer,
 )
 from .candidate import Candidate, Given, Limits, take_in
 from .lint import keep_published, with_similarity
-from .retention import GRACE_S, remove_old
+from .retention import remove_old
 from .write import Change, Staged, next_generation, publisher_lock, successor, write_staged
+
+UNCHANGED: Final = {**IN_ANSWER, "event": "unchanged"}
+"""For `extra` of the log records that say that nothing was published."""
 
 _log = logging.getLogger("jasper_mmap")
 
@@ -52,7 +54,7 @@ def publish_negatives(
     max_eval_sources: float | None = None,
     allow_equal: bool = False,
     grace_s: float = GRACE_S,
-    republish: bool = True,
+    republish: bool = False,
     dry_run: bool = False,
 ) -> int:
     """Publish new hard negatives [N_p,N] (source numbers) and their tiers [N_p,N] (1 to 4) as the
@@ -68,9 +70,10 @@ def publish_negatives(
     that is right for val or test pairs only: either makes this call lint the negatives, as
     `lint_negatives` does, before it takes the lock. Two tables of equal values are refused unless
     `allow_equal`. If more than half of the rows contain a source twice or the pair's own source,
-    the log warns. Without `republish`, values equal to the current generation make no new one: its
-    number is returned. A `dry_run` checks everything and writes nothing, without the lock and on a
-    read-only store too; it returns the number that would be next, unless another is faster.
+    the log warns. Values equal to the current generation make no new one, unless `republish`: its
+    number is returned, and the log says so and warns that a `note` is not used. A `dry_run` checks
+    everything and writes nothing, without the lock and on a read-only store too; it returns the
+    number that would be next, unless another publisher is faster.
 
     Raises `ContentError`, `ContentTypeError` or `IndexRangeError` naming file, row and value,
     `BusyError` naming the holder of the lock after `lock_timeout_s`, `AccessError` or
@@ -85,7 +88,7 @@ def publish_negatives(
         max_margin_false_negatives=max_margin_false_negatives,
         max_eval_sources=max_eval_sources,
     )
-    keep, note, lock_timeout_s, grace_s = _checked(keep, note, lock_timeout_s, grace_s)
+    keep, note, lock_timeout_s, grace_s = checked_options(keep, note, lock_timeout_s, grace_s)
     store = Store(dataset_dir)
     candidate = take_in(
         store, hard_negatives, negative_tiers, allow_equal=allow_equal, copies_in_store=not dry_run
@@ -97,7 +100,7 @@ def publish_negatives(
     with nullcontext() if dry_run else publisher_lock(store.path, lock_timeout_s):
         check_same_store(store)
         before = readable_pointer(store.path)
-        return publish_candidate(
+        number = publish_candidate(
             store,
             before,
             candidate,
@@ -108,39 +111,30 @@ def publish_negatives(
             republish=republish,
             dry_run=dry_run,
         )
+    if before is not None and number == before.generation:
+        _say_unchanged(store.path, number, note)
+    return number
 
 
-def rollback_negatives(
-    dataset_dir: str | Path,
-    generation: int | None = None,
-    *,
-    note: str = "",
-    keep: int = KEEP,
-    lock_timeout_s: float = LOCK_TIMEOUT_S,
-    grace_s: float = GRACE_S,
-) -> int:
-    """Publish the content of an older generation under the next number; return that number.
-
-    `generation=None` takes the one before the current one. Raises `MissingFileError`, naming the
-    available generations, if its file no longer exists, `FormatError` if it was altered, else as
-    `publish_negatives`.
-    """
-    keep, note, lock_timeout_s, grace_s = _checked(keep, note, lock_timeout_s, grace_s)
-    if generation is not None:
-        generation = arguments.integer("generation", generation, low=1)
-    store = Store(dataset_dir)
-    with publisher_lock(store.path, lock_timeout_s):
-        check_same_store(store)
-        before = read_pointer(store.path)
-        number = _older(store.path, before, generation)
-        candidate = _read_back(store, before, number)
-        note = note or f"rollback to {number}"
-        return publish_candidate(store, before, candidate, note=note, keep=keep, grace_s=grace_s)
+def _say_unchanged(folder: Path, number: int, note: str) -> None:
+    _log.info(
+        "not published: generation %d of %s has these values", number, folder, extra=UNCHANGED
+    )
+    if note:
+        _log.warning(
+            "the note %r is not used, since generation %d of %s, which is current, has these values"
+            " already (republish=True publishes them again)",
+            note,
+            number,
+            folder,
+            extra=UNCHANGED,
+        )
 
 
-def _checked(
+def checked_options(
     keep: int, note: str, lock_timeout_s: float, grace_s: float
 ) -> tuple[int, str, float, float]:
+    """Return these arguments of every publisher in their plain form, or raise `UsageError`."""
     return (
         arguments.integer("keep", keep, low=1),
         arguments.text("note", note),
@@ -185,7 +179,9 @@ def publish_candidate(
 ) -> int:
     """Write the candidate (unless `staged`) and the pointer, commit them, remove old generations.
 
-    Returns the number of the generation. Call with the lock held, but for a `dry_run`: it checks.
+    Returns the number of the generation: the current one, and nothing is written, if that has the
+    same values, unless `republish`. Call with the lock held, but for a `dry_run`, which only
+    checks.
     """
     folder, sizes = store.path, store.negatives_sizes
     changed = changed_rows(folder, before, store.store_id, sizes, candidate.tables)
@@ -208,6 +204,8 @@ def publish_candidate(
             store_id=store.store_id,
             source=candidate.source,
             lint=candidate.lint,
+            files=candidate.files,
+            rows=sizes["N_p"],
             note=note,
             changed_rows=changed,
             similarity=candidate.numbers,
@@ -262,38 +260,3 @@ def changed_rows(
     except JasperError:
         return None
     return count_changed_rows(old.tables, tables)
-
-
-def _older(folder: Path, pointer: Pointer, generation: int | None) -> int:
-    """The number of the generation to roll back to: one in the history whose file exists."""
-    on_disk = generations_on_disk(folder)
-    numbers = [e["generation"] for e in pointer.history]
-    older = [number for number in numbers if number != pointer.generation]
-    available = [number for number in older if number in on_disk]
-    others = f"you can roll back to: {', '.join(map(str, available))}."
-    if not available:
-        others = "there is no other generation to roll back to."
-    if generation is None:
-        if not older:
-            raise MissingFileError(
-                f"{pointer_path(folder)}: generation {pointer.generation} is the first, so there is"
-                " no older one to roll back to."
-            )
-        generation = older[-1]
-    if generation == pointer.generation:
-        raise UsageError(f"generation {generation} is already current; {others}")
-    if generation in available:
-        return generation
-    raise MissingFileError(
-        f"{folder / FOLDER / file_name(generation)} not found: generation"
-        f" {generation} was removed or never existed; {others}"
-    )
-
-
-def _read_back(store: Store, before: Pointer, number: int) -> Candidate:
-    """Read the content of an older generation, checked in full against the history."""
-    older = before.of(number)
-    sizes = store.negatives_sizes
-    opened = sound_generation(store.path, older, older.store_id, sizes, full=True)
-    numbers = next((summary_in(e) for e in before.history if e["generation"] == number), {})
-    return Candidate(tables=opened.tables, lint=dict(older.lint), source={}, numbers=numbers)

@@ -7,7 +7,7 @@ folder. Replacing the pointer is the commit: until then, readers see no change.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
@@ -19,7 +19,7 @@ import torch
 from ..errors import StorageError
 from ..files import atomic
 from ..files.jsonfile import MOST_BYTES
-from ..files.locks import exclusive, now, process_name
+from ..files.locks import exclusive, now, process_name, user_name
 from ..files.safetensors import Written, chunks, writing
 from ..rules.schema import NEGATIVES
 from ..similarity.reports.summary import KEY
@@ -112,13 +112,16 @@ def successor(
     store_id: str,
     source: dict[str, Any],
     lint: dict[str, int],
+    files: Sequence[str],
+    rows: int,
     note: str = "",
     changed_rows: int | None = None,
     similarity: Mapping[str, float] | None = None,
 ) -> Pointer:
     """Return the pointer that follows `pointer` and names `generation`, whose file is `written`.
 
-    `similarity` is the summary of its lint, which only the history has.
+    `files` are the paths that its `rows` were read from, if any, and `similarity` is the summary of
+    its lint.
     """
     entry = {
         "generation": generation,
@@ -131,13 +134,15 @@ def successor(
         "sha256": written.sha256,
         "source": source,
     }
-    extra = {KEY: dict(similarity)} if similarity else {}
+    only_in_history = {"who": user_name(), "files": list(files), "rows": rows}
+    if similarity:
+        only_in_history[KEY] = dict(similarity)
     return Pointer(
         **entry,  # type: ignore[arg-type]
         file=file_name(generation),
         mtime_ns=written.mtime_ns,
         store_id=store_id,
-        history=_shortened((*(pointer.history if pointer else ()), {**entry, **extra})),
+        history=_shortened((*(pointer.history if pointer else ()), entry | only_in_history)),
     )
 
 
@@ -150,9 +155,15 @@ def _shortened(history: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...
     return (*(e for e in dropped if e is made), *kept)
 
 
-def with_source(pointer: Pointer, source: dict[str, Any]) -> Pointer:
-    """Return the pointer with new stamps of its `.pt` files, whose content is the same."""
+def with_source(pointer: Pointer, source: dict[str, Any], *, of_current: bool = False) -> Pointer:
+    """Return the pointer with new stamps of its `.pt` files, whose content is the same.
+
+    That is the content of the generation last made from files, or `of_current`, the current one.
+    """
     made = made_from_files(pointer)
+    if of_current:
+        current = [e for e in pointer.history if e["generation"] == pointer.generation]
+        made = current[-1] if current else None
     history = tuple({**e, "source": source} if e is made else e for e in pointer.history)
     is_current = made is not None and made["generation"] == pointer.generation
     return replace(pointer, history=history, source=source if is_current else pointer.source)

@@ -32,5 +32,8 @@ SOURCE: Final = "source"
 
 KEEP: Final = 3
 """Number of generations that are kept on disk."""
+GRACE_S: Final = 600.0
+"""A generation is kept at least this long after it was replaced: a process that has read the
+pointer, or a worker that is waiting, may be about to open it."""
 LOCK_TIMEOUT_S: Final = 60.0
 """How long a publisher waits for another one."""

@@ -35,9 +35,19 @@ _KINDS: Final[dict[str, tuple[type, ...]]] = {
     "note": (str,),
     "lint": (dict,),
     "changed_rows": (int, NoneType),
+    "who": (str,),
+    "files": (list,),
+    "rows": (int,),
 }
-"""Key of a pointer, or of an entry of its history -> the allowed types of its value."""
-_KIND_NAMES: Final = {int: "an integer", str: "a string", dict: "an object", NoneType: "null"}
+"""Key of a pointer, or of an entry of its history -> the allowed types of its value. The last three
+are in entries only, where version 0.1.0 ignores them."""
+_KIND_NAMES: Final = {
+    int: "an integer",
+    str: "a string",
+    dict: "an object",
+    list: "a list",
+    NoneType: "null",
+}
 
 _log = logging.getLogger("jasper_mmap")
 _named: set[Path] = set()
@@ -66,7 +76,11 @@ class Pointer:
     changed_rows: int | None = None
     """Rows that differ from the previous generation; None if that could not be read."""
     history: tuple[dict[str, Any], ...] = ()
-    """A short entry for each generation, the current one last; see `write.HISTORY_LENGTH`."""
+    """A short entry for each generation, the current one last; see `write.HISTORY_LENGTH`.
+
+    Since version 0.2.0 it also has `who` published it (user@host), the `files` it was made from,
+    and the number of `rows` [N_p].
+    """
 
     @classmethod
     def from_dict(cls, value: dict[str, Any], where: str) -> Pointer:
@@ -118,6 +132,8 @@ def _check_entry(entry: Any, what: str) -> None:
             raise FormatError(f"{what}: {key!r} must be {names}, found {entry[key]!r:.40}.")
     if not all(type(count) is int for count in entry.get("lint", {}).values()):
         raise FormatError(f"{what}: the counts in 'lint' must be integers.")
+    if not all(type(file) is str for file in entry.get("files", ())):
+        raise FormatError(f"{what}: the paths in 'files' must be strings.")
     if not 1 <= entry.get("generation", 0) <= MAX_GENERATION:
         raise FormatError(
             f"{what}: 'generation' must be 1 to {MAX_GENERATION}, found"

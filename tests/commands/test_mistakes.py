@@ -23,10 +23,10 @@ import converters.__main__
 import jasper_mmap.__main__
 from converters import conversion, export
 from jasper_mmap import JASPERSteeringDataset, publish_negatives
-from jasper_mmap.commands import answers
+from jasper_mmap.commands import publications
 from jasper_mmap.errors import FURTHER, JasperError, WorkerError, together
 from jasper_mmap.files.atomic import access_error
-from jasper_mmap.negatives import publish, renewal
+from jasper_mmap.negatives import publish, renewal, rollback
 from jasper_mmap.store import summary
 from tests.converters.test_convert_disk import as_nobody
 from tests.converting import in_child
@@ -304,7 +304,7 @@ def test_log_is_made_printable(store: Path, new: Tables, caplog: pytest.LogCaptu
     """Also by whoever only reads the records; one that is printable keeps its template."""
     with caplog.at_level(logging.INFO, "jasper_mmap"):
         publish_negatives(store, *new, note=HOSTILE)
-        publish_negatives(store, *new, note="plain")
+        publish_negatives(store, *new, note="plain", republish=True)
     hostile, plain = (r for r in caplog.records if "published" in r.getMessage())
     assert not [raw for raw in RAW if raw in hostile.getMessage()]
     assert r"\x1b]0;owned" in hostile.getMessage()
@@ -332,8 +332,8 @@ def test_interrupted_command_ends_with_130(name: str, scene: Path) -> None:
         "verify": (renewal, "verify_store"),
         "inspect": (summary, "summarise"),
         "publish": (publish, "publish_negatives"),
-        "rollback": (publish, "rollback_negatives"),
-        "generations": (answers, "read_manifest"),
+        "rollback": (rollback, "rollback_negatives"),
+        "generations": (publications, "read_manifest"),
     }
     mined = [f"--negatives={scene}", f"--tiers={scene}"] if name == "publish" else []
     with mock.patch.object(*patched[name], side_effect=KeyboardInterrupt):

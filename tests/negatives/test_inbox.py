@@ -50,7 +50,7 @@ def test_commands_publish_show_and_roll_back(store: Path, new: Tables, tmp_path:
     assert [entry["generation"] for entry in shown] == [1, 2, 3]
     assert [entry["in_force"] for entry in shown] == [False, False, True]
     assert shown[1]["note"] == "from a test"
-    assert "current" in _run("generations", store).output.splitlines()[2]
+    assert "current" in _run("generations", store).output.splitlines()[4]
     refused = _run("publish", store, *files, "--max-changed", "0.1")
     assert isinstance(refused.exception, ContentError)
     assert _run("publish", store, *files, "--max-changed", "7").exit_code == 2

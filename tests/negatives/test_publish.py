@@ -336,18 +336,32 @@ def test_rollback_is_the_remedy_for_a_spoilt_generation(store: Path, oracle: Ora
         assert dataset.generation == 3
 
 
-def test_equal_values_are_published_again_only_where_asked(store: Path, new: Tables) -> None:
+def test_equal_values_are_published_again_only_where_asked(
+    store: Path, new: Tables, caplog: pytest.LogCaptureFixture
+) -> None:
     """Another dtype is no other value; a generation that was spoilt is no equal one."""
-    assert publish_negatives(store, *new) == 2
+    assert publish_negatives(store, *new, note="first") == 2
     narrow = (new[0].to(torch.int16), new[1].to(torch.uint8))
     before = contents(store)
-    assert publish_negatives(store, *narrow, republish=False) == 2
+    with caplog.at_level("INFO", "jasper_mmap"):
+        assert publish_negatives(store, *narrow) == 2
+        assert publish_negatives(store, *narrow, note="lost\nnote") == 2
     assert contents(store) == before
-    assert publish_negatives(store, *narrow) == 3
+    levels = [(r.levelname, "not published" in r.getMessage()) for r in caplog.records]
+    assert levels == [("INFO", True), ("INFO", True), ("WARNING", False)]
+    assert r"the note 'lost\nnote' is not used" in caplog.records[-1].getMessage()
+    assert publish_negatives(store, *narrow, republish=True) == 3
     changed = with_value(new, 1, 7, 3, int(new[1][7, 3]) % 4 + 1)
-    assert publish_negatives(store, *changed, republish=False) == 4
+    assert publish_negatives(store, *changed) == 4
     os.truncate(store / FOLDER / file_name(4), 10)
-    assert publish_negatives(store, *changed, republish=False) == 5
+    assert publish_negatives(store, *changed) == 5
+
+
+def test_rollback_to_equal_values_is_published(store: Path, new: Tables) -> None:
+    """The history shows that somebody went back."""
+    assert publish_negatives(store, *new) == 2
+    assert publish_negatives(store, *new, republish=True) == 3
+    assert rollback_negatives(store, 2) == 4
 
 
 def test_publishing_and_converting_at_the_end_of_the_interpreter(

@@ -99,7 +99,8 @@ def test_killed_publishers_leave_a_complete_generation_current(
 def _publish_some(store: Path, folder: Path, count: int, answers: Any) -> None:
     torch.set_num_threads(1)
     tables = numbered(Oracle(folder), 5)
-    answers.put([publish_negatives(store, *tables, keep=100) for _ in range(count)])
+    options = {"keep": 100, "republish": True}
+    answers.put([publish_negatives(store, *tables, **options) for _ in range(count)])
 
 
 def test_publishers_at_once_lose_no_generation(store: Path, folder_named: Named) -> None:
@@ -170,7 +171,8 @@ dataset = JASPERSteeringDataset(sys.argv[1], "train")
 before = {p.name: p.read_bytes() for p in Path(sys.argv[1], "negatives").iterdir()}
 for _ in range(2):
     try:
-        publish_negatives(sys.argv[1], dataset.hard_negatives, dataset.negative_tiers)
+        tables = dataset.hard_negatives, dataset.negative_tiers
+        publish_negatives(sys.argv[1], *tables, republish=True)
     except JasperError as error:
         print(type(error).__name__, error)
 after = {p.name: p.read_bytes() for p in Path(sys.argv[1], "negatives").iterdir()}

@@ -36,9 +36,11 @@ class Disk:
             self.content = {n: self.content[n] for n in sorted(self.content)[-keep:]}
 
     def convert(self, tables: int, content: int, number: int) -> None:
-        """Take in a builder's folder; its negatives only if they differ from the last ones."""
+        """Take in a builder's folder; its negatives only if they differ from the last ones, and
+        from the current ones."""
         if number != self.current:
             self.publish(number, content, None)
+        if self.content[number] == content:
             self.made = content
         assert self.made == content, "the builder's negatives were not taken in"
         self.tables = self.pointed = tables

@@ -169,17 +169,23 @@ class Machine(RuleBasedStateMachine):
         """Whether no conversion was interrupted."""
         return self.disk.tables is not None
 
-    @rule(content=st.sampled_from(CONTENTS), keep=st.integers(1, 3))
-    def publish(self, content: int, keep: int) -> None:
-        """Publish negatives."""
+    @rule(content=st.sampled_from(CONTENTS), keep=st.integers(1, 3), republish=st.booleans())
+    def publish(self, content: int, keep: int, republish: bool) -> None:
+        """Publish negatives; those that are current already only where asked."""
         if not self.complete:
             with pytest.raises(StoreChangedError):
                 self._publish(content, keep)
+            return
+        known = self.disk.content[self.disk.current] if self.disk.pointed == self.disk.tables else 0
+        number = self._publish(content, keep, republish=republish)
+        if known == content and not republish:
+            assert number == self.disk.current
         else:
-            self.disk.publish(self._publish(content, keep), content, keep)
+            self.disk.publish(number, content, keep)
 
-    def _publish(self, content: int, keep: int) -> int:
-        return publish_negatives(self.store, *world.negatives(content), keep=keep, grace_s=0)
+    def _publish(self, content: int, keep: int, *, republish: bool = True) -> int:
+        tables = world.negatives(content)
+        return publish_negatives(self.store, *tables, keep=keep, grace_s=0, republish=republish)
 
     @rule(back=st.integers(1, 4) | st.none(), keep=st.integers(1, 3))
     def rollback(self, back: int | None, keep: int) -> None:
@@ -242,6 +248,9 @@ class Machine(RuleBasedStateMachine):
         pointer = current_pointer(self.store)
         if pointer["generation"] != self.disk.current:
             self.disk.convert(*SOURCES[source], pointer["generation"])
+        made = [entry["generation"] for entry in pointer["history"] if entry["source"]][-1]
+        if made == self.disk.current:  # its values were there, and are those of the files now
+            self.disk.made = self.disk.content[made]
         self.disk.pointed = world.ids[pointer["store_id"]]
         tables = None
         with suppress(FileNotFoundError):
