@@ -95,10 +95,10 @@ class _Table:
     def lines(self) -> list[str]:
         """Return the header, a rule, the rows, and what was left out."""
         titles = [column.title for column in self._columns]
-        (header,) = self._row(titles)
+        header = self._row(titles)
         total = sum(self._widths.values()) + _GAP * (len(self._widths) - 1)
         lines = [
-            click.style(header, bold=True) if self._colours else header,
+            *(click.style(line, bold=True) if self._colours else line for line in header),
             _rule() * min(total, self._width or _LONGEST_RULE),
         ]
         for row in self._cells:
@@ -122,6 +122,8 @@ class _Table:
         stay = list(range(len(needed)))
         while len(stay) > 1 and sum(least[n] + _GAP for n in stay) - _GAP > self._width:
             stay.remove(max(stay[1:], key=lambda number: (self._columns[number].rank, number)))
+        if len(stay) == 1:
+            least[0] = min(least[0], self._width)  # of words that are longer, lines stick out
         spare = self._width + _GAP - sum(least[n] + _GAP for n in stay)
         widths = {}
         for number in stay:
@@ -134,7 +136,7 @@ class _Table:
         """Return the lines of one row: several if a cell continues."""
         pieces = {
             number: broken(cells[number], width).split("\n")
-            if self._columns[number].wrap and self._width is not None
+            if _length(cells[number]) > width
             else [cells[number]]
             for number, width in self._widths.items()
         }
@@ -159,7 +161,8 @@ class _Table:
             if not cell:
                 continue
             label = f"{column.title}: ".replace(" ", TOGETHER)
-            if column.wrap:
+            whole = _INDENT + _length(label) + _length(cell) + len(";")
+            if column.wrap or whole > (self._width or whole):
                 lines.append([label, cell])
             else:
                 short += [*(["; "] if short else []), label, _kept_together(cell)]
