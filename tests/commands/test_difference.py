@@ -77,7 +77,7 @@ def test_sides_that_are_left_out(jasper: Command, store: Path, new: Tables, tmp_
 def test_generation_that_was_removed(jasper: Command, store: Path, new: Tables) -> None:
     """It is said which ones are there."""
     for _ in range(2):
-        publish_negatives(store, *new)
+        publish_negatives(store, *new, republish=True)
     (store / "negatives" / "000001.safetensors").unlink()
     for sides in ((1,), (1, 3), (3, 1), (7,), (0,)):
         ended = jasper("diff", store, *sides)

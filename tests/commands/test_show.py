@@ -124,7 +124,7 @@ def test_older_generation_is_shown_if_it_is_there(
     """Else it is said which ones are there. Nothing is written."""
     first = json.loads(jasper("show", store, "--pair", 3, "--json").out)
     for note in ("again", "and again"):
-        publish_negatives(store, *new, note=note)
+        publish_negatives(store, *new, note=note, republish=True)
     before = contents(store)
     assert json.loads(jasper("show", store, "--pair", 3, "--json", "--generation", 1).out) == first
     now = json.loads(jasper("show", store, "--pair", 3, "--json").out)

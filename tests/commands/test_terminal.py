@@ -203,7 +203,8 @@ def test_verdicts_are_coloured_where_the_user_wants_it(store: Path) -> None:
     assert f"{green}sound\x1b[0m" in jasper("verify", store).raw
     assert f"{green}current\x1b[0m" in jasper("generations", store).raw
     assert f"{red}Error:\x1b[0m" in jasper("verify", store / "x").raw
-    for environment in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
+    environments: tuple[dict[str, Any], ...] = {"NO_COLOR": "1"}, {"TERM": "dumb"}
+    for environment in environments:
         seen = jasper("generations", store, **environment)
         assert "\x1b" not in seen.raw
         assert "current" in seen.raw

@@ -112,7 +112,7 @@ def test_wrong_calls(four: Path, tmp_path: Path) -> None:
     """None of them removes anything."""
     for options in ({"keep": 0}, {"grace_s": -1}, {"grace_s": "x"}, {"lock_timeout_s": -1}):
         with pytest.raises(UsageError):
-            prune_negatives(four, **options)  # type: ignore[arg-type]
+            prune_negatives(four, **options)
     with pytest.raises(MissingFileError, match="not a converted store"):
         prune_negatives(tmp_path)
     (four / FOLDER / "CURRENT.json").write_text("{")

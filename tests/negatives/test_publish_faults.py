@@ -99,7 +99,7 @@ def test_killed_publishers_leave_a_complete_generation_current(
 def _publish_some(store: Path, folder: Path, count: int, answers: Any) -> None:
     torch.set_num_threads(1)
     tables = numbered(Oracle(folder), 5)
-    options = {"keep": 100, "republish": True}
+    options: dict[str, Any] = {"keep": 100, "republish": True}
     answers.put([publish_negatives(store, *tables, **options) for _ in range(count)])
 
 
