@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..console import answering, echo, echo_json
+from ..console import answering, echo, echo_json, echo_warning, verdict
 from ..errors import JasperError
 from ..negatives.publish import publish_negatives, shares
 from ..rules.schema import TIERS
@@ -76,8 +76,9 @@ def rehearse(store: Path, files: tuple[Path, Path], *, as_json: bool, **options:
         echo_json({**answer, "generation": number, "same": same, "refused": None})
         return
     if warning is not None:
-        echo(f"warning: {warning}")
+        echo_warning(warning)
     if same:
-        echo(f"dry run, nothing was published: generation {number} has the same values")
+        fate = verdict(f"generation {number} has these values already", "doubtful")
     else:
-        echo(f"dry run, nothing was published: this would be generation {number}")
+        fate = verdict(f"this would be generation {number}", "good")
+    echo("dry run, nothing was published: ", fate)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from ..console import echo, echo_table
+from ..console import Column, Meaning, echo, echo_table, verdict
 from ..printable import printable
 from ..similarity.duplicates import SAME_COSINE
 from ..similarity.single.pair import Pair
@@ -15,20 +15,26 @@ from ..store.texts import Texts
 
 Row = Pair | Question | Source
 
-_FLAGS: Final = {
-    "own_source": ("own source", "the pair's own right source"),
-    "right_source": ("right source", "another right source of the question"),
+_FLAGS: Final[dict[str, tuple[str, str, Meaning | None]]] = {
+    "own_source": ("own source", "the pair's own right source", "bad"),
+    "right_source": ("right source", "another right source of the question", "bad"),
     "right_by_content": (
         "right by content",
         f"a cosine of at least {SAME_COSINE} with a right source of the question",
+        "bad",
     ),
     "margin_false_negative": (
         "margin",
         "a margin false negative: perhaps right too, since its similarity is above",
+        "doubtful",
     ),
-    "evaluation_only": ("val/test only", "right for pairs of val or test, and for none of train"),
+    "evaluation_only": (
+        "val/test only",
+        "right for pairs of val or test, and for none of train",
+        None,
+    ),
 }
-"""Flag -> how it is shown, and what it means."""
+"""Flag -> how it is shown, what it means, and how good it is."""
 _LONG, _SHORT = 400, 60
 """Characters of a text that are shown by itself, and in a table."""
 _LISTED: Final = 10
@@ -73,7 +79,7 @@ def _print_pair(pair: Pair, texts: Texts, where: str) -> None:
                 str(n.tier),
                 str(n.source),
                 _value(n.similarity),
-                ", ".join(_FLAGS[flag][0] for flag in n.flags),
+                _flagged(n.flags),
             )
             for n in pair.negatives
         ],
@@ -82,7 +88,7 @@ def _print_pair(pair: Pair, texts: Texts, where: str) -> None:
         [n.source for n in pair.negatives],
     )
     shown = {flag for n in pair.negatives for flag in n.flags}
-    for flag, (name, meaning) in _FLAGS.items():
+    for flag, (name, meaning, _means) in _FLAGS.items():
         if flag in shown:
             end = ""
             if flag == "margin_false_negative":
@@ -180,7 +186,7 @@ def _print_source(source: Source, texts: Texts, where: str) -> None:
                     str(r.tier),
                     _value(r.similarity),
                     _value(r.own_similarity),
-                    _FLAGS["right_source"][0] if r.right else "",
+                    _flagged(["right_source"] if r.right else []),
                 )
                 for r in source.nearest_rows
             ],
@@ -206,15 +212,21 @@ def _table(
     texts: Mapping[int, str] | None = None,
     numbers: Sequence[int] = (),
 ) -> None:
-    """Print a table after an empty line; with a column of texts where any of `numbers` has one."""
+    """Print a table after an empty line; with a column of texts where any of `numbers` has one,
+    each on a line of its own where the terminal is narrow."""
+    places = set(right)
+    columns = [
+        Column(title, right=place in places, wrap=place not in places)
+        for place, title in enumerate(header)
+    ]
     if texts and any(number in texts for number in numbers):
-        header = (*header, "text")
+        columns.append(Column("text", rank=1))
         rows = [
             (*row, _cut(texts[number], _SHORT) if number in texts else "")
             for row, number in zip(rows, numbers, strict=True)
         ]
     echo("")
-    echo_table(header, rows, right=right, fold=True)
+    echo_table(columns, rows)
 
 
 def _print_notes(zero_vectors: Sequence[str], similarities: Iterable[float | None]) -> None:
@@ -223,6 +235,13 @@ def _print_notes(zero_vectors: Sequence[str], similarities: Iterable[float | Non
         echo(f"note: {', '.join(zero_vectors)} {verb}: its cosine with everything is taken as 0")
     if None in similarities:
         echo("note: an embedding with NaN or infinity has no cosine, shown as -")
+
+
+def _flagged(flags: Sequence[str]) -> str:
+    """The names of flags; a known right source is bad, one by the margin doubtful."""
+    text = ", ".join(_FLAGS[flag][0] for flag in flags)
+    meanings = [means for flag in flags if (means := _FLAGS[flag][2]) is not None]
+    return verdict(text, meanings[0]) if meanings else text
 
 
 def _splits(splits: Sequence[str]) -> str:
@@ -244,4 +263,4 @@ def _quoted(texts: Mapping[int, str], number: int) -> str:
 def _cut(text: str, length: int) -> str:
     """The beginning of a text, escaped: cut where the escapes end, not within one."""
     escaped = printable(text[: length + 1])
-    return escaped if len(escaped) <= length else f"{escaped[: length - 3]}..."
+    return escaped if len(escaped) <= length else f"{escaped[: length - 3].rstrip()}..."

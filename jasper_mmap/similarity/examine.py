@@ -48,6 +48,11 @@ class Examination:
         self.relations = Relations(store)
         progress.total += self.embeddings.questions.nbytes + self.embeddings.sources.nbytes
 
+    def work(self, generation: Mapping[str, torch.Tensor]) -> int:
+        """The bytes that `progress` counts for a lint of all pairs of a generation."""
+        blocks = Blocks(self.store, self.embeddings, generation)
+        return len(self.relations.question_of) * blocks.row_bytes + self.embeddings.own_bytes()
+
     @plain_tensors
     def lint(
         self,

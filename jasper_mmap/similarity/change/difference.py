@@ -91,7 +91,10 @@ def difference(store: Store, before: Tables, after: Tables, progress: Progress) 
     They are read in blocks; a few numbers a pair are kept.
     """
     examination = Examination(store, progress)
+    later = examination.work(after)
+    progress.total += later  # or it would grow in the middle
     lint_before, means_before = _linted(examination, before)
+    progress.total -= later  # counted where it begins
     lint_after, means_after = _linted(examination, after)
     slots_before = np.zeros(len(TIERS), np.int64)
     slots_after = np.zeros((len(TIERS), len(STATES)), np.int64)

@@ -82,6 +82,18 @@ def test_rows_that_changed_most_come_first(
         assert low - CLOSE <= (tier.similarity_before or 0.0) <= high + CLOSE
 
 
+def test_progress_knows_the_end_from_the_start(demo_store: Path) -> None:
+    """Of both lints together: it neither goes back nor ends early."""
+    opened = Store(demo_store)
+    tables = opened.generation()[1].tables
+    seen: list[tuple[int, int]] = []
+    progress = Progress(lambda _name, done, total: seen.append((done, total)))
+    difference(opened, tables, tables, progress)
+    reading = seen[2:]  # the norms are read first
+    assert len({total for _, total in reading}) == 1
+    assert reading[-1][0] == reading[-1][1]
+
+
 def test_rows_without_a_similarity_have_none() -> None:
     """And come after those of a known change with as many slots replaced."""
     known = module.RowDifference(
