@@ -82,11 +82,13 @@ class Blocks:
         sources = torch.cat((own.source_of[pairs].unsqueeze(1), numbers), 1)
         products = rooms.room("products", (len(pairs), _VECTORS, sources.shape[1]))
         grams = rooms.room("grams", (len(pairs), _VECTORS, _VECTORS))
+        flat, width = sources.flatten(), sources.shape[1]
         for begin in range(0, len(pairs), BLOCK):
             part = slice(begin, begin + BLOCK)
             vectors = self._vectors(pairs[part], questions[part])
-            rows = rooms.rows("sources", own.sources, sources[part].flatten())
-            rows = rows.view(len(vectors), -1, rows.shape[1])
+            numbers_there = flat[begin * width : (begin + BLOCK) * width]
+            rows = rooms.rows("sources", own.sources, numbers_there)
+            rows = rows.view(len(vectors), width, rows.shape[1])
             torch.bmm(vectors, rows.transpose(1, 2), out=products[part])
             torch.bmm(vectors, vectors.transpose(1, 2), out=grams[part])
             self._advance("negatives", len(vectors) * self.row_bytes)

@@ -35,6 +35,7 @@ class KnownRight:
         begins = embeddings.sources[:, :_NUMBERS].to(embeddings.dtype)
         self._begins = begins * embeddings.source_scales.unsqueeze(1)
         """[N_s,8] The first numbers of the unit rows."""
+        self._first = self._begins[:, 0].contiguous()
 
     def among(
         self, questions: torch.Tensor, numbers: torch.Tensor, cosines: torch.Tensor
@@ -44,6 +45,7 @@ class KnownRight:
         right = self._relations.right_sources(questions)
         by_number = torch.zeros(numbers.shape, dtype=torch.bool, device="cpu")
         by_content = torch.zeros_like(by_number)
+        first = self._first[numbers]
         step = max(1, _CELLS // numbers.shape[1])
         for begin in range(0, len(right.row), step):
             part = slice(begin, begin + step)
@@ -51,6 +53,7 @@ class KnownRight:
             entry, slot = (numbers[rows] == sources.unsqueeze(1)).nonzero(as_tuple=True)
             by_number[rows[entry], slot] = True
             close = (cosines[rows] - own.unsqueeze(1)).abs_() <= _APART
+            close &= (first[rows] - self._first[sources].unsqueeze(1)).abs_() <= _APART
             entry, slot = close.nonzero(as_tuple=True)
             at = rows[entry]
             same = self._same(numbers[at, slot], sources[entry])

@@ -21,6 +21,8 @@ BITS: Final = {split: 1 << place for place, split in enumerate(SPLITS)}
 """The bit of each split in the marks of a pair."""
 MARKS: Final = 1 << len(SPLITS)
 """Number of different marks."""
+_CELLS: Final = 1 << 26
+"""Combinations of source and cluster for which there is a table."""
 
 
 def marks_by_split() -> dict[str, NDArray[np.bool_]]:
@@ -92,7 +94,7 @@ class Relations:
 
     def has_cluster(self, sources: torch.Tensor) -> torch.Tensor:
         """Return whether each source is in any cluster."""
-        return self._clusters.first[sources] >= 0
+        return self._clusters.has[sources]
 
     def _evaluation_only(self, n_sources: int) -> torch.Tensor:
         right = torch.zeros((2, n_sources), dtype=torch.bool, device="cpu")
@@ -104,29 +106,31 @@ class Relations:
 
 
 class _Clusters:
-    """The clusters of sources: mostly one, so that is looked up first."""
+    """The clusters of sources: a table of all combinations, or where that is large, the keys of
+    those that occur."""
 
     def __init__(
         self, sources: torch.Tensor, clusters: torch.Tensor, sizes: dict[str, int]
     ) -> None:
         self._n = sizes["N_c"]
-        keys: NDArray[np.int64] = np.unique((sources * self._n + clusters).numpy())
-        owners, numbers = np.divmod(keys, self._n)
-        single = np.full(sizes["N_s"], -1, np.int64)
-        single[owners[::-1]] = numbers[::-1]  # the lowest is written last
-        self.first = torch.from_numpy(single)
-        several = np.bincount(owners, minlength=sizes["N_s"]) > 1
-        self._several = torch.from_numpy(several)
-        self._keys = torch.from_numpy(keys)
+        keys = sources * self._n + clusters
+        self.has = torch.zeros(sizes["N_s"], dtype=torch.bool, device="cpu")
+        self.has[sources] = True
+        self._table: torch.Tensor | None = None
+        self._keys = torch.empty(0, dtype=torch.int64, device="cpu")
+        if sizes["N_s"] * self._n <= _CELLS:
+            self._table = torch.zeros(sizes["N_s"] * self._n, dtype=torch.bool, device="cpu")
+            self._table[keys] = True
+        else:
+            self._keys = torch.from_numpy(np.unique(keys.numpy()))
 
     def have(self, sources: torch.Tensor, clusters: torch.Tensor) -> torch.Tensor:
         """Return whether each source [b,N] is in the cluster [b,1] of its row."""
-        have = self.first[sources] == clusters
-        left = (self._several[sources] & ~have).nonzero(as_tuple=True)
-        keys = sources[left] * self._n + clusters.expand_as(sources)[left]
+        keys = sources * self._n + clusters
+        if self._table is not None:
+            return self._table[keys]
         at = torch.searchsorted(self._keys, keys).clamp_(max=len(self._keys) - 1)
-        have[left] = self._keys[at] == keys
-        return have
+        return self._keys[at] == keys
 
 
 def _marks(tables: dict[str, torch.Tensor], n_pairs: int) -> torch.Tensor:
