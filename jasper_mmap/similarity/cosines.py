@@ -20,7 +20,7 @@ from ..rules.integers import as_int64
 from ..store.folder import Store
 from ..store.tables import table_tensor
 
-BLOCK: Final = 100
+BLOCK: Final = 64
 """Pairs whose rows are in memory at a time: few, so that they stay in the processor's cache."""
 _OWN_BLOCK: Final = 400
 _LEAST, _MOST = 1e-15, 1e15

@@ -31,51 +31,49 @@ _SUMS: Final = 5
 
 
 class UntrainedScores:
-    """Sums over rows, by splits of the pair and variant."""
+    """Sums over rows, by splits of the pair and variant.
+
+    Pairs are the last dimension here, so that sums over negatives are sums of whole rows.
+    """
 
     def __init__(self) -> None:
-        self._sums: NDArray[np.float64] = np.zeros((MARKS, _SUMS, len(VARIANTS)))
+        self._sums: NDArray[np.float64] = np.zeros((_SUMS, len(VARIANTS), MARKS))
         self._cosines: NDArray[np.float64] = np.zeros((len(VARIANTS), 2))
 
     def add(self, block: Block, marks: torch.Tensor, known: torch.Tensor) -> None:
         """Count a block; `marks` [b], `known` [b,N] are the negatives that are right sources."""
         self._point(block)
-        squares = block.grams.diagonal(dim1=1, dim2=2)
-        square = squares + squares[:, :1] + 2 * block.grams[:, _QUESTION]
-        square[:, _QUESTION] = squares[:, _QUESTION]
-        # [b,4,1+N] of (question + steering); that of the variant zero is the question alone.
-        cosines = block.products + block.products[:, :1]
-        cosines[:, _QUESTION] = block.products[:, _QUESTION]
-        cosines.mul_(block.scales.unsqueeze(1)).mul_(_reciprocal_root(square).unsqueeze(2))
-        self._add(cosines, marks, known)
+        squares = block.grams.diagonal(dim1=1, dim2=2).T
+        square = squares + squares[0] + 2 * block.grams[:, _QUESTION].T
+        square[_QUESTION] = squares[_QUESTION]
+        # [1+N,4,b] of (question + steering); that of the variant zero is the question alone.
+        cosines = block.products.permute(2, 1, 0).contiguous()
+        cosines[:, 1:] += cosines[:, :1]
+        cosines.mul_(block.scales.T.unsqueeze(1)).mul_(_reciprocal_root(square))
+        negatives = cosines[1:]
+        negatives.masked_fill_(negatives.isnan(), -torch.inf)  # it is not near
+        sums = torch.empty((_SUMS, *square.shape), dtype=cosines.dtype, device="cpu")
+        self._score(cosines, sums, _NEAREST)
+        sums[_ROWS] = cosines[0].isfinite()
+        sums[_NEAREST_ASIDE:] = sums[_NEAREST:_NEAREST_ASIDE]
+        rows = known.any(1).nonzero()[:, 0]
+        if len(rows):
+            some = cosines[:, :, rows]
+            some[1:].masked_fill_(known[rows].T.unsqueeze(1), -torch.inf)
+            part = sums[:, :, rows]
+            self._score(some, part, _NEAREST_ASIDE)
+            sums[:, :, rows] = part
+        chosen = (marks.numpy()[:, None] == np.arange(MARKS)).astype(np.float64)
+        self._sums += sums.numpy().astype(np.float64) @ chosen
 
-    def _add(self, cosines: torch.Tensor, marks: torch.Tensor, known: torch.Tensor) -> None:
-        right, negatives = cosines[:, :, 0].clone(), cosines[:, :, 1:]
-        there = right.isfinite()
-        nearer = right - TIE
-        # A negative that is not finite is not near.
-        negatives.masked_fill_(negatives.isnan(), -torch.inf)
-        nearest = nearer > negatives.amax(2)
+    def _score(self, cosines: torch.Tensor, sums: torch.Tensor, first: int) -> None:
+        """Fill two rows of `sums` [5,4,b]: is the right source nearest, and the loss."""
+        right = cosines[0]
+        sums[first] = right - TIE > cosines[1:].amax(0)
         # As cosines are at most 1, no exponential is too large for float32.
-        weights = cosines.div_(TEMPERATURE).exp_()
-        every = weights.sum(2)
-        weights[:, :, 1:].masked_fill_(known.unsqueeze(1), 0)
-        left = weights.sum(2)
-        nearest_left = nearer > weights[:, :, 1:].amax(2).log_().mul_(TEMPERATURE)
-        logit = right / TEMPERATURE
-        sums = torch.stack(
-            [
-                there.to(logit.dtype),
-                nearest.to(logit.dtype),
-                (every.log_() - logit).masked_fill_(~there, 0),
-                nearest_left.to(logit.dtype),
-                (left.log_() - logit).masked_fill_(~there, 0),
-            ],
-            1,
-        )
-        chosen = np.arange(MARKS)[:, None] == marks.numpy()
-        values = sums.reshape(len(marks), -1).numpy().astype(np.float64)
-        self._sums += (chosen.astype(np.float64) @ values).reshape(self._sums.shape)
+        weights = (cosines / TEMPERATURE).exp_().sum(0)
+        loss = weights.log_().sub_(right, alpha=1 / TEMPERATURE)
+        sums[first + 1] = loss.masked_fill_(~right.isfinite(), 0)
 
     def _point(self, block: Block) -> None:
         question, own = block.grams[:, _QUESTION], block.products[:, :, 0]
@@ -94,7 +92,7 @@ class UntrainedScores:
         """The scores of all rows and of each split, by variant."""
         return {
             split: {
-                name: _scores(self._sums[which, :, variant].sum(0))
+                name: _scores(self._sums[:, variant][:, which].sum(1))
                 for variant, name in enumerate(VARIANTS)
             }
             for split, which in marks_by_split().items()
