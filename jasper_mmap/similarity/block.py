@@ -6,7 +6,7 @@ and its steering of the variants but zero, in the order of `names.VARIANTS`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,7 +16,7 @@ from ..rules.integers import as_int64
 from ..rules.schema import STEERING
 from ..store.folder import Store
 from ..store.tables import table_tensor
-from .cosines import BLOCK, Advance, Embeddings, silent
+from .cosines import BLOCK, Advance, Embeddings, pieces, silent
 
 _VECTORS: Final = len(STEERING)
 _FINE: Final = 1 + 2**-12
@@ -47,6 +47,23 @@ class Block:
     """[b,N] Of question and negatives, float32."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Buffers:
+    """Room for the rows of n pairs, and the views of it that are multiplied: making them costs as
+    much as multiplying."""
+
+    kinds: tuple[torch.Tensor, ...]
+    """4 of [n,D]"""
+    vectors: torch.Tensor
+    """[n,4,D]"""
+    own_columns: torch.Tensor
+    """[n,D,4]"""
+    sources: torch.Tensor
+    """[n*(1+N),D]"""
+    columns: torch.Tensor
+    """[n,D,1+N]"""
+
+
 class Blocks:
     """Makes blocks of the pairs of one store and generation, in buffers that are reused."""
 
@@ -62,6 +79,8 @@ class Blocks:
         self._negatives = generation["hard_negatives"]
         self._tiers = generation["negative_tiers"]
         self._advance = advance
+        self._tables = (embeddings.questions, *self._steering)
+        self._buffers: dict[int, _Buffers] = {}
         if not _multiplies_exactly():
             embeddings.widen()
 
@@ -82,16 +101,17 @@ class Blocks:
         sources = torch.cat((own.source_of[pairs].unsqueeze(1), numbers), 1)
         products = rooms.room("products", (len(pairs), _VECTORS, sources.shape[1]))
         grams = rooms.room("grams", (len(pairs), _VECTORS, _VECTORS))
-        flat, width = sources.flatten(), sources.shape[1]
-        for begin in range(0, len(pairs), BLOCK):
-            part = slice(begin, begin + BLOCK)
-            vectors = self._vectors(pairs[part], questions[part])
-            numbers_there = flat[begin * width : (begin + BLOCK) * width]
-            rows = rooms.rows("sources", own.sources, numbers_there)
-            rows = rows.view(len(vectors), width, rows.shape[1])
-            torch.bmm(vectors, rows.transpose(1, 2), out=products[part])
-            torch.bmm(vectors, vectors.transpose(1, 2), out=grams[part])
-            self._advance("negatives", len(vectors) * self.row_bytes)
+        width = sources.shape[1]
+        asked = (pieces(questions, BLOCK), *(pieces(pairs, BLOCK) for _ in self._steering))
+        for one in zip(
+            zip(*asked, strict=True),
+            pieces(sources.flatten(), BLOCK * width),
+            pieces(products, BLOCK),
+            pieces(grams, BLOCK),
+            strict=True,
+        ):
+            self._multiply(*one)
+            self._advance("negatives", len(one[3]) * self.row_bytes)
         scales = own.source_scales[sources]
         cosines = products[:, 0, 1:] * scales[:, 1:]
         cosines.mul_(own.question_scales[questions].unsqueeze(1))
@@ -107,16 +127,37 @@ class Blocks:
             cosines=cosines.to(torch.float32),
         )
 
-    def _vectors(self, pairs: torch.Tensor, questions: torch.Tensor) -> torch.Tensor:
-        """The four vectors [b,4,D] of the pairs, those of a kind one after the other in memory."""
-        n, width = len(pairs), self._of.questions.shape[1]
-        room = self._of.rooms.room("vectors", (_VECTORS, n, width))
-        tables = (self._of.questions, *self._steering)
-        for place, (table, index) in enumerate(
-            zip(tables, (questions, pairs, pairs, pairs), strict=True)
-        ):
-            self._of.rooms.rows_into(room[place], table, index)
-        return room.transpose(0, 1)
+    def _multiply(
+        self,
+        numbers: Sequence[torch.Tensor],
+        sources: torch.Tensor,
+        products: torch.Tensor,
+        grams: torch.Tensor,
+    ) -> None:
+        """Write the products of few pairs; `numbers` are the rows of the four vectors' tables."""
+        buffers = self._buffers_of(len(grams))
+        read = self._of.rooms.rows_into
+        for table, rows, out in zip(self._tables, numbers, buffers.kinds, strict=True):
+            read(out, table, rows)
+        read(buffers.sources, self._of.sources, sources)
+        torch.bmm(buffers.vectors, buffers.columns, out=products)
+        torch.bmm(buffers.vectors, buffers.own_columns, out=grams)
+
+    def _buffers_of(self, n: int) -> _Buffers:
+        if n not in self._buffers:
+            width = self._of.questions.shape[1]
+            rooms, count = self._of.rooms, 1 + self._negatives.shape[1]
+            kinds = rooms.room("vectors", (_VECTORS, n, width))
+            sources = rooms.room("sources", (n * count, width))
+            vectors = kinds.transpose(0, 1)
+            self._buffers[n] = _Buffers(
+                kinds=tuple(kinds.unbind()),
+                vectors=vectors,
+                own_columns=vectors.transpose(1, 2),
+                sources=sources,
+                columns=sources.view(n, count, width).transpose(1, 2),
+            )
+        return self._buffers[n]
 
 
 def _multiplies_exactly() -> bool:

@@ -8,7 +8,7 @@ Shape letters as in `schema`; `b` pairs of a block.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Final
 
@@ -34,9 +34,12 @@ def silent(_name: str, _bytes: int) -> None:
     """An `Advance` that does nothing."""
 
 
-def pieces(rows: torch.Tensor, length: int) -> Iterator[torch.Tensor]:
-    """Return `rows` in parts of `length`."""
-    return (rows[begin : begin + length] for begin in range(0, len(rows), length))
+def pieces(rows: torch.Tensor, length: int) -> Sequence[torch.Tensor]:
+    """Return `rows` in parts of `length`; of none, none."""
+    if not len(rows):
+        return ()
+    parts: Sequence[torch.Tensor] = rows.split(length)  # type: ignore[no-untyped-call]
+    return parts
 
 
 def row_norms(table: torch.Tensor, advance: Advance = silent, name: str = "") -> torch.Tensor:
