@@ -44,9 +44,9 @@ def units(table: Array) -> Array:
     """Rows of length 1; zero rows stay, and rows that are not finite are NaN."""
     rows = np.where(np.isfinite(table).all(1, keepdims=True), table, np.nan)
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    result: Array = np.where(np.isnan(rows), np.nan, 0.0)
-    np.divide(rows, lengths, out=result, where=lengths > 0)
-    return result
+    start: Array = np.where(np.isnan(rows), np.nan, 0.0)
+    np.divide(rows, lengths, out=start, where=lengths > 0)
+    return start
 
 
 def share(count: float, of: float) -> dict[str, Any]:
