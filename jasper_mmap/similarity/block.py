@@ -43,6 +43,8 @@ class Block:
     """[b] Of the norms of the own right sources."""
     scales: torch.Tensor
     """[b,1+N] 1 / norm of the own right source and the negatives, 0 for zero rows."""
+    own: torch.Tensor
+    """[b] The cosine of question and own right source, float32."""
     cosines: torch.Tensor
     """[b,N] Of question and negatives, float32."""
 
@@ -113,7 +115,7 @@ class Blocks:
             self._multiply(*one)
             self._advance("negatives", len(one[3]) * self.row_bytes)
         scales = own.source_scales[sources]
-        cosines = products[:, 0, 1:] * scales[:, 1:]
+        cosines = products[:, 0] * scales
         cosines.mul_(own.question_scales[questions].unsqueeze(1))
         return Block(
             pairs=pairs,
@@ -124,7 +126,8 @@ class Blocks:
             grams=grams,
             own_squares=own.source_norms[sources[:, 0]].square().to(own.dtype),
             scales=scales,
-            cosines=cosines.to(torch.float32),
+            own=cosines[:, 0].to(torch.float32),
+            cosines=cosines[:, 1:].to(torch.float32).contiguous(),
         )
 
     def _multiply(

@@ -5,7 +5,8 @@ Shape letters as in `schema`; `b` pairs of a block.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -18,7 +19,7 @@ from ..rules.permutation import permute
 from ..rules.schema import TIERS
 from ..store.folder import Store
 from . import flags
-from .block import Blocks
+from .block import Block, Blocks
 from .cosines import Embeddings, pieces
 from .distributions import BINS, Histograms, hubness, quantile, quantiles
 from .flags import FlagCounts, is_suspect, packed
@@ -67,15 +68,58 @@ class Examination:
 
         `sample` pairs are drawn by `seed`; None: all pairs. `take` gets what each block says.
         """
-        return _Lint(self, generation, margin, _rows(self.relations, sample, seed)).run(take)
+        n = len(self.relations.question_of)
+        if sample is not None and sample < n:
+            order = _drawn(self.relations, sample, seed)
+        elif take is not None:
+            order = _in_order(n)
+        else:
+            order = _by_question(self.relations)
+        return _Lint(self, generation, margin, order).run(take)
 
 
-def _rows(relations: Relations, sample: int | None, seed: int) -> torch.Tensor:
+@dataclass(frozen=True)
+class _Order:
+    """The pairs to look at, in blocks.
+
+    A right source is compared with those of all pairs of its question. So a block has all pairs of
+    its questions, or their own right sources are looked at before.
+    """
+
+    blocks: Sequence[torch.Tensor]
+    before: torch.Tensor
+    """[n] Pairs whose own right sources are looked at before, with all of their questions."""
+
+
+def _in_order(n: int) -> _Order:
+    every = torch.arange(n, device="cpu")
+    return _Order(pieces(every, _STEP), every)
+
+
+def _drawn(relations: Relations, sample: int, seed: int) -> _Order:
     n = len(relations.question_of)
-    if sample is None or sample >= n:
-        return torch.arange(n, device="cpu")
     drawn = permute(np.arange(sample, dtype=np.int64), n, "lint", seed)
-    return torch.from_numpy(np.sort(drawn))
+    rows = torch.from_numpy(np.sort(drawn))
+    asked = torch.zeros(len(relations.right_counts), dtype=torch.bool, device="cpu")
+    asked[relations.question_of[rows]] = True
+    return _Order(pieces(rows, _STEP), asked[relations.question_of].nonzero()[:, 0])
+
+
+def _by_question(relations: Relations) -> _Order:
+    """All pairs, those of a question together: then their rows are read once."""
+    questions = relations.question_of.numpy()
+    counts = np.bincount(questions)
+    order = torch.from_numpy(np.argsort(questions, kind="stable"))
+    ends = counts[counts > 0].cumsum()
+    blocks, begin = [], 0
+    while begin < len(order):
+        whole = ends[np.searchsorted(ends, begin + _STEP, side="right") - 1]
+        # Where one question fills the block, it is cut.
+        end = int(whole) if begin < whole <= begin + _STEP else min(begin + _STEP, len(order))
+        blocks.append(order[begin:end])
+        begin = end
+    large = torch.from_numpy(counts > _STEP)
+    return _Order(blocks, large[relations.question_of].nonzero()[:, 0])
 
 
 class _Lint:
@@ -86,17 +130,21 @@ class _Lint:
         common: Examination,
         generation: Mapping[str, torch.Tensor],
         margin: float,
-        rows: torch.Tensor,
+        order: _Order,
     ) -> None:
         self._relations, embeddings = common.relations, common.embeddings
-        self._margin, self._rows = margin, rows
+        self._margin, self._order = margin, order
+        self._rows = torch.cat([*order.blocks])
         progress = common.progress
         self._blocks = Blocks(common.store, embeddings, generation, progress.advance)
         self._n_neg = generation["hard_negatives"].shape[1]
-        needed = _needed(self._relations, rows)
-        progress.total += len(rows) * self._blocks.row_bytes + embeddings.own_bytes(needed)
-        self._own = embeddings.own(needed)
-        self._lowest = embeddings.lowest_right(self._own)
+        progress.total += len(self._rows) * self._blocks.row_bytes
+        progress.total += embeddings.own_bytes(order.before)
+        self._own = embeddings.own(order.before)
+        self._lowest = embeddings.lowest_right(self._own).nan_to_num_(torch.inf)
+        """[N_q] Infinite as long as it is not known, or where there is none."""
+        self._seen_before = torch.zeros(len(self._lowest), dtype=torch.bool, device="cpu")
+        self._seen_before[self._relations.question_of[order.before]] = True
         self._known = KnownRight(embeddings, self._relations, self._own)
         self._counts = FlagCounts()
         self._cosines = Histograms(MARKS * _TIERS)
@@ -107,7 +155,7 @@ class _Lint:
         self._without_cosine = 0
 
     def run(self, take: Take | None) -> GenerationLint:
-        for pairs in pieces(self._rows, _STEP):
+        for pairs in self._order.blocks:
             cosines, codes = self._one(pairs)
             if take is not None:
                 take(cosines, codes)
@@ -116,7 +164,7 @@ class _Lint:
     def _one(self, pairs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         block, relations = self._blocks.of(pairs), self._relations
         marks, numbers, cosines = relations.marks[pairs], block.numbers, block.cosines
-        own, lowest = self._own[pairs], self._lowest[block.questions]
+        own, lowest = self._right(block)
         by_number, by_content = self._known.among(block.questions, numbers, cosines)
         codes = packed(
             {
@@ -137,6 +185,16 @@ class _Lint:
         self._suspects.append(is_suspect(codes).sum(1))
         self._without_cosine += int(cosines.isnan().sum())
         return cosines, codes
+
+    def _right(self, block: Block) -> tuple[torch.Tensor, torch.Tensor]:
+        """The cosines [b] of the own and of the lowest right sources."""
+        new = ~self._seen_before[block.questions]
+        pairs, questions, own = block.pairs[new], block.questions[new], block.own[new]
+        self._own[pairs] = own
+        known = own.isfinite()
+        self._lowest.scatter_reduce_(0, questions[known], own[known], "amin")
+        lowest = self._lowest[block.questions]
+        return self._own[block.pairs], lowest.masked_fill_(lowest.isinf(), torch.nan)
 
     def _report(self) -> GenerationLint:
         counts = self._counts
@@ -191,13 +249,3 @@ class _Lint:
             lowest_rows=lowest_rows,
             lowest_margin_false=lowest_slots,
         )
-
-
-def _needed(relations: Relations, rows: torch.Tensor) -> torch.Tensor | None:
-    """The pairs of all questions of `rows`, or None for all pairs."""
-    questions = relations.question_of
-    if len(rows) == len(questions):
-        return None
-    asked = torch.zeros(len(relations.right_counts), dtype=torch.bool, device="cpu")
-    asked[questions[rows]] = True
-    return asked[questions].nonzero()[:, 0]
