@@ -231,8 +231,9 @@ def _table(
 
 def _print_notes(zero_vectors: Sequence[str], similarities: Iterable[float | None]) -> None:
     if zero_vectors:
-        verb = "is a zero vector" if len(zero_vectors) == 1 else "are zero vectors"
-        echo(f"note: {', '.join(zero_vectors)} {verb}: its cosine with everything is taken as 0")
+        one = len(zero_vectors) == 1
+        what = "is a zero vector: its" if one else "are zero vectors: their"
+        echo(f"note: {', '.join(zero_vectors)} {what} cosine with everything is taken as 0")
     if None in similarities:
         echo("note: an embedding with NaN or infinity has no cosine, shown as -")
 
