@@ -12,11 +12,12 @@ from typing import Final
 
 import torch
 
-from ..rules.integers import as_int64
+from ..rules.integers import SIGNED, as_int64
 from ..rules.schema import STEERING
 from ..store.folder import Store
 from ..store.tables import table_tensor
 from .cosines import BLOCK, Advance, Embeddings, pieces, silent
+from .relations import at
 
 _VECTORS: Final = len(STEERING)
 _FINE: Final = 1 + 2**-12
@@ -99,8 +100,8 @@ class Blocks:
     def of(self, pairs: torch.Tensor) -> Block:
         """Return the block of the pairs [b], int64."""
         own, rooms = self._of, self._of.rooms
-        numbers, questions = as_int64(self._negatives[pairs]), own.question_of[pairs]
-        sources = torch.cat((own.source_of[pairs].unsqueeze(1), numbers), 1)
+        numbers, questions = _integers(self._negatives, pairs), at(own.question_of, pairs)
+        sources = torch.cat((at(own.source_of, pairs).unsqueeze(1), numbers), 1)
         products = rooms.room("products", (len(pairs), _VECTORS, sources.shape[1]))
         grams = rooms.room("grams", (len(pairs), _VECTORS, _VECTORS))
         width = sources.shape[1]
@@ -113,18 +114,18 @@ class Blocks:
             strict=True,
         ):
             self._multiply(*one)
-            self._advance("negatives", len(one[3]) * self.row_bytes)
-        scales = own.source_scales[sources]
+        self._advance("negatives", len(pairs) * self.row_bytes)
+        scales = at(own.source_scales, sources)
         cosines = products[:, 0] * scales
-        cosines.mul_(own.question_scales[questions].unsqueeze(1))
+        cosines.mul_(at(own.question_scales, questions).unsqueeze(1))
         return Block(
             pairs=pairs,
             questions=questions,
             numbers=numbers,
-            tiers=as_int64(self._tiers[pairs]),
+            tiers=_integers(self._tiers, pairs),
             products=products,
             grams=grams,
-            own_squares=own.source_norms[sources[:, 0]].square().to(own.dtype),
+            own_squares=at(own.source_norms, sources[:, 0]).square().to(own.dtype),
             scales=scales,
             own=cosines[:, 0].to(torch.float32),
             cosines=cosines[:, 1:].to(torch.float32).contiguous(),
@@ -161,6 +162,12 @@ class Blocks:
                 columns=sources.view(n, count, width).transpose(1, 2),
             )
         return self._buffers[n]
+
+
+def _integers(table: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """The rows of a table of any integers, as int64."""
+    signed = SIGNED.get(table.dtype, table.dtype)  # torch reads no rows of unsigned types
+    return as_int64(table.view(signed).index_select(0, rows).view(table.dtype))
 
 
 def _multiplies_exactly() -> bool:

@@ -25,7 +25,7 @@ from .distributions import BINS, Histograms, hubness, quantile, quantiles
 from .flags import FlagCounts, is_suspect, packed
 from .known import KnownRight
 from .margin import is_margin_false
-from .relations import MARKS, Relations, marks_by_split
+from .relations import MARKS, Relations, at, marks_by_split
 from .reports.report import GenerationLint, Share, Similarity, WeakRight
 from .untrained import UntrainedScores
 
@@ -163,7 +163,7 @@ class _Lint:
 
     def _one(self, pairs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         block, relations = self._blocks.of(pairs), self._relations
-        marks, numbers, cosines = relations.marks[pairs], block.numbers, block.cosines
+        marks, numbers, cosines = at(relations.marks, pairs), block.numbers, block.cosines
         own, lowest = self._right(block)
         by_number, by_content = self._known.among(block.questions, numbers, cosines)
         codes = packed(
@@ -172,7 +172,7 @@ class _Lint:
                 flags.OWN: is_margin_false(cosines, own.unsqueeze(1), self._margin),
                 flags.NUMBER: by_number,
                 flags.CONTENT: by_content,
-                flags.EVALUATION: relations.evaluation_only[numbers],
+                flags.EVALUATION: at(relations.evaluation_only, numbers),
                 flags.CLUSTERED: relations.has_cluster(numbers),
                 flags.IN_CLUSTER: relations.in_cluster(numbers, pairs),
             }

@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from typing import Final
 
+import numpy as np
 import torch
 
 from .cosines import Embeddings
 from .duplicates import SAME_COSINE, cosines_of
-from .relations import Relations
+from .relations import Relations, at
 
 _APART: Final = math.sqrt(2 - 2 * SAME_COSINE) + 6e-5
 """Two unit rows whose cosine is at least `SAME_COSINE` are no farther apart. So nor are, by
@@ -45,24 +46,31 @@ class KnownRight:
         right = self._relations.right_sources(questions)
         by_number = torch.zeros(numbers.shape, dtype=torch.bool, device="cpu")
         by_content = torch.zeros_like(by_number)
-        first = self._first[numbers]
+        first = at(self._first, numbers)
         step = max(1, _CELLS // numbers.shape[1])
         for begin in range(0, len(right.row), step):
             part = slice(begin, begin + step)
-            rows, sources, own = right.row[part], right.source[part], self._own[right.pair[part]]
-            entry, slot = (numbers[rows] == sources.unsqueeze(1)).nonzero(as_tuple=True)
+            rows, sources = right.row[part], right.source[part]
+            own = at(self._own, right.pair[part]).unsqueeze(1)
+            there = at(numbers, rows)
+            entry, slot = _places(there == sources.unsqueeze(1))
             by_number[rows[entry], slot] = True
-            close = (cosines[rows] - own.unsqueeze(1)).abs_() <= _APART
-            close &= (first[rows] - self._first[sources].unsqueeze(1)).abs_() <= _APART
-            entry, slot = close.nonzero(as_tuple=True)
-            at = rows[entry]
-            same = self._same(numbers[at, slot], sources[entry])
-            by_content[at[same], slot[same]] = True
+            close = at(cosines, rows).sub_(own).abs_() <= _APART
+            close &= at(first, rows).sub_(at(self._first, sources).unsqueeze(1)).abs_() <= _APART
+            entry, slot = _places(close)
+            same = self._same(there[entry, slot], sources[entry])
+            by_content[rows[entry[same]], slot[same]] = True
         return by_number, by_content & ~by_number
 
     def _same(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """The places where sources `a` and `b` [n], of different numbers, have the same content."""
-        apart = (self._begins[a] - self._begins[b]).square_().sum(1)
+        apart = at(self._begins, a).sub_(at(self._begins, b)).square_().sum(1)
         places = ((apart <= _APART**2) & (a != b)).nonzero()[:, 0]
         table, scales = self._of.sources, self._of.source_scales
         return places[cosines_of(table, scales, a[places], b[places]) >= SAME_COSINE]
+
+
+def _places(flags: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows and columns where `flags` [m,N] are true."""
+    flat = torch.from_numpy(np.flatnonzero(flags.numpy()))
+    return flat // flags.shape[1], flat % flags.shape[1]

@@ -25,6 +25,12 @@ _CELLS: Final = 1 << 26
 """Combinations of source and cluster for which there is a table."""
 
 
+def at(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Return `table[index]` for int64 numbers of rows, which takes a third of the time so."""
+    flat = table.index_select(0, index.flatten())
+    return flat.view(*index.shape, *table.shape[1:])
+
+
 def marks_by_split() -> dict[str, NDArray[np.bool_]]:
     """Return which marks belong to each split, and under `all` every one."""
     marks = np.arange(MARKS)
@@ -81,20 +87,20 @@ class Relations:
 
     def right_sources(self, questions: torch.Tensor) -> RightSources:
         """Return the right sources of the questions [b] of some pairs."""
-        counts = self.right_counts[questions]
+        counts = at(self.right_counts, questions)
         row = torch.repeat_interleave(counts)
-        before = counts.cumsum(0) - counts
-        place = torch.arange(len(row), device="cpu") - before[row] + self._first[questions][row]
-        return RightSources(row, self._right[place], self._right_pair[place])
+        shift = at(self._first, questions) - counts.cumsum(0) + counts
+        place = at(shift, row).add_(torch.arange(len(row), device="cpu"))
+        return RightSources(row, at(self._right, place), at(self._right_pair, place))
 
     def in_cluster(self, sources: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
         """Return whether each source [b,N] is in the cluster of its pair [b]; the clusters of a
         source are those of the pairs for which it is right."""
-        return self._clusters.have(sources, self.cluster_of[pairs].unsqueeze(1))
+        return self._clusters.have(sources, at(self.cluster_of, pairs).unsqueeze(1))
 
     def has_cluster(self, sources: torch.Tensor) -> torch.Tensor:
         """Return whether each source is in any cluster."""
-        return self._clusters.has[sources]
+        return at(self._clusters.has, sources)
 
     def _evaluation_only(self, n_sources: int) -> torch.Tensor:
         right = torch.zeros((2, n_sources), dtype=torch.bool, device="cpu")
@@ -128,9 +134,9 @@ class _Clusters:
         """Return whether each source [b,N] is in the cluster [b,1] of its row."""
         keys = sources * self._n + clusters
         if self._table is not None:
-            return self._table[keys]
-        at = torch.searchsorted(self._keys, keys).clamp_(max=len(self._keys) - 1)
-        return self._keys[at] == keys
+            return at(self._table, keys)
+        places = torch.searchsorted(self._keys, keys).clamp_(max=len(self._keys) - 1)
+        return at(self._keys, places) == keys
 
 
 def _marks(tables: dict[str, torch.Tensor], n_pairs: int) -> torch.Tensor:
