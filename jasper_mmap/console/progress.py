@@ -37,7 +37,8 @@ def shown_progress(*, each: bool = False) -> Iterator[Show]:
     width = _NAME_WIDTH
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, expand=True) as bar:
-        shown = bar.add_task(" " * width, total=None, amount="")
+        # Invisible until the total is known, on which the length of the bar depends.
+        shown = bar.add_task("", total=None, visible=False, amount="")
 
         def advance(name: str, done: int, total: int) -> None:
             nonlocal width
@@ -49,6 +50,7 @@ def shown_progress(*, each: bool = False) -> Iterator[Show]:
                 amount=size_of(done, total),
                 completed=done,
                 total=total,
+                visible=True,
             )
 
         yield advance
