@@ -13,6 +13,7 @@ from ..negatives.publish import shares
 from ..printable import size
 from ..rules.schema import NEGATIVES
 from ..similarity.change.slots import short_form
+from ..similarity.reports.summary import KEY, summary_in
 from ..store.lint import MEANING, sentences, suspicion
 from ..store.manifest import read_manifest
 from ..store.pointer import Pointer, generations_on_disk, read_pointer
@@ -39,7 +40,8 @@ _COLUMNS: Final = (
     Column("who", rank=4),
     Column("from", wrap=True, rank=5),
     Column("unsuitable rows", wrap=True, rank=6),
-    Column("note", wrap=True, rank=7),
+    Column("too similar", wrap=True, rank=7),
+    Column("note", wrap=True, rank=8),
 )
 
 
@@ -123,6 +125,7 @@ def _row(entry: dict[str, Any], store: Path, n_pairs: int) -> tuple[str, ...]:
         entry["who"] or _UNKNOWN,
         _origin(entry, store),
         _unsuitable(entry, rows),
+        _too_similar(entry[KEY]),
         entry["note"][:NOTE_LENGTH],
     )
 
@@ -158,6 +161,13 @@ def _unsuitable(entry: dict[str, Any], rows: int) -> str:
     if not text:
         return verdict("none", "good")
     return verdict(text, "doubtful") if suspicion(portions) else text
+
+
+def _too_similar(lint: dict[str, float] | None) -> str:
+    """The rows that the kept numbers of a lint say have a negative above the margin."""
+    if lint is None or not lint.get("rows") or "margin_rows" not in lint:
+        return ""
+    return f"{lint['margin_rows']:,.0f} ({lint['margin_rows'] / lint['rows']:.1%}) rows"
 
 
 def print_pruned(store: Path, pruned: Pruned, *, as_json: bool) -> None:
@@ -211,6 +221,7 @@ def _entry(pointer: Pointer, generation: int) -> dict[str, Any]:
         "files": more.get("files"),
         "from_builder": bool(then.source),
         **then.lint,
+        KEY: summary_in(more) or None,
     }
 
 

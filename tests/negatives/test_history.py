@@ -12,7 +12,12 @@ import torch
 from click.testing import CliRunner
 
 from converters import convert
-from jasper_mmap import JASPERSteeringDataset, publish_negatives, rollback_negatives
+from jasper_mmap import (
+    JASPERSteeringDataset,
+    lint_negatives,
+    publish_negatives,
+    rollback_negatives,
+)
 from jasper_mmap.commands.main import command
 from jasper_mmap.errors import FormatError
 from jasper_mmap.store.pointer import FOLDER, POINTER, made_from_files, read_pointer
@@ -124,3 +129,22 @@ def test_conversion_of_current_values_makes_no_generation(
     assert convert(folder, store, force=True).generation == 3
     saved(new, folder)
     assert convert(folder, store).generation == 3
+
+
+def test_history_tells_how_many_rows_the_lint_found_too_similar(store: Path, new: Tables) -> None:
+    """Of generations that were linted, also after their files were removed; a wrong note of it by
+    another program is ignored."""
+    rows = lint_negatives(store).of_generation.margin_false.rows
+    publish_negatives(store, *new, keep=1, grace_s=0)
+    first, second = listed(store)
+    assert (first["on_disk"], second["similarity"]) == (False, None)
+    assert (first["similarity"]["margin_rows"], first["similarity"]["rows"]) == (
+        rows.count,
+        rows.of,
+    )
+    text = CliRunner().invoke(command, ["generations", str(store)]).output
+    assert text.count(f"{rows.count:,} ({rows.count / rows.of:.1%}) rows") == 1
+    pointer = current_pointer(store)
+    pointer["history"][0]["similarity"] = {"rule": 1, "margin_rows": "many", "rows": 0}
+    (store / FOLDER / POINTER).write_text(json.dumps(pointer))
+    assert listed(store)[0]["similarity"] is None
