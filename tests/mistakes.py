@@ -59,7 +59,6 @@ CHANGING = (
     (re.compile(r"\b\d+\.\d s\b"), "0.0 s"),
     (re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d"), "TIME"),
     (re.compile(r"  \S+@\S+"), "  USER@HOST"),
-    (re.compile(r"/\S+/scene/"), "DIR/"),
     (re.compile(r"python -m \S*(?=jasper-)"), ""),
     (re.compile("─{4,}"), "───"),
     (re.compile(r"(?<=\S)  +"), "  "),

@@ -104,7 +104,7 @@ def print_history(store: Path, *, as_json: bool) -> None:
     if as_json:
         echo_json(shown)
         return
-    echo_table(_COLUMNS, [_row(entry, store.absolute(), n_pairs) for entry in shown])
+    echo_table(_COLUMNS, [_row(entry, n_pairs) for entry in shown])
     there = [entry for entry in shown if entry["on_disk"]]
     echo(
         f"{_generations(len(shown))}, {len(shown) - len(there)} removed;"
@@ -112,7 +112,7 @@ def print_history(store: Path, *, as_json: bool) -> None:
     )
 
 
-def _row(entry: dict[str, Any], store: Path, n_pairs: int) -> tuple[str, ...]:
+def _row(entry: dict[str, Any], n_pairs: int) -> tuple[str, ...]:
     rows, replaced = entry["rows"] or n_pairs, entry["changed_rows"]
     known = replaced is not None and replaced <= rows
     return (
@@ -123,7 +123,7 @@ def _row(entry: dict[str, Any], store: Path, n_pairs: int) -> tuple[str, ...]:
         f"{rows - replaced:,}" if known else _UNKNOWN,
         f"{replaced:,}" if known else _UNKNOWN,
         entry["who"] or _UNKNOWN,
-        _origin(entry, store),
+        _origin(entry),
         _unsuitable(entry, rows),
         _too_similar(entry[KEY]),
         entry["note"][:NOTE_LENGTH],
@@ -136,14 +136,13 @@ def _state(entry: dict[str, Any]) -> str:
     return "on disk" if entry["on_disk"] else verdict("removed", "doubtful")
 
 
-def _origin(entry: dict[str, Any], store: Path) -> str:
-    """The files that a generation was made from, those in the store by their names in it."""
+def _origin(entry: dict[str, Any]) -> str:
+    """The files that a generation was made from, with the name of their folder."""
     if entry["files"] is None:
         return ", ".join(a.source for a in NEGATIVES) if entry["from_builder"] else _UNKNOWN
     if not entry["files"]:
         return "tensors"
     paths = [Path(file) for file in entry["files"]]
-    paths = [path.relative_to(store) if path.is_relative_to(store) else path for path in paths]
     together = len({path.parent for path in paths}) == 1
     return ", ".join([str(paths[0]), *(p.name if together else str(p) for p in paths[1:])])
 

@@ -134,7 +134,9 @@ def successor(
         "sha256": written.sha256,
         "source": source,
     }
-    only_in_history = {"who": user_name(), "files": list(files), "rows": rows}
+    # Not whole paths: a store may go to others, whom the folders of this machine do not concern.
+    names = ["/".join(Path(file).parts[-2:]) for file in files]
+    only_in_history: dict[str, Any] = {"who": user_name(), "files": names, "rows": rows}
     if similarity:
         only_in_history[KEY] = dict(similarity)
     return Pointer(

@@ -78,8 +78,8 @@ class Pointer:
     history: tuple[dict[str, Any], ...] = ()
     """A short entry for each generation, the current one last; see `write.HISTORY_LENGTH`.
 
-    Since version 0.2.0 it also has `who` published it (user@host), the `files` it was made from,
-    and the number of `rows` [N_p].
+    Since version 0.2.0 it also has `who` published it (user@host), the `files` it was made from
+    (each with the name of its folder), and the number of `rows` [N_p].
     """
 
     @classmethod

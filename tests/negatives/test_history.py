@@ -52,10 +52,10 @@ def test_history_tells_who_and_from_which_files(
     who = f"{getpass.getuser()}@{socket.gethostname()}"
     assert [entry["who"] for entry in pointer["history"]] == [who] * 4
     assert [entry["files"] for entry in pointer["history"]] == [
-        [str(built / f"{name}.pt") for name in NAMES],
+        [f"built/{name}.pt" for name in NAMES],
         [],
-        [str(path) for path in paths],
-        [str(built / FOLDER / "000002.safetensors")],
+        [f"mined/{path.name}" for path in paths],
+        ["negatives/000002.safetensors"],
     ]
     assert {entry["rows"] for entry in pointer["history"]} == {len(new[0])}
     for entry in pointer["history"]:

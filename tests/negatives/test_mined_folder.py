@@ -58,7 +58,7 @@ def test_command_publishes_a_folder(store: Path, new: Tables, tmp_path: Path) ->
         save_file({name: table.flip(0).contiguous()}, other / f"{name}.safetensors")
     assert "published generation 3" in run(command, ["publish", str(store), str(other)]).output
     entry = current_pointer(store)["history"][-1]
-    assert entry["files"] == [str(other / f"{name}.safetensors") for name in NAMES]
+    assert entry["files"] == [f"other/{name}.safetensors" for name in NAMES]
     (other / "hard_negatives.safetensors").unlink()
     os.mkfifo(other / "hard_negatives.safetensors")
     assert isinstance(run(command, ["publish", str(store), str(other)]).exception, UnsafeFileError)

@@ -118,5 +118,5 @@ def test_conversion_and_publishing_need_no_thread(tmp_path: Path) -> None:
     folder = make_builder_folder(tmp_path / "built", seed=4, **SMALL)
     convert(folder, tmp_path / "store")
     tables = (torch.load(folder / f"{name}.pt") for name in ("hard_negatives", "negative_tiers"))
-    assert publish_negatives(tmp_path / "store", *tables) == 2
+    assert publish_negatives(tmp_path / "store", *tables, republish=True) == 2
     assert verify_store(tmp_path / "store").ok
