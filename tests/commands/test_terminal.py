@@ -76,17 +76,19 @@ def blocks_of(lines: list[str]) -> list[dict[str, str]]:
     for line in lines[2:]:
         if below := re.match(r" {4}(\S[^:]*): (.*)", line):
             rows[-1][below[1]] = below[2]
-        elif line.startswith(" " * 6) and not line[6:7].isspace() and rows and len(rows[-1]) > 6:
+        elif re.match(r" {6}\S", line):
             last = [*rows[-1]][-1]
             rows[-1][last] = f"{rows[-1][last]} {line.strip()}".strip()
         else:
             cells = [(m.group(), m.start(), m.end()) for m in re.finditer(r"\S+(?: \S+)*", line)]
-            rows.append(
-                {
-                    title: next((c for c, b, e in cells if b == begin or e == end), "")
-                    for title, begin, end in titles
-                }
-            )
+            row = {
+                title: next((c for c, b, e in cells if b == begin or e == end), "")
+                for title, begin, end in titles
+            }
+            if row[titles[0][0]]:
+                rows.append(row)
+            else:  # cells of the row above continue
+                rows[-1] |= {k: f"{rows[-1][k]} {v}".strip() for k, v in row.items() if v}
     return rows
 
 
