@@ -11,6 +11,7 @@ from torch import Tensor
 
 from converters import convert
 from jasper_mmap import lint_negatives
+from jasper_mmap.similarity.margin import is_margin_false
 from tests.converting import SMALL, change, edit, load, stored
 from tests.files.test_torch_modes import MODES
 from tests.similarity import slow_lint
@@ -85,6 +86,31 @@ def test_right_sources_among_the_negatives_are_found_by_number(folder: Path) -> 
     assert lint["known_right"]["slots_by_number"]["count"] == 1
     untrained = lint["untrained"]["all"]["zero"]
     assert untrained["nearest_known_aside"]["count"] >= untrained["nearest"]["count"]
+
+
+def test_a_known_right_source_counts_once(folder: Path) -> None:
+    """By number, though its content is that of another right source too."""
+    pairs = load(folder, "pair_index")
+    first = next(
+        i for i, (q, s) in enumerate(pairs.tolist()) if (pairs[pairs[:, 0] == q, 1] != s).any()
+    )
+    question, right = pairs[first].tolist()
+    other = next(s for q, s in pairs.tolist() if q == question and s != right)
+    change(folder, "source_embs", lambda t: t[other].copy_(t[right]))
+    change(folder, "hard_negatives", lambda t: t[first, 0].fill_(other))
+    known = linted(folder)["of_generation"]["known_right"]
+    assert known["slots_by_number"]["count"] == 1
+    assert known["slots"]["count"] == 1 + known["slots_by_content"]["count"]
+
+
+def test_the_margin_widens_below_0_too(folder: Path) -> None:
+    """It is subtracted from a right source that points away from its question."""
+    s = torch.tensor([-0.22, -0.2, -0.19, 0.17, 0.19])
+    p = torch.tensor([-0.2, -0.2, -0.2, 0.2, 0.2])
+    assert is_margin_false(s, p, 0.1).tolist() == [False, True, True, False, True]
+    assert not is_margin_false(torch.tensor([torch.nan]), p[:1]).any()
+    change(folder, "question_embs", lambda t: t[::2].neg_())
+    assert linted(folder)["of_generation"]["similarity"]["all"]["own"]["p25"] < 0
 
 
 def test_a_question_in_two_splits_is_found(folder: Path) -> None:
