@@ -11,11 +11,13 @@ if TYPE_CHECKING:
     from .loader.epochs import set_epoch
     from .loader.first_batch import validate_first_batch
     from .loader.loader import JASPERDataLoader
+    from .loader.stats import stats
     from .loader.watcher import watch_negatives
     from .negatives.lint import lint_negatives
     from .negatives.publish import publish_negatives
     from .negatives.rollback import rollback_negatives
     from .rules.schema import Batch
+    from .timing.loader_stats import LoaderStats
     from .version import __version__ as __version__
 else:  # where type checkers do not look: they would take any name for one of these
     __getattr__, __dir__ = lazy(
@@ -24,6 +26,7 @@ else:  # where type checkers do not look: they would take any name for one of th
             "Batch": "rules.schema",
             "JASPERDataLoader": "loader.loader",
             "JASPERSteeringDataset": "dataset.dataset",
+            "LoaderStats": "timing.loader_stats",
             "__version__": "version",
             "create_loader": "loader.create",
             "errors": "errors",
@@ -31,6 +34,7 @@ else:  # where type checkers do not look: they would take any name for one of th
             "publish_negatives": "negatives.publish",
             "rollback_negatives": "negatives.rollback",
             "set_epoch": "loader.epochs",
+            "stats": "loader.stats",
             "validate_first_batch": "loader.first_batch",
             "watch_negatives": "loader.watcher",
         },
@@ -40,11 +44,13 @@ __all__ = [
     "Batch",
     "JASPERDataLoader",
     "JASPERSteeringDataset",
+    "LoaderStats",
     "create_loader",
     "lint_negatives",
     "publish_negatives",
     "rollback_negatives",
     "set_epoch",
+    "stats",
     "validate_first_batch",
     "watch_negatives",
 ]

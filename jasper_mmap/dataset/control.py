@@ -1,7 +1,7 @@
 """Control words, the few integers that every worker must see: the generation, and each split's
 epoch and forced variant.
 
-They are in one page of anonymous shared memory, used by the process that opened the dataset and
+They are in a few pages of anonymous shared memory, used by the process that opened the dataset and
 its DataLoader workers. Any other process that is started with the dataset (by fork or spawn), and
 any other pickle or deepcopy, starts with a copy of the words and has its own from then on. A
 process knows only after its start whether it is a worker, so it keeps both: the page of its parent,
@@ -25,7 +25,9 @@ from torch.utils.data import get_worker_info
 from ..files.shared_memory import Descriptor, anonymous_memory, being_spawned
 
 NO_VARIANT: Final = -1
-_SIZE: Final = mmap.PAGESIZE
+_SIZE: Final = 16 * mmap.PAGESIZE
+COUNTS: Final = range(mmap.PAGESIZE // 8, _SIZE // 8)
+"""The words after the first page, which `read_counts` uses."""
 _NUMBER_BITS: Final = 40
 """Bits of a generation, above `pointer.MAX_GENERATION`; the owner's descriptor has the rest."""
 _NUMBER_MASK: Final = (1 << _NUMBER_BITS) - 1
@@ -146,13 +148,18 @@ class SplitWords:
 
     def __init__(self, control: Control, number: int) -> None:
         self.control = control
-        self._number = number
+        self.number = number
         self._at = 1 + number * _PER_SPLIT
 
     def read(self) -> Words:
         """Return the words as they are now."""
         words = self.control.page.words
         return Words(words[self._at], words[self._at + 1], *_unpacked(words[0]))
+
+    @property
+    def generation(self) -> int:
+        """The generation to serve, as it is now."""
+        return self.control.page.words[0] & _NUMBER_MASK
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch, for this process and its workers."""
@@ -163,7 +170,7 @@ class SplitWords:
         self.control.page.words[self._at + 1] = variant
 
     def __reduce__(self) -> tuple[Callable[..., SplitWords], tuple[Any, ...]]:
-        return SplitWords, (self.control, self._number)
+        return SplitWords, (self.control, self.number)
 
 
 def _packed(generation: int, descriptor: int) -> int:

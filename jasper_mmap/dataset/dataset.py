@@ -95,6 +95,7 @@ class JASPERSteeringDataset(Artifacts, Dataset[Batch]):
         self._words.set_forced(NO_VARIANT)
         served = adoption.served
         self._reader = SplitReader(served, adoption, self._words, split, self.seed)
+        self.read_counts = self._reader.read_counts
         self._store_id = served.store.store_id
         self._about = (
             f"pairs={self._reader.n}, D={served.config.embedding_dim}, N={served.config.n_neg},"
@@ -145,7 +146,7 @@ class JASPERSteeringDataset(Artifacts, Dataset[Batch]):
     def __getitem__(self, index: SupportsIndex | Sequence[int] | ArrayLike | torch.Tensor) -> Batch:
         if arguments.are_positions(index):
             return cast(Batch, self.__getitems__(cast(ArrayLike, index)).columns)
-        return Sample.of(self.reader.read(self._checked(arguments.position(index))), 0)
+        return Sample.of(self.reader.read_single(self._checked(arguments.position(index))), 0)
 
     def __getitems__(self, indices: Sequence[int] | ArrayLike | torch.Tensor) -> Rows:
         positions = self._checked(indices)
@@ -191,7 +192,9 @@ class JASPERSteeringDataset(Artifacts, Dataset[Batch]):
         This never communicates; `jasper_mmap.set_epoch` makes the ranks of torch.distributed agree
         on a generation.
         """
-        self._words.set_epoch(arguments.integer("epoch", epoch))
+        epoch = arguments.integer("epoch", epoch)
+        self.read_counts.end_epoch(self.split, self.current_epoch)
+        self._words.set_epoch(epoch)
         if not self.closed:
             self.adoption.begin_epoch(self.split, epoch, collective=self.collective)
         self.epoch_calls += 1  # samplers restart their count of passes

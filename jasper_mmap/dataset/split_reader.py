@@ -23,6 +23,7 @@ from .batch_layout import Columns, Target, empty_batch
 from .control import NO_VARIANT, SplitWords, Words, in_worker
 from .gather import Lookup, SingleLookup, rows_of
 from .placed.placed_store import PlacedGeneration, PlacedStore
+from .read_counts import ReadCounts
 from .worker_slots import BatchSlots
 
 SPLIT_INDICES: Final = "split_indices"
@@ -102,6 +103,7 @@ class SplitReader:
         )
         self._spares = _Spares()
         self._last = (0, "")
+        self.read_counts = ReadCounts(words)
         self._slots = BatchSlots(served.config.embedding_dim, served.config.n_neg)
 
     @property
@@ -166,6 +168,7 @@ class SplitReader:
                 and single
                 and single.read(positions, self._variants(positions, words), taken[1])
             ):
+                self._count(1, rows, words.generation)
                 return taken[0]
         if taken is None:
             columns = self.new_batch(rows)
@@ -175,7 +178,19 @@ class SplitReader:
             lookup = self.look_up(positions, rows, words, batch)
             lookup.fill_wide(0, target)
             self.spare(lookup)
+        if reuse:
+            self._count(1, rows, words.generation)
         return batch
+
+    def read_single(self, position: NDArray[np.int64]) -> Columns:
+        """Return the batch of one position [1]; it counts as a sample of some batch."""
+        batch = self.read(position)
+        self._count(0, 1, self.words.generation)
+        return batch
+
+    def _count(self, batches: int, samples: int, generation: int) -> None:
+        # Batches that are not read for reuse are counted by who reads them.
+        self.read_counts.add(batches, samples, self._slots.fallbacks, generation)
 
     def _single(self, words: Words) -> SingleLookup | None:
         """What reads single batches of this generation, if its tables allow it."""

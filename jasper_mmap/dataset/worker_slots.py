@@ -243,6 +243,8 @@ class BatchSlots:
 
     def __init__(self, embedding_dim: int, n_neg: int) -> None:
         self._sizes = (embedding_dim, n_neg)
+        self.fallbacks = 0
+        """How often no regular slot was free."""
         self._slots: Slots | None = None
         self._asked_before = False
 
@@ -258,6 +260,7 @@ class BatchSlots:
                 return None
         slot = slots.take()
         if slot is None:
+            self.fallbacks += 1
             slot = slots.take_grown()
             if slot >= MOST_SLOTS:
                 return None

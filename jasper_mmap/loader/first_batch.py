@@ -9,7 +9,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..dataset.dataset import JASPERSteeringDataset
+from ..dataset.samples import Rows
 from ..errors import BatchError, BatchTypeError
+from ..rules.arguments import positions_in
 from ..rules.names import VARIANTS
 from ..rules.schema import COLUMNS, Column
 from ..store.manifest import Manifest
@@ -64,7 +66,10 @@ def _first(loader: DataLoader[Any]) -> Any:
     positions = loader.first_positions()
     if not positions:
         return None
-    return loader.collate_fn(loader.dataset_obj.__getitems__(positions))  # type: ignore[arg-type]
+    dataset = loader.dataset_obj
+    known = positions_in(positions, len(dataset), dataset.split)
+    # Read without being counted as a batch of a training.
+    return loader.collate_fn(Rows(dataset.reader.read(known), len(known)))  # type: ignore[arg-type]
 
 
 def _check_keys(batch: Any) -> None:

@@ -16,11 +16,13 @@ from ..files.torch_modes import plain_tensors
 from ..rules.arguments import integer
 from ..rules.names import Adopt, Again, Auto
 from ..rules.schema import Batch
+from ..timing.loader_stats import LoaderStats
 from . import sharding
 from .epochs import begin_epoch
+from .passes.foreign_pass import ForeignPass, bus_errors_explained
 from .passes.given import Given
 from .passes.given_sampler import GivenSampler
-from .passes.local_pass import ForeignPass, Pass, bus_errors_explained
+from .passes.local_pass import Pass
 from .passes.order import counting
 from .passes.plan import PassPlan
 from .passes.worker_pool import WorkerPool
@@ -191,7 +193,7 @@ class JASPERDataLoader(DataLoader[Batch]):
         begin = partial(self._begin, schedule, self._given(schedule))
         with counting:
             begun = begin_pass(schedule.passes, dataset, begin, self.__iter__)
-            self._held.last = begun.progress
+            self._held.began(begun, dataset.generation)
         return begun
 
     def _given(self, schedule: Schedule) -> Given | None:
@@ -216,7 +218,7 @@ class JASPERDataLoader(DataLoader[Batch]):
             with bus_errors_explained(self.dataset_obj.reader):
                 made = cast(Iterator[Columns], super().__iter__())
             sampler = batches if isinstance(batches, GivenSampler) else None
-            return ForeignPass(plan, self.dataset_obj, made, sampler)
+            return ForeignPass(plan, self.dataset_obj, made, sampler, workers=self.num_workers)
         return self._held.begin(self, plan, given)
 
     @property
@@ -224,6 +226,10 @@ class JASPERDataLoader(DataLoader[Batch]):
         """How often no regular slot was free, since the consumer keeps batches, so that a batch
         took fresh memory."""
         return self._held.fallbacks
+
+    def stats(self) -> LoaderStats:
+        """Return what was measured of the latest pass so far; see `jasper_mmap.stats`."""
+        return self._held.stats(self.dataset_obj)
 
     def first_positions(self) -> list[int]:
         """Positions of the first batch of the next pass that has any left, without counting it; []

@@ -11,6 +11,8 @@ from torch.utils.data import DataLoader
 from ..dataset.batch_layout import Layout
 from ..dataset.dataset import JASPERSteeringDataset
 from ..dataset.slots import Slots
+from ..timing.loader_stats import LoaderStats
+from ..timing.step_times import StepTimes
 from .passes.given import Given, GivenLocalPass, GivenWorkerPass
 from .passes.local_pass import LocalPass, Pass, Progress
 from .passes.plan import PassPlan
@@ -34,6 +36,9 @@ class Resources:
     def __init__(self) -> None:
         self.last: Progress | None = None
         """Of the latest pass."""
+        self.times: StepTimes | None = None
+        """Of the latest pass."""
+        self._latest: weakref.ref[Pass] | None = None
         self.pool: WorkerPool | None = None
         self._slots: Slots | None = None
         self._rows = 0
@@ -66,6 +71,21 @@ class Resources:
         if given is not None:
             return GivenWorkerPass(plan, given, dataset, pool, self._rows, **options)
         return WorkerPass(plan, dataset, pool, **options)
+
+    def began(self, latest: Pass, generation: int) -> None:
+        """Take `latest` for the latest pass of the loader; `generation` is served."""
+        before, left = self.times, self._latest is not None and self._latest() is None
+        if before is not None and left:  # early, so that the pass itself has not logged it
+            before.report(generation)
+        latest.times.follow(before)
+        self._latest = weakref.ref(latest)
+        self.last, self.times = latest.progress, latest.times
+
+    def stats(self, dataset: JASPERSteeringDataset) -> LoaderStats:
+        """What the latest pass has measured; without any, what `dataset` has counted."""
+        if self.times is None:
+            return dataset.read_counts.stats(dataset.split, dataset.current_epoch)
+        return self.times.stats(dataset.generation)
 
     def _start(self, loader: DataLoader[Any], plan: PassPlan | None, rows: int) -> None:
         """Start workers, unless there are some whose slots have as many rows."""
@@ -108,6 +128,12 @@ class Resources:
         """How often no regular slot was free."""
         slots = self._slots if self.pool is None else self.pool.slots
         return 0 if slots is None else slots.fallbacks
+
+
+def latest_of(dataset: JASPERSteeringDataset) -> Resources | None:
+    """What the loader over `dataset` holds that has begun a pass last; None if none has."""
+    begun = {held.times.began: held for held in _of_loaders.get(dataset, ()) if held.times}
+    return begun[max(begun)] if begun else None
 
 
 def layout_of(dataset: JASPERSteeringDataset, batch_size: int) -> Layout:

@@ -72,7 +72,9 @@ CONTRACT_WORDS = (
 )
 EVENT = {"_say": 1, "_say_once": 2}
 """The functions by which the inbox logs, and which of their arguments names the event."""
-NOT_FOR_USERS = {"adoption", "collective", "epoch_calls", "identity", "loaded", "reader"}
+NOT_FOR_USERS = {
+    *("adoption", "collective", "epoch_calls", "identity", "loaded", "read_counts", "reader")
+}
 """What other modules of the package use of a dataset."""
 
 

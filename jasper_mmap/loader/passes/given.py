@@ -96,12 +96,15 @@ class GivenLocalPass(Pass):
             raise AssertionError
         rows, slots = len(positions), self._slots
         if slots is None or not 0 < rows <= self._rows:
-            return self._reads.read(positions)
-        slot = slots.take()
-        if slot is None:
-            slot = slots.take_grown()
-        batch = slots.lease(slot, rows)
-        fill_given(self._reads, positions, slots.extents.target(slot, rows))
+            batch = self._reads.read(positions)
+        else:
+            slot = slots.take()
+            if slot is None:
+                slot = slots.take_grown()
+                self.times.fallbacks += 1
+            batch = slots.lease(slot, rows)
+            fill_given(self._reads, positions, slots.extents.target(slot, rows))
+        self.times.samples += rows
         return batch
 
 
@@ -169,8 +172,10 @@ class GivenWorkerPass(WorkerPass):
             if slot != _NO_SLOT:
                 return super()._batch(batch, slot, error_bytes)
             self.count += 1  # until it is made: after an error the next one is due
-            columns = self._reads.read(self._here.pop(batch))
+            positions = self._here.pop(batch)
+            columns = self._reads.read(positions)
             self.count -= 1
+            self.times.samples += len(positions)
         except BaseException:
             if self._sizes is not None:
                 self.progress.count += self._sizes.popleft()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sized
-from contextlib import contextmanager
 from dataclasses import dataclass
+from time import perf_counter_ns
 from typing import Any, Final, cast
 
 import numpy as np
@@ -17,10 +17,11 @@ from ...dataset.dataset import JASPERSteeringDataset
 from ...dataset.gather import Lookup
 from ...dataset.slots import Slots
 from ...dataset.split_reader import SplitReader
-from ...errors import UsageError, WorkerError
+from ...errors import UsageError
 from ...files.page_cache import read_ahead
 from ...files.torch_modes import plain_tensors
 from ...rules.schema import Batch
+from ...timing.step_times import StepTimes
 from .given_sampler import GivenSampler
 from .plan import PassPlan
 
@@ -120,9 +121,12 @@ class Pass(Iterator[Batch]):
         pin: bool = False,
         given: GivenSampler | None = None,
         sizes: deque[int] | None = None,
+        workers: int = 0,
     ) -> None:
         self.plan = plan
         self.count = 0
+        self.times = StepTimes(dataset.split, plan.epoch, workers)
+        """What was measured; the subclasses count samples and fallbacks."""
         self.progress = Progress(plan, dataset.epoch_calls)
         self._dataset = dataset
         self._reads = dataset.reader
@@ -130,6 +134,8 @@ class Pass(Iterator[Batch]):
         self._sized: Sized = plan if given is None else given
         # Where the sampler does not resume by itself, what it gave is counted.
         self._sizes = sizes if given is not None and given.plan is not None else None
+        self._words = dataset.reader.words
+        self._last_of_plan = len(plan) if given is None else 0
         # A token that admits one thread: pop and append of a list are atomic.
         self._turn: list[None] = [None]
         self._over: Callable[[], None] | None = None
@@ -174,6 +180,7 @@ class Pass(Iterator[Batch]):
     def __next__(self) -> Batch:
         if self._successor is not None:
             return next(self._successor)
+        requested = perf_counter_ns()
         if self._reads.closed:
             _ = self._reads.served  # raises, even if batches were prefetched
         try:
@@ -194,6 +201,8 @@ class Pass(Iterator[Batch]):
             if self._over is not None:
                 self._end()
         except StopIteration:
+            self.times.ended(requested)
+            self.report()
             if self._over is not None:  # a sampler that was given may give less than the plan
                 call, self._over = self._over, None
                 call()
@@ -203,7 +212,14 @@ class Pass(Iterator[Batch]):
         if self._pin:
             # torch keeps its pinned memory until a non-blocking copy has read it.
             batch = {name: column.pin_memory() for name, column in batch.items()}
+        self.times.returned(requested, self._words.generation)
+        if self.count == self._last_of_plan:  # not every loop asks once more
+            self.report()
         return cast(Batch, batch)
+
+    def report(self) -> None:
+        """Log what was measured, if that was not done."""
+        self.times.report(self._words.generation)
 
     def _next(self) -> Columns:
         raise NotImplementedError
@@ -229,49 +245,15 @@ class LocalPass(Pass):
         if self.count >= len(self.plan):
             raise StopIteration
         slots = self._slots
-        if slots is None:
-            return self._reader.new(self.plan, self.count)
-        slot = slots.take()
-        if slot is None:
-            slot = slots.take_grown()
         rows = self.plan.rows(self.count)
-        batch = slots.lease(slot, rows)
-        self._reader.fill(self.plan, self.count, slots.extents.target(slot, rows))
+        if slots is None:
+            batch = self._reader.new(self.plan, self.count)
+        else:
+            slot = slots.take()
+            if slot is None:
+                slot = slots.take_grown()
+                self.times.fallbacks += 1
+            batch = slots.lease(slot, rows)
+            self._reader.fill(self.plan, self.count, slots.extents.target(slot, rows))
+        self.times.samples += rows
         return batch
-
-
-@contextmanager
-def bus_errors_explained(reads: SplitReader) -> Iterator[None]:
-    """Replace torch's error of a worker that SIGBUS has ended by one that names the file."""
-    try:
-        yield
-    except (RuntimeError, OSError, EOFError) as error:
-        # torch takes it for too little shared memory, or a pipe of the worker breaks before torch
-        # hears of its end.
-        bus_error = isinstance(error, RuntimeError) and "Bus error" in str(error)
-        why = reads.why_sigbus() if bus_error else reads.truncation()
-        if not why:
-            raise
-        raise WorkerError(f"a DataLoader worker was ended by SIGBUS: {why}") from error
-
-
-class ForeignPass(Pass):
-    """Batches of torch's own iterator, for options that this package's iterators do not support."""
-
-    def __init__(
-        self,
-        plan: PassPlan,
-        dataset: JASPERSteeringDataset,
-        batches: Iterator[Columns],
-        given: GivenSampler | None = None,
-    ) -> None:
-        sizes = None if given is None else given.sizes
-        super().__init__(plan, dataset, given=given, sizes=sizes)
-        self._batches = batches
-
-    def _drop(self) -> None:
-        self._batches = iter(())
-
-    def _next(self) -> Columns:
-        with bus_errors_explained(self._reads):
-            return next(self._batches)

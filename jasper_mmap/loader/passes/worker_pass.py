@@ -29,7 +29,9 @@ class WorkerPass(Pass):
         given: GivenSampler | None = None,
         sizes: deque[int] | None = None,
     ) -> None:
-        super().__init__(plan, dataset, pin=pin, given=given, sizes=sizes)
+        workers = pool.num_workers
+        super().__init__(plan, dataset, pin=pin, given=given, sizes=sizes, workers=workers)
+        self.times.counts_ready = True
         self._last = last
         self._pool = pool
         self._timeout_s = timeout_s or None
@@ -79,6 +81,7 @@ class WorkerPass(Pass):
         slot = pool.slots.take()
         if slot is None and self._under_way + len(self._ready) < pool.num_workers:
             slot = pool.slots.take_grown()
+            self.times.fallbacks += 1
         return slot
 
     def _request_more(self) -> None:
@@ -119,6 +122,7 @@ class WorkerPass(Pass):
                 self._pool.close()
             self._stop()
         self._request_more()
+        waits = self._pool.waits
         while (batch := self._next_ready()) is None:
             if not self._pool.receive(self._timeout_s):
                 raise WorkerError(
@@ -126,7 +130,10 @@ class WorkerPass(Pass):
                     " batch in time. Raise the timeout, or find out what delays the workers."
                 )
         slot, error_bytes = self._ready.pop(batch)
-        return self._batch(batch, slot, error_bytes)
+        columns = self._batch(batch, slot, error_bytes)
+        if self._pool.waits == waits and slot >= 0:  # else it was made here
+            self.times.ready += 1
+        return columns
 
     def _batch(self, batch: int, slot: int, error_bytes: int) -> Columns:
         """The batch that arrived in `slot`, or the exception of its worker."""
@@ -137,6 +144,7 @@ class WorkerPass(Pass):
             slots.give_back(slot)
             self.count += 1  # the next call continues after it
             pickle.loads(data).reraise()  # noqa: S301  # our own worker wrote it
+        self.times.samples += rows
         return slots.lease(slot, rows)
 
     def _next_ready(self) -> int | None:

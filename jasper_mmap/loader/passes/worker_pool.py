@@ -71,6 +71,8 @@ class WorkerPool:
         # One more than can be in flight: the batch that the trainer uses.
         self.slots = Slots(layout, self.outstanding_max + 1, shared=True)
         self.passes: weakref.WeakSet[Client] = weakref.WeakSet()
+        self.waits = 0
+        """How often no reply was there when a pass asked for one."""
         self._asked: dict[int, tuple[weakref.ref[Client], int, int, int]] = {}
         self._ticket = 0
         self.in_order = in_order
@@ -179,6 +181,7 @@ class WorkerPool:
         """
         replies = self._read_replies()
         if not replies:
+            self.waits += 1
             if not self._poll.poll(None if timeout_s is None else timeout_s * 1000):
                 return False
             replies = self._read_replies()

@@ -33,6 +33,7 @@ class Pool:
         self.slots = Slots(layout, self.outstanding_max + 1, shared=True)
         self.groups: list[int] = []
         self.closed = 0
+        self.waits = 0
         self.passes: weakref.WeakSet[WorkerPass] = weakref.WeakSet()
         self._unsent: list[tuple[WorkerPass, int, int]] = []
         self._sent: list[tuple[WorkerPass, int, int]] = []
@@ -51,6 +52,7 @@ class Pool:
 
     def receive(self, _: float | None) -> bool:
         """Reply to any of the requests."""
+        self.waits += 1
         if not self._sent:
             return False
         owner, batch, slot = self._sent.pop(self._dice.randrange(len(self._sent)))

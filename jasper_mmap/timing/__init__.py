@@ -1,0 +1,4 @@
+"""What a pass measures of its batches, and what that says about a training.
+
+May import: the ground.
+"""
