@@ -35,8 +35,8 @@ class ContenderError(JasperError, RuntimeError):
 class Running(NamedTuple):
     """An opened contender."""
 
-    step: Callable[[], int]
-    """Makes and consumes one batch; returns its number of samples."""
+    step: Callable[[], float]
+    """Makes and consumes one batch; returns what is measured, mostly its number of samples."""
     ahead: int
     """Batches that may be ready before a turn, and so are not counted in it."""
 
@@ -79,7 +79,7 @@ class Turns:
         return int(self._process.pid or 0)
 
     def run(self, seconds: float) -> float:
-        """Let it run for about `seconds`; return its samples per second.
+        """Let it run for about `seconds`; return its samples (or what it measures) per second.
 
         Returns after its workers have finished prefetching, so as not to disturb the next turn.
         """
@@ -181,7 +181,7 @@ def _serve(
 def _turn(running: Running, seconds: float) -> float:
     for _ in range(running.ahead):
         running.step()
-    samples = 0
+    samples = 0.0
     began = now = time.perf_counter()
     while now - began < seconds:
         samples += running.step()

@@ -41,6 +41,11 @@ from ..console import (
     show_default=True,
     help="Length of a measuring window.",
 )
+@click.option(
+    "--step-ms",
+    type=click.FloatRange(0, 10_000, min_open=True),
+    help="Say whether data would be the limit of a training step of this length.",
+)
 @json_option()
 @debug_option
 def bench(
@@ -50,6 +55,7 @@ def bench(
     workers: Sequence[int] | None,
     count: int,
     seconds: float,
+    step_ms: float | None,
     as_json: bool,
 ) -> None:
     """Measure the throughput of a store's batches.
@@ -57,10 +63,14 @@ def bench(
     Finds the best number of workers. The floor is torch's index_select of the same rows into
     preallocated memory, measured in turns with the loader. No training happens here: a busy trainer
     gains from workers even if 0 workers are the fastest. Run it on an idle machine.
+
+    With --step-ms, a training is played whose step leaves the cores free, as one on a GPU does.
+    Data is its limit if waiting takes more than 5 % of the time.
     """
     from ..bench.machine import busy, cores
     from ..bench.measure import Cell, Entrant, Skipped, Windows, best, measure, open_ours, warm_up
     from ..bench.report import NOT_QUIET, conditions, sentences_of, table_of
+    from ..bench.step import answer_of, measure_waiting
     from ..bench.turns import ContenderError
 
     windows = Windows(count=count, seconds=seconds)
@@ -78,6 +88,10 @@ def bench(
     if not cells:
         raise ContenderError(failed[0].why)
     chosen = best(cells)
+    step = None
+    if step_ms is not None:
+        waiting = measure_waiting(store, batch_size, step_ms / 1e3, cells, count * seconds)
+        step = answer_of(waiting, batch_size)
     if as_json:
         echo_json(
             {
@@ -85,6 +99,7 @@ def bench(
                 "cells": [cell.to_dict() for cell in cells],
                 "skipped": [vars(cell) for cell in failed],
                 "best_workers": chosen.workers,
+                **({} if step is None else {"step": step}),
             }
         )
         return
@@ -101,3 +116,5 @@ def bench(
         verdict(f"num_workers={chosen.workers}", "good"),
         f", {chosen.rate:,.0f} samples/s, {chosen.ratio:.2f} of the floor",
     )
+    if step is not None:
+        echo(step["sentence"])
