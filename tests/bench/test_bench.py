@@ -112,15 +112,17 @@ def test_ratio_is_that_of_the_medians(answer: dict[str, Any]) -> None:
 
 
 def test_bench_command_names_a_setting_of_workers(demo_store: Path) -> None:
-    """Its JSON holds the fastest cell's number of workers, its text the same words."""
+    """Its JSON holds the fastest cell's number of workers, and whether data limits a step."""
     arguments = ["bench", str(demo_store), "--batch-size", "32", "--workers", "0,1", *TINY]
-    told = CliRunner().invoke(command, [*arguments, "--json"])
+    told = CliRunner().invoke(command, [*arguments, "--step-ms", "5", "--json"])
     assert told.exit_code == 0, told.output
     answer = json.loads(told.output)
     assert [cell["workers"] for cell in answer["cells"]] == [0, 1]
     rates = {cell["workers"]: cell["samples_per_s"] for cell in answer["cells"]}
     best_rate = max(rates.values())
     assert answer["best_workers"] == min(n for n, rate in rates.items() if rate >= 0.97 * best_rate)
+    assert answer["step"]["sentence"].startswith("a training step of 5 ms, batches of 32: data")
+    assert [cell["workers"] for cell in answer["step"]["measured"]] in ([0], [0, 1])
 
 
 WITHOUT_PSUTIL = """
