@@ -51,7 +51,7 @@ def slow_fill(*arguments: Any) -> None:
 
 def slow_worker(_: int) -> None:
     """Begin as a worker whose batches are slow."""
-    local_pass.PlanReader.fill = slow_fill  # type: ignore[method-assign]
+    local_pass.PlanReader.fill = slow_fill  # type: ignore[assignment, method-assign]
 
 
 def slow_loader(store: Path, workers: int, monkeypatch: pytest.MonkeyPatch) -> JASPERDataLoader:
@@ -79,7 +79,8 @@ def test_slow_data_is_waited_for(
     assert seen.waits.total_s >= BATCHES * SLOW_S / 2
     assert seen.waited_share is not None
     assert seen.waited_share > 0.5
-    assert seen.ready_share is None if not workers else seen.ready_share <= 0.5
+    assert (seen.ready_share is None) == (not workers)
+    assert (seen.ready_share or 0.0) <= 0.5
     assert seen.workers == workers
     del loader
 
@@ -125,7 +126,7 @@ def test_counts_are_those_of_the_batches(demo_store: Path, workers: int) -> None
         assert seen.batches_since_change == begun * len(rows)
         assert seen.steps is not None
         assert seen.steps.count == len(rows)
-        assert stats(loader.dataset_obj) == stats([loader]) == seen
+        assert stats(loader.dataset_obj) == loader.stats() == seen
     del loader
 
 
@@ -196,7 +197,7 @@ def test_a_dead_worker_and_a_closed_dataset_leave_an_answer(demo_store: Path) ->
     batches = iter(loader)
     for _ in islice(batches, 4):
         pass
-    os.kill(loader._pool.pids[0], signal.SIGKILL)  # type: ignore[union-attr]
+    os.kill(loader._pool.pids[0], signal.SIGKILL)
     with pytest.raises(WorkerError):
         list(batches)
     before = stats(loader)
