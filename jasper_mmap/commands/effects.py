@@ -78,7 +78,8 @@ def rehearse(store: Path, files: tuple[Path, Path], *, as_json: bool, **options:
     if warning is not None:
         echo_warning(warning)
     if same:
-        fate = verdict(f"generation {number} has these values already", "doubtful")
+        unused = ", so the note would not be used" if options.get("note") else ""
+        fate = verdict(f"generation {number} has these values already{unused}", "doubtful")
     else:
         fate = verdict(f"this would be generation {number}", "good")
     echo("dry run, nothing was published: ", fate)

@@ -67,10 +67,11 @@ def _print_pair(pair: Pair, texts: Texts, where: str) -> None:
         f"right source {pair.source}{_quoted(texts.sources, pair.source)}:"
         f" similarity {_value(pair.similarity)}"
     )
-    echo(
-        f"lowest of the question's {_count(len(pair.right_sources), 'right source')}:"
-        f" {_value(pair.lowest_right)} (source {pair.lowest_right_source})"
-    )
+    if len(pair.right_sources) > 1:
+        echo(
+            f"lowest of the question's {len(pair.right_sources)} right sources:"
+            f" {_value(pair.lowest_right)} (source {pair.lowest_right_source})"
+        )
     _table(
         ("slot", "tier", "source", "similarity", "flags"),
         [

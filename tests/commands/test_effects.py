@@ -127,10 +127,13 @@ def test_dry_run_does_not_wait_for_a_publisher(store: Path, new: Tables) -> None
             publish_negatives(store, *new, lock_timeout_s=0.0)
 
 
-def test_dry_run_of_equal_values(store: Path) -> None:
+def test_dry_run_of_equal_values(jasper: Command, store: Path, tmp_path: Path) -> None:
     """What is current already is the number that is given."""
     tables = Store(store).generation()[1].tables
     both = tables["hard_negatives"].clone(), tables["negative_tiers"].clone()
+    files = saved(both, tmp_path)
+    ended = jasper("publish", store, files[0].parent, "--dry-run", "--note", "new")
+    assert "generation 1 has these values already, so the note would not be used\n" in ended.out
     assert publish_negatives(store, *both, dry_run=True, republish=False) == 1
     assert publish_negatives(store, *both, dry_run=True, republish=True) == 2
 
