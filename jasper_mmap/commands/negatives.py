@@ -202,7 +202,7 @@ def prune(store: Path, as_json: bool, **options: Any) -> None:
     The current one always stays. Programs that serve an older one keep it on a local disk, but fail
     on a network file system.
     """
-    from ..negatives.prune import prune_negatives
+    from ..negatives.retention import prune_negatives
     from .publications import print_pruned
 
     pruned = prune_negatives(store, **options)

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from ..console import Column, echo, echo_json, echo_table, echo_warning, verdict
 from ..errors import JasperError
-from ..negatives.prune import Pruned
 from ..negatives.publish import shares
+from ..negatives.retention import Pruned
 from ..printable import size
 from ..rules.schema import NEGATIVES
 from ..similarity.change.slots import short_form

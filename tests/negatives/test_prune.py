@@ -13,7 +13,7 @@ from jasper_mmap import JASPERSteeringDataset, publish_negatives
 from jasper_mmap.commands.main import command
 from jasper_mmap.errors import AccessError, BusyError, FormatError, MissingFileError, UsageError
 from jasper_mmap.files import atomic
-from jasper_mmap.negatives.prune import prune_negatives
+from jasper_mmap.negatives.retention import prune_negatives
 from jasper_mmap.negatives.write import publisher_lock
 from jasper_mmap.store.pointer import FOLDER, file_name
 from tests.oracle import Oracle
