@@ -19,6 +19,9 @@ from .mapping import LIBC
 
 _PIECE_BYTES = 16 << 20
 _SHARE_OF_MEMORY = 0.9
+_MEMINFO = Path("/proc/meminfo")
+UNKNOWN = 1 << 62
+"""More than any machine has, so that everything fits where the size of memory is unknown."""
 _MADV_POPULATE_READ = getattr(mmap, "MADV_POPULATE_READ", 22)  # Linux 5.14
 
 
@@ -28,12 +31,13 @@ def fits(paths: Sequence[Path]) -> bool:
     return need <= _SHARE_OF_MEMORY * free_bytes()
 
 
-def free_bytes() -> int:
-    """Bytes of this machine's memory that could be allocated now."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) << 10
-    return 1 << 62  # unknown on this system
+def free_bytes(meminfo: Path = _MEMINFO) -> int:
+    """Bytes of this machine's memory that could be allocated now; `UNKNOWN` if it does not say."""
+    with contextlib.suppress(OSError):  # a container without /proc
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) << 10
+    return UNKNOWN
 
 
 def worth_huge_pages(n_bytes: int) -> bool:
