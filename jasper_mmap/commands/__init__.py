@@ -2,5 +2,5 @@
 
 May import: console, the ground, files, files/pt, rules, store, similarity/reports, similarity,
 similarity/change, similarity/single, negatives, timing, dataset/placed, dataset, loader/passes,
-loader, bench.
+loader, bench, doctor.
 """

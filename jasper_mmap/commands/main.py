@@ -21,6 +21,7 @@ from ..console import (
 from ..errors import FormatError
 from .bench import bench
 from .difference import diff
+from .doctor import doctor
 from .lint import lint
 from .negatives import generations, prune, publish, rollback, watch
 from .show import show
@@ -87,4 +88,4 @@ def inspect(store: Path, *, as_json: bool) -> None:
 
 command.add_section("Data", inspect, show, lint, verify)
 command.add_section("Negatives", publish, diff, rollback, generations, prune, watch)
-command.add_section("Machine", bench)
+command.add_section("Machine", bench, doctor)

@@ -45,9 +45,10 @@ CONVERTERS = "converters/README.md"
 CONTRIBUTING = ".github/CONTRIBUTING.md"
 LOADER = "jasper_mmap/loader/README.md"
 DATA = "jasper_mmap/similarity/README.md"
+DOCTOR = "jasper_mmap/doctor/README.md"
 TEXTS = {
     name: (ROOT / name).read_text()
-    for name in (README, INSIDE, CHANGES, CONVERTERS, CONTRIBUTING, LOADER, DATA)
+    for name in (README, INSIDE, CHANGES, CONVERTERS, CONTRIBUTING, LOADER, DATA, DOCTOR)
 }
 MOST_BYTES = 10_000  # of the README
 SET_UP = "python -m pytest"  # ends the second line of the set-up block

@@ -1,0 +1,81 @@
+"""Limits of control groups, versions 1 and 2: a container has less than its machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Final, TypeVar
+
+from .facts import Limits
+
+_Number = TypeVar("_Number", int, float)
+
+_NO_LIMIT: Final = 1 << 60
+"""Version 1 writes "no limit" as a number near 2**63."""
+
+
+def limits(cgroup_file: Path, root: Path) -> Limits:
+    """Return the smallest limits of this process's groups and of those that contain them.
+
+    `cgroup_file` lists the groups, as `/proc/self/cgroup` does; `root` is where they are mounted.
+    """
+    try:
+        lines = cgroup_file.read_text().splitlines()
+    except OSError:
+        lines = ["0::/"]  # what a container sees as the root may still have limits
+    memory: list[int] = []
+    cores: list[float] = []
+    for line in lines:
+        _, _, rest = line.partition(":")
+        names, _, group = rest.partition(":")
+        for folder in _folders(root, names, group):
+            if names:
+                memory += _numbers(folder / "memory.limit_in_bytes", _bytes)
+                cores += _v1_cores(folder)
+            else:
+                memory += _numbers(folder / "memory.max", _bytes)
+                cores += _numbers(folder / "cpu.max", _v2_cores)
+    return Limits(min(memory, default=None), min(cores, default=None))
+
+
+def _folders(root: Path, names: str, group: str) -> Iterator[Path]:
+    """Yield the folders of a group and of its parents. Inside a container, the path may be that of
+    the machine outside: then only the last of them exists."""
+    mounts = (
+        [root / names, *(root / name for name in names.split(","))]
+        if names
+        else [
+            root,
+            root / "unified",
+        ]
+    )
+    inside = PurePosixPath(group.lstrip("/"))
+    for mount in dict.fromkeys(mounts):
+        for part in (inside, *inside.parents):
+            if ".." not in part.parts:
+                yield mount / part
+
+
+def _numbers(path: Path, parsed: Callable[[str], _Number | None]) -> list[_Number]:
+    try:
+        value = parsed(path.read_text())
+    except (OSError, ValueError):
+        return []
+    return [] if value is None else [value]
+
+
+def _bytes(text: str) -> int | None:
+    if text.strip() == "max" or int(text) >= _NO_LIMIT:
+        return None
+    return int(text)
+
+
+def _v2_cores(text: str) -> float | None:
+    quota, period = text.split()
+    return None if quota == "max" else int(quota) / int(period)
+
+
+def _v1_cores(folder: Path) -> list[float]:
+    quota = _numbers(folder / "cpu.cfs_quota_us", int)
+    period = _numbers(folder / "cpu.cfs_period_us", int)
+    return [q / p for q, p in zip(quota, period, strict=False) if q > 0 and p > 0]
