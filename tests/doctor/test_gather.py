@@ -1,0 +1,312 @@
+"""The facts: read from planted files of a kernel, and from stores and limits that are planted."""
+
+import os
+import resource
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from jasper_mmap.doctor import gather as gather_module
+from jasper_mmap.doctor import processes
+from jasper_mmap.doctor.cgroups import limits
+from jasper_mmap.doctor.facts import Facts, Limits, Mount, StoreFacts
+from jasper_mmap.doctor.gather import Roots, gather, versions
+from jasper_mmap.doctor.mounts import mount_of
+from jasper_mmap.doctor.store_facts import store_facts
+from jasper_mmap.errors import MissingFileError, StorageError
+from jasper_mmap.store.manifest import read_manifest
+
+MOUNTINFO = Path("/proc/self/mountinfo")
+NOBODY = 65534
+
+
+@pytest.fixture
+def copy(demo_store: Path, tmp_path: Path) -> Path:
+    """Return a copy of a store, to be spoilt."""
+    return Path(shutil.copytree(demo_store, tmp_path / "store"))
+
+
+def written(root: Path, files: dict[str, str]) -> Path:
+    """Write files below a folder."""
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+# The machine
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "expected"),
+    [
+        (
+            "0::/job/step\n",
+            {
+                "job/memory.max": "1000\n",
+                "job/step/memory.max": "max\n",
+                "job/step/cpu.max": "150000 100000\n",
+            },
+            Limits(1000, 1.5),
+        ),
+        ("0::/\n", {"memory.max": "2000\n", "cpu.max": "max 100000\n"}, Limits(2000, None)),
+        ("0::/../other\n", {"memory.max": "3000\n"}, Limits(3000, None)),
+        (
+            "5:memory:/docker/a\n4:cpu,cpuacct:/docker/a\n",
+            {
+                "memory/memory.limit_in_bytes": "4000\n",  # the path of outside is not there
+                "cpu,cpuacct/cpu.cfs_quota_us": "50000\n",
+                "cpu,cpuacct/cpu.cfs_period_us": "100000\n",
+            },
+            Limits(4000, 0.5),
+        ),
+        (
+            "5:memory:/a\n4:cpu:/\n",
+            {
+                "memory/a/memory.limit_in_bytes": "9223372036854771712\n",
+                "cpu/cpu.cfs_quota_us": "-1\n",
+                "cpu/cpu.cfs_period_us": "100000\n",
+            },
+            Limits(None, None),
+        ),
+        ("0::/\n", {"memory.max": "no number\n", "cpu.max": "\n"}, Limits(None, None)),
+    ],
+)
+def test_limits_of_control_groups(
+    groups: str, files: dict[str, str], expected: Limits, tmp_path: Path
+) -> None:
+    """Of both versions, the smallest of a group and its parents."""
+    written(tmp_path, {"cgroup": groups} | {f"fs/{name}": text for name, text in files.items()})
+    assert limits(tmp_path / "cgroup", tmp_path / "fs") == expected
+
+
+def test_the_deepest_and_last_mount_is_that_of_a_folder(tmp_path: Path) -> None:
+    """Names are unescaped, and lines that are no mounts skipped."""
+    folder = tmp_path / "my data" / "store"
+    folder.mkdir(parents=True)
+    escaped = str(tmp_path / "my data").replace(" ", "\\040")
+    lines = [
+        "1 0 8:1 / / rw - ext4 /dev/sda rw",
+        f"2 1 0:5 / {escaped} rw shared:1 - nfs4 server:/a rw",
+        f"3 1 0:5 / {escaped} rw - fuse.sshfs host: rw",
+        f"4 1 0:5 / {escaped}x rw - tmpfs none rw",
+        "damaged",
+    ]
+    mountinfo = tmp_path / "mountinfo"
+    mountinfo.write_text("\n".join(lines))
+    assert mount_of(folder, mountinfo) == Mount(str(tmp_path / "my data"), "fuse.sshfs", "host:")
+    assert mount_of(tmp_path, mountinfo) == Mount("/", "ext4", "/dev/sda")
+    assert mount_of(folder, tmp_path / "none") is None
+
+
+def test_a_machine_without_proc(tmp_path: Path) -> None:
+    """All that /proc and /sys say is unknown, and nothing fails."""
+    empty = Roots(proc=tmp_path / "proc", sys=tmp_path / "sys", shm=tmp_path / "shm")
+    facts = gather(None, empty)
+    assert (facts.free_bytes, facts.huge_pages, facts.shm_bytes) == (None, None, None)
+    assert facts.limits == Limits(None, None)
+    assert "/proc/meminfo" in facts.proc_missing
+    assert "/proc/self/smaps" in facts.proc_missing
+
+
+def test_this_machine(tmp_path: Path) -> None:
+    """What the kernel says is what is planted or asked by another way."""
+    written(tmp_path, {"sys/kernel/mm/transparent_hugepage/enabled": "always madvise [never]\n"})
+    facts = gather(None, Roots(sys=tmp_path / "sys"))
+    assert facts.huge_pages == "never"
+    assert facts.cores == len(os.sched_getaffinity(0))
+    assert facts.umask == int(
+        next(
+            line.split()[1]
+            for line in Path("/proc/self/status").read_text().splitlines()
+            if line.startswith("Umask")
+        ),
+        8,
+    )
+    assert facts.proc_missing == ()
+    assert facts.store is None
+
+
+@pytest.fixture
+def few_descriptors() -> Iterator[int]:
+    """Lower the number of files that this process may open."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (500, before[1]))
+    yield 500
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_no_memfd_and_few_descriptors(
+    few_descriptors: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A sandbox that refuses memfd_create, without a writable TMPDIR, and a low limit."""
+
+    def refused(*_: object) -> int:
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "memfd_create", refused)
+    facts = gather(None)
+    assert facts.descriptors == few_descriptors
+    assert (facts.memfd_error, facts.temporary_error) == ("Operation not permitted", None)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    assert gather(None).temporary_error == "No such file or directory"
+
+
+def test_versions_are_those_that_the_package_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python and the dependencies without an extra; none where the package is not installed."""
+    needed = versions()
+    assert {"python", "torch", "safetensors", "numpy", "filelock", "click"} <= needed.keys()
+    assert "pytest" not in needed
+    assert all(version and smallest for version, smallest in needed.values())
+    monkeypatch.setattr(gather_module, "_PACKAGE", "no-such-package-of-ours")
+    assert versions() == {}
+
+
+# The store
+
+
+def test_a_sound_store(copy: Path) -> None:
+    """Its files are shared by two processes, the lock excludes, and nothing stays behind."""
+    before = sorted(copy.rglob("*"))
+    facts = store_facts(copy, MOUNTINFO)
+    assert facts.problems == ()
+    generation = (copy / "negatives" / "000001.safetensors").stat().st_size
+    assert facts.nbytes == read_manifest(copy).nbytes + generation
+    assert facts.sharing is not None
+    assert facts.sharing.shared == facts.sharing.rss >= facts.sharing.mapped > 0
+    assert facts.sharing.pss <= facts.sharing.rss / 2
+    assert (facts.lock_excludes, facts.lock_error) == (True, None)
+    assert sorted(copy.rglob("*")) == before
+
+
+def spoil_missing(store: Path) -> None:
+    (store / "pair_index.safetensors").unlink()
+
+
+def spoil_cut(store: Path) -> None:
+    os.truncate(store / "source_embs.safetensors", 5000)
+
+
+def spoil_manifest(store: Path) -> None:
+    (store / "manifest.json").write_text("{")
+
+
+def spoil_pointer(store: Path) -> None:
+    (store / "negatives" / "CURRENT.json").unlink()
+
+
+@pytest.mark.parametrize("spoil", [spoil_missing, spoil_cut, spoil_manifest, spoil_pointer])
+def test_a_spoilt_store_is_not_mapped(spoil: Callable[[Path], None], copy: Path) -> None:
+    """One problem, and no process that would die of a bus error."""
+    spoil(copy)
+    facts = store_facts(copy, MOUNTINFO)
+    assert len(facts.problems) == 1
+    assert facts.sharing is facts.sharing_error is None
+
+
+def test_a_store_of_another_user(copy: Path) -> None:
+    """Files closed to others are named, and cannot be read by others."""
+    table = "question_embs.safetensors"
+    (copy / table).chmod(0o600)
+    (copy / "negatives").chmod(0o770)
+    facts = store_facts(copy, MOUNTINFO)
+    assert facts.closed_to_others == (table,)
+    assert facts.group_writes
+    (copy / table).chmod(0)
+    assert table in as_other_user(copy).problems[0]
+
+
+def as_other_user(store: Path) -> StoreFacts:
+    """Return the facts as a user without rights sees them, from a place that all may enter."""
+    if os.geteuid() != 0:
+        return store_facts(store, MOUNTINFO)
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        place = Path(shutil.copytree(store, Path(folder) / "store"))
+        os.seteuid(NOBODY)
+        try:
+            return store_facts(place, MOUNTINFO)
+        finally:
+            os.seteuid(0)
+
+
+def test_there_must_be_a_folder(tmp_path: Path) -> None:
+    """A store that does not exist is no fact but an error."""
+    with pytest.raises(MissingFileError):
+        gather(tmp_path / "none")
+
+
+# Two processes
+
+
+def altered(program: Path, folder: Path, before: str, after: str) -> Path:
+    """Return a copy of a program, in which some text is another one."""
+    text = program.read_text()
+    assert before in text
+    (folder / program.name).write_text(text.replace(before, after))
+    return folder / program.name
+
+
+def test_pages_that_are_not_shared(copy: Path, tmp_path: Path) -> None:
+    """A process that writes to its pages has a copy of each, as where a system shares none."""
+    write = "mapping[place] = mapping[place]"
+    program = altered(
+        processes.MAPPING_PROGRAM, tmp_path, "        mapping[place]\n", f"        {write}\n"
+    )
+    seen = processes.sharing([copy / "source_embs.safetensors"], program)
+    assert seen is not None
+    assert seen.shared == 0
+    assert seen.pss == seen.rss >= seen.mapped
+
+
+def test_pages_that_cannot_be_measured(copy: Path, tmp_path: Path) -> None:
+    """Without smaps nothing is known."""
+    program = altered(processes.MAPPING_PROGRAM, tmp_path, "/proc/self/smaps", "/proc/self/none")
+    assert processes.sharing([copy / "source_embs.safetensors"], program) is None
+
+
+def test_files_that_cannot_be_mapped(tmp_path: Path) -> None:
+    """The error is that of the process, in a line."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with pytest.raises(StorageError, match=r"^IsADirectoryError.*folder'$"):
+        processes.sharing([folder])
+
+
+def test_a_large_store_is_read_in_part(tmp_path: Path) -> None:
+    """Two processes that share nothing read less than 64 MB together; small files are left out."""
+    large, small = tmp_path / "large", tmp_path / "small"
+    for path, length in ((large, 40 << 20), (small, 1 << 20)):
+        path.touch()
+        os.truncate(path, length)
+    seen = processes.sharing([small, large])
+    assert seen is not None
+    assert seen.mapped == processes.MOST_BYTES
+    assert 2 * processes.MOST_BYTES < 64_000_000
+
+
+@pytest.mark.parametrize("answer", ["taken", "No locks available"])
+def test_a_lock_that_does_not_work(answer: str, tmp_path: Path) -> None:
+    """One that two processes hold at once, and one that the system refuses."""
+    program = altered(
+        processes.LOCKING_PROGRAM, tmp_path, "print(attempt(sys.argv[1])", f"print({answer!r}"
+    )
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    if answer == "taken":
+        assert processes.lock_excludes(folder, program) is False
+    else:
+        with pytest.raises(StorageError, match="No locks available"):
+            processes.lock_excludes(folder, program)
+    assert not list(folder.iterdir())
+
+
+def test_facts_of_a_store_are_part_of_all(demo_store: Path) -> None:
+    """Gathering looks at the store too."""
+    facts: Facts = gather(demo_store)
+    assert facts.store is not None
+    assert facts.store.path == demo_store
+    assert facts.store.mount is not None
