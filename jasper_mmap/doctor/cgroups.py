@@ -10,6 +10,8 @@ from .facts import Limits
 
 _Number = TypeVar("_Number", int, float)
 
+_ROOTS: Final = ["0::/", "1:memory:/", "1:cpu:/"]
+"""For a container without /proc: what it sees as the root may have limits too."""
 _NO_LIMIT: Final = 1 << 60
 """Version 1 writes "no limit" as a number near 2**63."""
 
@@ -22,7 +24,7 @@ def limits(cgroup_file: Path, root: Path) -> Limits:
     try:
         lines = cgroup_file.read_text().splitlines()
     except OSError:
-        lines = ["0::/"]  # what a container sees as the root may still have limits
+        lines = _ROOTS
     memory: list[int] = []
     cores: list[float] = []
     for line in lines:

@@ -8,7 +8,20 @@ from ..printable import size
 from .check import Answer, broken, ok, warn
 from .facts import Facts, Mount, StoreFacts
 
-_NETWORK: Final = ("nfs", "lustre", "fuse", "ceph", "smb", "cifs", "gpfs", "beegfs", "9p", "virtio")
+_NETWORK: Final = (
+    "nfs",
+    "lustre",
+    "fuse",
+    "ceph",
+    "smb",
+    "cifs",
+    "gpfs",
+    "beegfs",
+    "9p",
+    "virtiofs",
+)
+_LOCAL: Final = ("fuseblk",)
+"""A disk that a program serves, such as one in the format NTFS."""
 _SHARED_AT_LEAST: Final = 0.9
 """Share of the mapped memory in use that has to be shared; the rest are pages at the edges."""
 _CACHE_SHARE: Final = 0.9
@@ -37,7 +50,7 @@ def file_system(facts: Facts, store: StoreFacts) -> Answer:
         )
     if mount.kind in ("tmpfs", "ramfs"):
         return ok(f"{where}: in memory, so the store is lost when the node restarts")
-    if mount.kind.startswith(_NETWORK):
+    if mount.kind.startswith(_NETWORK) and mount.kind not in _LOCAL:
         return warn(
             f"{where}: a network file system. The first epoch reads at its speed, and its locks may"
             " not reach other nodes",

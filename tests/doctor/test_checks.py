@@ -28,6 +28,7 @@ PLANTED: list[tuple[str, str, dict[str, Any], str]] = [
     ("file-system", "warn", mount("overlay"), "container"),
     ("file-system", "warn", {"mount": None}, "unknown"),
     ("file-system", "ok", mount("tmpfs"), "in memory"),
+    ("file-system", "ok", mount("fuseblk"), "local disk"),
     ("page-cache", "warn", {"free_bytes": GB}, "does not fit"),
     ("page-cache", "warn", {"limits": Limits(GB, None)}, "cgroup limit 1.0 GiB"),
     ("page-cache", "warn", {"free_bytes": None}, "unknown"),
