@@ -49,7 +49,8 @@ def doctor(store: Path | None, *, as_json: bool) -> None:
         _print(checks)
     if broken:
         names = ", ".join(check.id for check in broken)
-        raise JasperError(f"broken: {names}. {broken[0].seen}. Remedy: {broken[0].remedy}.")
+        why = broken[0].seen.rstrip(".")
+        raise JasperError(f"broken: {names}. {why}. Remedy: {broken[0].remedy}.")
 
 
 def _print(checks: list[Check]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from ..dataset.placed.placement import HEADROOM_BYTES
+from ..files.page_cache import SHARE_OF_MEMORY
 from ..printable import size
 from .check import Answer, broken, ok, warn
 from .facts import Facts, Mount, StoreFacts
@@ -24,8 +26,6 @@ _LOCAL: Final = ("fuseblk",)
 """A disk that a program serves, such as one in the format NTFS."""
 _SHARED_AT_LEAST: Final = 0.9
 """Share of the mapped memory in use that has to be shared; the rest are pages at the edges."""
-_CACHE_SHARE: Final = 0.9
-_GPU_HEADROOM: Final = 256 << 20
 _MOST_NAMED: Final = 3
 
 
@@ -91,7 +91,7 @@ def page_cache(facts: Facts, store: StoreFacts) -> Answer:
     memory = min(value for value in (limit, free) if value is not None)
     what = f"store {size(store.nbytes)}; memory free {'unknown' if free is None else size(free)}"
     what += ", no cgroup limit" if limit is None else f", cgroup limit {size(limit)}"
-    if store.nbytes <= _CACHE_SHARE * memory:
+    if store.nbytes <= SHARE_OF_MEMORY * memory:
         return ok(f"{what}: the store fits and stays in the page cache")
     return warn(
         f"{what}: the store does not fit, so batches wait for the disk",
@@ -174,7 +174,7 @@ def gpu_memory(facts: Facts, store: StoreFacts) -> Answer:
         return ok("torch sees no GPU; batches are made on the CPU")
     if store.nbytes is None:
         return ok(f"{facts.gpu}; not compared, since the store cannot be read")
-    need = store.nbytes + _GPU_HEADROOM
+    need = store.nbytes + HEADROOM_BYTES
     if facts.gpu_free_bytes is None:
         return warn(f"{facts.gpu} cannot be used now", "see nvidia-smi: driver, other processes")
     what = f"{facts.gpu}: {size(facts.gpu_free_bytes)} free; device='cuda' needs {size(need)}"

@@ -18,7 +18,8 @@ from .atomic import storage_errors
 from .mapping import LIBC
 
 _PIECE_BYTES = 16 << 20
-_SHARE_OF_MEMORY = 0.9
+SHARE_OF_MEMORY = 0.9
+"""What of the free memory a store may fill."""
 _MEMINFO = Path("/proc/meminfo")
 UNKNOWN = 1 << 62
 """More than any machine has, so that everything fits where the size of memory is unknown."""
@@ -28,7 +29,7 @@ _MADV_POPULATE_READ = getattr(mmap, "MADV_POPULATE_READ", 22)  # Linux 5.14
 def fits(paths: Sequence[Path]) -> bool:
     """Return whether all the files fit into the page cache of this machine now."""
     need = sum(path.stat().st_size for path in paths)
-    return need <= _SHARE_OF_MEMORY * free_bytes()
+    return need <= SHARE_OF_MEMORY * free_bytes()
 
 
 def free_bytes(meminfo: Path = _MEMINFO) -> int:

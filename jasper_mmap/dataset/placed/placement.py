@@ -17,7 +17,7 @@ from .device_runtime import CPU_RUNTIME, CUDA_RUNTIME, Event, Runtime
 from .stack import Stack, joinable, steering_begins
 
 _STAGING_BYTES = 32 << 20
-_HEADROOM_BYTES = 256 << 20
+HEADROOM_BYTES = 256 << 20
 """Left free on the device for the batches themselves and the allocator's rounding."""
 
 
@@ -33,7 +33,7 @@ class Placement:
         """Raise `DeviceMemoryError` now if copies of `tables` would not fit; allocates nothing."""
         if not self.copied:
             return
-        need = sum(t.nbytes for t in tables) + _HEADROOM_BYTES
+        need = sum(t.nbytes for t in tables) + HEADROOM_BYTES
         free = self.runtime.free_bytes(self.device)
         if need > free:
             raise DeviceMemoryError(
