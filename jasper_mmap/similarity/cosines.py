@@ -189,10 +189,13 @@ class Embeddings:
 
 
 @plain_tensors
-def similarities(embeddings: Embeddings, hard_negatives: torch.Tensor, rows: slice) -> torch.Tensor:
+def similarities(
+    embeddings: Embeddings, hard_negatives: torch.Tensor, rows: slice | torch.Tensor
+) -> torch.Tensor:
     """Return the cosines of question and negatives, float32 [b,N], of some `rows` of pairs.
 
-    `hard_negatives` is the table [N_p,N] of a generation, its numbers are checked.
+    `rows` is a slice or their numbers [b], int64. `hard_negatives` is the table [N_p,N] of a
+    generation, its numbers are checked.
     """
     numbers = as_int64(hard_negatives[rows])
     questions = embeddings.question_of[rows]

@@ -70,7 +70,7 @@ class Examination:
         """
         n = len(self.relations.question_of)
         if sample is not None and sample < n:
-            order = _drawn(self.relations, sample, seed)
+            order = _sampled(self.relations, sample, seed)
         elif take is not None:
             order = _in_order(n)
         else:
@@ -96,13 +96,25 @@ def _in_order(n: int) -> _Order:
     return _Order(pieces(every, _STEP), every)
 
 
-def _drawn(relations: Relations, sample: int, seed: int) -> _Order:
+def drawn(relations: Relations, sample: int | None, seed: int) -> torch.Tensor:
+    """The pairs that are linted, ascending: `sample` of them, drawn by `seed`, or all."""
     n = len(relations.question_of)
-    drawn = permute(np.arange(sample, dtype=np.int64), n, "lint", seed)
-    rows = torch.from_numpy(np.sort(drawn))
+    if sample is None or sample >= n:
+        return torch.arange(n, device="cpu")
+    pairs = permute(np.arange(sample, dtype=np.int64), n, "lint", seed)
+    return torch.from_numpy(np.sort(pairs))
+
+
+def of_same_questions(relations: Relations, pairs: torch.Tensor) -> torch.Tensor:
+    """The pairs of all questions of `pairs`, ascending."""
     asked = torch.zeros(len(relations.right_counts), dtype=torch.bool, device="cpu")
-    asked[relations.question_of[rows]] = True
-    return _Order(pieces(rows, _STEP), asked[relations.question_of].nonzero()[:, 0])
+    asked[relations.question_of[pairs]] = True
+    return asked[relations.question_of].nonzero()[:, 0]
+
+
+def _sampled(relations: Relations, sample: int, seed: int) -> _Order:
+    pairs = drawn(relations, sample, seed)
+    return _Order(pieces(pairs, _STEP), of_same_questions(relations, pairs))
 
 
 def _by_question(relations: Relations) -> _Order:
