@@ -1,6 +1,6 @@
 """The subcommands of `jasper-mmap`. Only this room prints.
 
 May import: console, the ground, files, files/pt, rules, store, similarity/reports, similarity,
-similarity/change, similarity/single, negatives, timing, dataset/placed, dataset, loader/passes,
-loader, bench, doctor.
+similarity/change, similarity/single, negatives, report/numbers, report, timing, dataset/placed,
+dataset, loader/passes, loader, bench, doctor.
 """

@@ -24,6 +24,7 @@ from .difference import diff
 from .doctor import doctor
 from .lint import lint
 from .negatives import generations, prune, publish, rollback, watch
+from .report import report
 from .show import show
 
 
@@ -86,6 +87,6 @@ def inspect(store: Path, *, as_json: bool) -> None:
         print_summary(summary)
 
 
-command.add_section("Data", inspect, show, lint, verify)
+command.add_section("Data", inspect, show, lint, report, verify)
 command.add_section("Negatives", publish, diff, rollback, generations, prune, watch)
 command.add_section("Machine", bench, doctor)

@@ -176,7 +176,11 @@ def changes_of(path: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize(
     "module",
-    [m for m in FILES if room_of(m).startswith(("files", "store", "simil", "negatives", "conv"))],
+    [
+        m
+        for m in FILES
+        if room_of(m).startswith(("files", "store", "simil", "negatives", "report", "conv"))
+    ],
 )
 def test_only_one_module_changes_a_store(module: str) -> None:
     """What is made, renamed, removed and synced goes through `files.atomic`: there a power cut and

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 TOOLS = {"accelerate", "lightning", "ray", "torchdata", "transformers"}
 """What a loader can be handed to; torch's own DataLoader must do without them too."""
-HEAVY = {"torch", "numpy", "safetensors", "rich", "click", *TOOLS}
+HEAVY = {"torch", "numpy", "safetensors", "rich", "click", "matplotlib", *TOOLS}
 
 
 def run(program: str, *arguments: str) -> str:

@@ -71,13 +71,13 @@ def with_dependencies() -> dict[str, str]:
 
 
 def test_wheel_holds_only_the_two_packages(wheel: Path) -> None:
-    """Every source file of every room, both type markers and the licence; no test, no tool, no
-    `converters`, no document."""
+    """Every source file of every room, the template of the report's page, both type markers and the
+    licence; no test, no tool, no `converters`, no document."""
     wanted = {
         f"{installed}/{path.relative_to(ROOT / folder)}"
         for installed, folder in PACKAGES.items()
         for path in (ROOT / folder).rglob("*")
-        if path.suffix == ".py" or path.name == "py.typed"
+        if path.suffix == ".py" or path.name == "py.typed" or path.parent.name == "page"
     }
     assert {f"{package}/py.typed" for package in PACKAGES} <= wanted
     wanted.add(LICENCE)
