@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 CHECKS = [
     "pip install --quiet torch==2.13.0",
     "pip install -e .[dev]",
-    "pip install --quiet -e .[frameworks]",
+    "pip install --quiet -e .[browser,frameworks]",
     "ruff check",
     "ruff format --check",
     "mypy",
