@@ -355,7 +355,8 @@ def test_history_of_long_notes_is_shortened_and_read(store: Path, folder: Path) 
     """The oldest entries go; publishing goes on."""
     tables = [load(folder, name) for name in ("hard_negatives", "negative_tiers")]
     for number in range(2, 9):
-        assert publish_negatives(store, *tables, note=str(number) * (1 << 20)) == number
+        note = str(number) * (1 << 20)
+        assert publish_negatives(store, *tables, note=note, republish=True) == number
     pointer = read_pointer(store)
     assert pointer.generation == 8
     assert [entry["generation"] for entry in pointer.history] == [1, 6, 7, 8]
