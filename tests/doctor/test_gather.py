@@ -47,7 +47,7 @@ def written(root: Path, files: dict[str, str]) -> Path:
             "0::/job/step\n",
             {
                 "job/memory.max": "1000\n",
-                "job/step/memory.max": "max\n",
+                "job/step/memory.max": "5000\n",
                 "job/step/cpu.max": "150000 100000\n",
             },
             Limits(1000, 1.5),
