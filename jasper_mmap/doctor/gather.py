@@ -101,7 +101,7 @@ def _temporary_error() -> str | None:
 
 
 def _unreadable(proc: Path) -> tuple[str, ...]:
-    """The files of /proc that the package reads, and cannot: `control` names open files by fd."""
+    """What the package reads of /proc, and cannot: open files are named by their descriptors."""
     names = ("meminfo", "self/fd", "self/smaps", "self/mountinfo", "self/cgroup")
     return tuple(f"/proc/{name}" for name in names if not os.access(proc / name, os.R_OK))
 

@@ -10,6 +10,7 @@ from ..printable import size
 from .check import Answer, broken, ok, warn
 from .facts import Facts
 
+_OPEN_FILES: Final = "/proc/self/fd"
 _SMALL_SHM: Final = 64 << 20
 """What a container has by default."""
 _FEW_DESCRIPTORS: Final = 1024
@@ -74,11 +75,11 @@ def proc(facts: Facts) -> Answer:
     """Whether /proc can be read."""
     if not facts.proc_missing:
         return ok("readable")
-    return warn(
-        f"cannot be read: {', '.join(facts.proc_missing)}. Memory is not measured, and a worker may"
-        " miss a generation that was removed early",
-        "mount /proc in the container",
-    )
+    what = f"cannot be read: {', '.join(facts.proc_missing)}"
+    remedy = "mount /proc in the container"
+    if _OPEN_FILES in facts.proc_missing:
+        return broken(f"{what}. The current generation is opened by it, so no store opens", remedy)
+    return warn(f"{what}. Memory or its limits are not known", remedy)
 
 
 def start_method(facts: Facts) -> Answer:

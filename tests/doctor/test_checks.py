@@ -64,6 +64,7 @@ PLANTED: list[tuple[str, str, dict[str, Any], str]] = [
     ("dev-shm", "warn", {"shm_bytes": 1 << 20}, "only 1.0 MiB. The loader does not need it"),
     ("dev-shm", "warn", {"shm_bytes": None}, "none"),
     ("proc", "warn", {"proc_missing": ("/proc/meminfo",)}, "/proc/meminfo"),
+    ("proc", "broken", {"proc_missing": ("/proc/self/fd",)}, "no store opens"),
 ]
 
 
