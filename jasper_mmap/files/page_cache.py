@@ -34,7 +34,7 @@ def fits(paths: Sequence[Path]) -> bool:
 
 def free_bytes(meminfo: Path = _MEMINFO) -> int:
     """Bytes of this machine's memory that could be allocated now; `UNKNOWN` if it does not say."""
-    with contextlib.suppress(OSError):  # a container without /proc
+    with contextlib.suppress(OSError):  # not every system has it
         for line in meminfo.read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) << 10
