@@ -140,12 +140,14 @@ class ReadCounts:
 def _locked(fd: int) -> Iterator[None]:
     # The kernel releases it if the process is killed. Threads do not exclude each other: two that
     # take their first batch at once share a row.
-    with suppress(OSError):  # a sandbox without locks: the same holds for processes
+    # Without locks (a sandbox; a dataset that is being collected, whose descriptor is closed) the
+    # same holds for processes.
+    with suppress(OSError, ValueError):
         fcntl.lockf(fd, fcntl.LOCK_EX)
     try:
         yield
     finally:
-        with suppress(OSError):
+        with suppress(OSError, ValueError):
             fcntl.lockf(fd, fcntl.LOCK_UN)
 
 
