@@ -224,3 +224,20 @@ def test_inbox_pattern_must_tell_the_two_files_apart(store: Path) -> None:
     both = ("*hard_negatives*.pt", "*hard_negatives*.safetensors")
     assert Place.of(store, str(store)).patterns == both
     assert Place.of(store, str(store / "a_hard_negatives_*")).patterns == ("a_hard_negatives_*",)
+
+
+@pytest.mark.parametrize("option", ["--max-margin-false-negatives", "--max-eval-sources"])
+def test_inbox_refuses_beyond_the_limits_of_the_lint(store: Path, new: Tables, option: str) -> None:
+    """As publish does, with the same words in the reason."""
+    files = saved(new, store / "inbox")
+    refused = _run("publish", store, store / "inbox", option, 0)
+    assert refused.exit_code == 1
+    assert isinstance(refused.exception, ContentError)
+    assert _run("watch", store, "--once", "--settle", 0.1, option, 0).exit_code == 1
+    (reason, _) = (store / "inbox" / "failed").glob("*.reason.txt")
+    assert reason.read_text().strip() == str(refused.exception)
+    assert read_pointer(store).generation == 1
+    assert not any(path.exists() for path in files)
+    saved(new, store / "inbox")
+    assert _run("watch", store, "--once", "--settle", 0.1, option, 1).exit_code == 0
+    assert read_pointer(store).generation == 2
