@@ -220,7 +220,7 @@ def test_a_dead_worker_and_a_closed_dataset_leave_an_answer(demo_store: Path) ->
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
     """Return what was logged of passes so far, and forget it."""
-    said = [r.getMessage() for r in caplog.records if "batches since it" in r.getMessage()]
+    said = [r.getMessage() for r in caplog.records if " since it changed" in r.getMessage()]
     assert {r.levelno for r in caplog.records} <= {logging.INFO}
     caplog.clear()
     return said
@@ -232,6 +232,7 @@ def test_one_line_a_pass(demo_store: Path, workers: int, caplog: pytest.LogCaptu
     caplog.set_level(logging.INFO, "jasper_mmap")
     loader = loader_of(demo_store, "train", 32, workers)
     validate_first_batch(loader)
+    assert stats(loader).batches == 0
     count = len(loader)
     for _ in loader:
         assert len(lines(caplog)) == (stats(loader).batches == count)
