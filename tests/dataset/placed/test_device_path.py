@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
+from torch.utils import backend_registration
 
 from converters import convert
 from tests.folders import MIXED, make_synthetic
@@ -16,6 +18,10 @@ from tests.oracle import STEERING_FILES
 from tests.publishing import IMPORTING
 from tests.serving import Named
 
+pytestmark = pytest.mark.skipif(
+    not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
+    reason=f"torch {torch.__version__} cannot emulate a device",
+)
 STORES = (
     "plain",
     "seven_pairs",
