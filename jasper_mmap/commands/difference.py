@@ -34,7 +34,7 @@ def diff(store: Path, sides: tuple[str, ...], *, as_json: bool) -> None:
     if len(sides) > 2:
         raise click.UsageError("Give at most two generations or folders.")
     from ..store.folder import Store
-    from .comparison import compare, comparison_to_dict, print_comparison, sides_named
+    from .answers.comparison import compare, comparison_to_dict, print_comparison, sides_named
 
     opened = Store(store)
     before, after = sides_named(opened, sides)

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
-import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
 
 import click
 
-from ..console import PATH, debug_option, echo, echo_json, json_option
+from ..console import PATH, debug_option, echo_json, json_option
 from ..errors import JasperError
-from ..printable import printable
-
-if TYPE_CHECKING:  # nothing is imported for help
-    from ..doctor.check import Check
-
-_NARROW, _WIDTH = 40, 80
-_HEADER: Final = ("check", "state", "what was found, and the remedy")
 
 
 @click.command()
@@ -34,6 +23,7 @@ def doctor(store: Path | None, *, as_json: bool) -> None:
     """
     from ..doctor.examine import examine
     from ..doctor.gather import gather
+    from .answers.checks import print_checks
 
     checks = list(examine(gather(store)))
     broken = [check for check in checks if check.state == "broken"]
@@ -46,27 +36,8 @@ def doctor(store: Path | None, *, as_json: bool) -> None:
             }
         )
     else:
-        _print(checks)
+        print_checks(checks)
     if broken:
         names = ", ".join(check.id for check in broken)
         why = broken[0].seen.rstrip(".")
         raise JasperError(f"broken: {names}. {why}. Remedy: {broken[0].remedy}.")
-
-
-def _print(checks: list[Check]) -> None:
-    """Print a table that fits the terminal, or 80 columns: its last column is wrapped."""
-    columns = shutil.get_terminal_size((_WIDTH, 0)).columns if sys.stdout.isatty() else _WIDTH
-    first = max(len(check.id) for check in checks)
-    indent = first + len("  broken  ")
-    width = max(columns - indent, _NARROW)
-
-    def row(id_: str, state: str, texts: list[str]) -> None:
-        lines = [part for text in texts for part in textwrap.wrap(printable(text), width)]
-        for number, line in enumerate(lines):
-            head = f"{id_:{first}}  {state:6}  " if number == 0 else " " * indent
-            echo(f"{head}{line}")
-
-    row(*_HEADER[:2], [_HEADER[2]])
-    for check in checks:
-        remedy = [f"-> {check.remedy}"] if check.remedy else []
-        row(check.id, check.state, [check.seen, *remedy])

@@ -52,7 +52,7 @@ def verify(store: Path, *, quick: bool, no_renew: bool, as_json: bool) -> None:
     not check the file again.
     """
     from ..negatives.renewal import verify_store
-    from .answers import print_verification
+    from .answers.store import print_verification
 
     with shown_progress() as progress:
         report = verify_store(store, quick=quick, renew=not no_renew, progress=progress)
@@ -78,7 +78,7 @@ def inspect(store: Path, *, as_json: bool) -> None:
     tiers, the current generation of hard negatives, and warnings.
     """
     from ..store.summary import summarise
-    from .answers import print_summary
+    from .answers.store import print_summary
 
     summary = summarise(store)
     if as_json:

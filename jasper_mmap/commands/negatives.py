@@ -106,8 +106,8 @@ def publish(
     given = _pair_given(folder, negatives, tiers)
     from ..negatives.mined_folder import files_in
     from ..negatives.publish import publish_negatives
-    from .effects import rehearse
-    from .publications import current_number, print_publication
+    from .answers.effects import rehearse
+    from .answers.publications import current_number, print_publication
 
     files = files_in(given) if isinstance(given, Path) else given
     if dry_run:
@@ -154,7 +154,7 @@ def rollback(store: Path, as_json: bool, **options: Any) -> None:
     It gets the next number, since numbers only rise.
     """
     from ..negatives.rollback import rollback_negatives
-    from .publications import print_publication
+    from .answers.publications import print_publication
 
     with answering():
         number = rollback_negatives(store, **options)
@@ -171,7 +171,7 @@ def generations(store: Path, as_json: bool) -> None:
     Who made each, when (UTC), from which files, and how many rows it kept of the one before and how
     many it replaced; unsuitable rows, size, and whether it is current or was removed from the disk.
     """
-    from .publications import print_history
+    from .answers.publications import print_history
 
     print_history(store, as_json=as_json)
 
@@ -203,7 +203,7 @@ def prune(store: Path, as_json: bool, **options: Any) -> None:
     on a network file system.
     """
     from ..negatives.retention import prune_negatives
-    from .publications import print_pruned
+    from .answers.publications import print_pruned
 
     pruned = prune_negatives(store, **options)
     print_pruned(store, pruned, as_json=as_json)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from ..store.folder import Store
     from ..store.texts import Texts
-    from .single_rows import Row
+    from .answers.rows import Row
 
 
 @click.command()
@@ -69,7 +69,7 @@ def show(
     if len(given) != 1:
         raise click.UsageError("Give one of --pair, --question and --source.")
     from ..store.folder import Store
-    from .single_rows import print_row
+    from .answers.rows import print_row
 
     opened = Store(store)
     pointer, content = opened.generation(generation)

@@ -10,6 +10,7 @@ import pytest
 
 from jasper_mmap.__main__ import main
 from jasper_mmap.doctor.examine import OF_MACHINE, OF_STORE
+from tests.terminal import shown
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -27,14 +28,14 @@ def doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
     return run
 
 
-def test_a_sound_store_is_shown_in_80_columns(doctor: Command, demo_store: Path) -> None:
-    """A line or more a check, and status 0."""
-    status, out, err = doctor(demo_store)
-    assert (status, err) == (0, "")
-    lines = out.splitlines()
-    assert max(map(len, lines)) <= 80
-    ids = [line.split()[0] for line in lines[1:] if not line.startswith(" ")]
+def test_a_sound_store_is_shown_in_80_columns(demo_store: Path) -> None:
+    """A line or more a check, its state in colour, and status 0."""
+    seen = shown(main, "jasper-mmap", "doctor", demo_store)
+    assert seen.status == 0
+    assert max(map(len, seen.lines)) <= 80
+    ids = [line.split()[0] for line in seen.lines[2:] if not line.startswith(" ")]
     assert ids == [*OF_STORE, *OF_MACHINE]
+    assert seen.raw.count("\x1b[32mok\x1b[0m") > len(ids) // 2
 
 
 def test_a_broken_store_is_named_in_one_line(

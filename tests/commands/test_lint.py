@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+import jasper_mmap.__main__
 from jasper_mmap import lint_negatives
 from jasper_mmap.commands.main import command
+from tests.terminal import shown
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +27,9 @@ def lint(store: Path, *arguments: str) -> Result:
 
 def test_the_answer_is_readable_at_80_columns(linted: Path) -> None:
     """The path apart, no line is longer, and the thresholds stand in it."""
-    output = lint(linted).output
-    lines = [line.rstrip() for line in output.splitlines() if str(linted) not in line]
-    assert max(map(len, lines)) <= 80
-    text = " ".join(output.split())
+    seen = shown(jasper_mmap.__main__.main, "jasper-mmap", "lint", linted)
+    assert max(len(line) for line in seen.lines if str(linted) not in line) <= 80
+    text = " ".join(" ".join(seen.lines).split())
     for words in (
         "s > p - 0.05 * |p|",
         "lowest right source 19.10% 61.99%",

@@ -23,7 +23,7 @@ import converters.__main__
 import jasper_mmap.__main__
 from converters import conversion, export
 from jasper_mmap import JASPERSteeringDataset, publish_negatives
-from jasper_mmap.commands import publications
+from jasper_mmap.commands.answers import publications
 from jasper_mmap.errors import FURTHER, JasperError, WorkerError, together
 from jasper_mmap.files.atomic import access_error
 from jasper_mmap.negatives import publish, renewal, rollback

@@ -16,6 +16,7 @@ PACKAGES = ("jasper_mmap", "converters", "tools")
 TOP_LEVEL = {"README.md", "pyproject.toml", "tests", *PACKAGES}
 MADE_BY_TOOLS = (".*", "*.egg-info", "build", "dist")
 MAX_LINES = 300
+MAX_FILES = 14  # of one folder
 MAX_NAMES_TOGETHER = 4  # of one table: a formula may name its inputs
 
 # A room is a folder. What is at the top of `jasper_mmap` is on the ground, but for these.
@@ -120,6 +121,15 @@ def test_converters_are_imported_by_no_other_name() -> None:
 def test_no_file_is_long(module: str) -> None:
     """One concept a file: none has more than 300 lines."""
     assert len(FILES[module].read_text().splitlines()) <= MAX_LINES
+
+
+FOLDERS = sorted({path.parent for path in ROOT.glob("[!.]*/**/*.py")})
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: str(folder.relative_to(ROOT)))
+def test_no_folder_is_full(folder: Path) -> None:
+    """More than 14 files are two rooms."""
+    assert len(list(folder.glob("*.py"))) <= MAX_FILES
 
 
 def test_top_level_holds_only_what_belongs_there() -> None:

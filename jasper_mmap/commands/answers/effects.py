@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..console import answering, echo, echo_json, echo_warning, verdict
-from ..errors import JasperError
-from ..negatives.publish import publish_negatives, shares
-from ..rules.schema import TIERS
-from ..similarity.change.slots import STATES, Numbers, slot_counts
-from ..store.folder import Store
-from ..store.lint import suspicion
-from ..store.pointer import Pointer
+from ...console import answering, echo, echo_json, echo_warning, verdict
+from ...errors import JasperError
+from ...negatives.publish import publish_negatives, shares
+from ...rules.schema import TIERS
+from ...similarity.change.slots import STATES, Numbers, slot_counts
+from ...store.folder import Store
+from ...store.lint import suspicion
+from ...store.pointer import Pointer
 from .comparison import compare, comparison_to_dict, print_comparison, published, unpublished
 
 

@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 
-from ..console import echo, echo_table, shown_progress
-from ..errors import MissingFileError
-from ..negatives.candidate import take_in
-from ..negatives.mined_folder import files_in
-from ..progress import Progress
-from ..rules.names import VARIANTS
-from ..similarity.change.difference import Difference, difference
-from ..similarity.change.slots import share, short_form
-from ..similarity.reports.report import Share
-from ..store.folder import Store
-from ..store.pointer import pointer_path, read_pointer
+from ...console import echo, echo_table, shown_progress
+from ...errors import MissingFileError
+from ...negatives.candidate import take_in
+from ...negatives.mined_folder import files_in
+from ...progress import Progress
+from ...rules.names import VARIANTS
+from ...similarity.change.difference import Difference, difference
+from ...similarity.change.slots import share, short_form
+from ...similarity.reports.report import Share
+from ...store.folder import Store
+from ...store.pointer import pointer_path, read_pointer
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ..console import Column, Verdict, echo, echo_table, echo_warning, verdict
-from ..printable import size
-from ..rules.names import VARIANTS
-from ..store.lint import sentences
-from ..store.verify import VerifyReport
+from ...console import Column, Verdict, echo, echo_table, echo_warning, verdict
+from ...printable import size
+from ...rules.names import VARIANTS
+from ...store.lint import sentences
+from ...store.verify import VerifyReport
 from .publications import NOTE_LENGTH
 
 

@@ -6,17 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from ..console import Column, echo, echo_json, echo_table, echo_warning, verdict
-from ..errors import JasperError
-from ..negatives.publish import shares
-from ..negatives.retention import Pruned
-from ..printable import size
-from ..rules.schema import NEGATIVES
-from ..similarity.change.slots import short_form
-from ..similarity.reports.summary import KEY, summary_in
-from ..store.lint import MEANING, sentences, suspicion
-from ..store.manifest import read_manifest
-from ..store.pointer import Pointer, generations_on_disk, read_pointer
+from ...console import Column, echo, echo_json, echo_table, echo_warning, verdict
+from ...errors import JasperError
+from ...negatives.publish import shares
+from ...negatives.retention import Pruned
+from ...printable import size
+from ...rules.schema import NEGATIVES
+from ...similarity.change.slots import short_form
+from ...similarity.reports.summary import KEY, summary_in
+from ...store.lint import MEANING, sentences, suspicion
+from ...store.manifest import read_manifest
+from ...store.pointer import Pointer, generations_on_disk, read_pointer
 from .effects import changed_slots, slots_to_dict
 
 NOTE_LENGTH: Final = 160

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from ..console import Column, Meaning, echo, echo_table, verdict
-from ..printable import printable
-from ..similarity.duplicates import SAME_COSINE
-from ..similarity.single.pair import Pair
-from ..similarity.single.question import Question
-from ..similarity.single.source import Source
-from ..store.texts import Texts
+from ...console import Column, Meaning, echo, echo_table, verdict
+from ...printable import printable
+from ...similarity.duplicates import SAME_COSINE
+from ...similarity.single.pair import Pair
+from ...similarity.single.question import Question
+from ...similarity.single.source import Source
+from ...store.texts import Texts
 
 Row = Pair | Question | Source
 
