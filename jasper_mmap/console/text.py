@@ -101,7 +101,9 @@ def filled(parts: Sequence[str], width: int | None, colours: bool, *, indent: in
 
 def paint(text: str, like: str) -> str:
     """Return `text` in the colour of `like`, if that is a verdict."""
-    return click.style(text, fg=_COLOURS[like.means]) if isinstance(like, Verdict) else text
+    if not text or not isinstance(like, Verdict):
+        return text
+    return click.style(text, fg=_COLOURS[like.means])
 
 
 def broken(text: str, width: int, indent: int = 0) -> str:
