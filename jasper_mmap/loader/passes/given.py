@@ -98,12 +98,8 @@ class GivenLocalPass(Pass):
         if slots is None or not 0 < rows <= self._rows:
             batch = self._reads.read(positions)
         else:
-            slot = slots.take()
-            if slot is None:
-                slot = slots.take_grown()
-                self.times.fallbacks += 1
-            batch = slots.lease(slot, rows)
-            fill_given(self._reads, positions, slots.extents.target(slot, rows))
+            batch, target = self._leased(slots, rows)
+            fill_given(self._reads, positions, target)
         self.times.samples += rows
         return batch
 

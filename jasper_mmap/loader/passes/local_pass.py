@@ -224,6 +224,14 @@ class Pass(Iterator[Batch]):
     def _next(self) -> Columns:
         raise NotImplementedError
 
+    def _leased(self, slots: Slots, rows: int) -> tuple[Columns, Target]:
+        """A batch of `rows` rows in a slot, a grown one if none is free, and where to write it."""
+        slot = slots.take()
+        if slot is None:
+            slot = slots.take_grown()
+            self.times.fallbacks += 1
+        return slots.lease(slot, rows), slots.extents.target(slot, rows)
+
 
 class LocalPass(Pass):
     """Batches made in this process: in `slots`, or without any on the dataset's device."""
@@ -249,11 +257,7 @@ class LocalPass(Pass):
         if slots is None:
             batch = self._reader.new(self.plan, self.count)
         else:
-            slot = slots.take()
-            if slot is None:
-                slot = slots.take_grown()
-                self.times.fallbacks += 1
-            batch = slots.lease(slot, rows)
-            self._reader.fill(self.plan, self.count, slots.extents.target(slot, rows))
+            batch, target = self._leased(slots, rows)
+            self._reader.fill(self.plan, self.count, target)
         self.times.samples += rows
         return batch
