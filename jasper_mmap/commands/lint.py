@@ -15,6 +15,7 @@ from ..console import (
     shown_progress,
     store_argument,
 )
+from ..rules.names import MARGIN, SEED
 
 
 @click.command()
@@ -25,12 +26,12 @@ from ..console import (
 @click.option(
     "--margin",
     type=click.FloatRange(0, 1),
-    default=0.05,
+    default=MARGIN,
     show_default=True,
     help="A negative is too similar above p - margin * |p|, p being the right source's cosine.",
 )
 @click.option("--sample", type=click.IntRange(1), help="Draw this many pairs.  [default: all]")
-@click.option("--seed", type=int, default=42, show_default=True, help="Of the sample.")
+@click.option("--seed", type=int, default=SEED, show_default=True, help="Of the sample.")
 @click.option(
     "--near-duplicates",
     is_flag=True,

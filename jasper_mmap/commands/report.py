@@ -18,6 +18,7 @@ from ..console import (
     shown_progress,
     store_argument,
 )
+from ..rules.names import SEED
 
 
 @click.command()
@@ -28,7 +29,7 @@ from ..console import (
     type=click.IntRange(1),
     help="Draw this many pairs.  [default: all, of more than 500,000 pairs 200,000]",
 )
-@click.option("--seed", type=int, default=42, show_default=True, help="Of the sample.")
+@click.option("--seed", type=int, default=SEED, show_default=True, help="Of the sample.")
 @json_option("Print the numbers as JSON; -o is optional then.")
 @debug_option
 def report(store: Path, *, out: Path | None, sample: int | None, seed: int, as_json: bool) -> None:

@@ -19,6 +19,7 @@ from ..console import (
     shown_progress,
     store_argument,
 )
+from ..rules.names import MARGIN
 
 if TYPE_CHECKING:
     import torch
@@ -91,7 +92,6 @@ def show(
 
 def _answer(store: Store, tables: dict[str, torch.Tensor], kind: str, number: int) -> Row:
     from ..progress import Progress
-    from ..similarity.margin import MARGIN
     from ..similarity.single.pair import pair_of
     from ..similarity.single.question import question_of
     from ..similarity.single.source import source_of

@@ -18,7 +18,7 @@ from ..negatives.overwritten_pt import publish_overwritten
 from ..rules import arguments
 from ..rules.config import default_curriculum
 from ..rules.curriculum import steering_probabilities
-from ..rules.names import SPLITS, VARIANTS, Split, Validation, Variant
+from ..rules.names import SEED, SPLITS, VARIANTS, Split, Validation, Variant
 from ..rules.schema import Batch
 from ..store.pointer import FOLDER, file_name
 from .adoption import Adoption
@@ -72,7 +72,7 @@ class JASPERSteeringDataset(Artifacts, Dataset[Batch]):
         epoch: int = 0,
         device: str | torch.device | None = "cpu",
         *,
-        seed: int = 42,
+        seed: int = SEED,
         validate: Validation = "auto",
     ) -> None:
         split = arguments.split_name(split)
@@ -117,7 +117,7 @@ class JASPERSteeringDataset(Artifacts, Dataset[Batch]):
         epoch: int = 0,
         device: str | torch.device | None = "cpu",
         *,
-        seed: int = 42,
+        seed: int = SEED,
         validate: Validation = "auto",
         placement: Placement | None = None,
     ) -> dict[Split, JASPERSteeringDataset]:

@@ -14,7 +14,7 @@ from ..errors import DeviceError
 from ..files.page_cache import fits, read_through
 from ..progress import Show
 from ..rules.arguments import integer
-from ..rules.names import Adopt, Auto, Split, Validation
+from ..rules.names import SEED, Adopt, Auto, Split, Validation
 from . import sharding
 from .loader import MOST, JASPERDataLoader
 from .resources import PREFETCH, layout_of
@@ -36,7 +36,7 @@ def create_loader(
     pin_memory: bool = True,
     *,
     device: str | torch.device | None = "cpu",
-    seed: int = 42,
+    seed: int = SEED,
     validate: Validation = "auto",
     pad: bool | None = None,
     persistent_workers: bool | None = None,

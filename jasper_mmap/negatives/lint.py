@@ -11,9 +11,9 @@ from typing import Any, Final
 from ..errors import JasperError, UsageError
 from ..progress import Progress, Show, errors_of_show_passed_on
 from ..rules import arguments
+from ..rules.names import MARGIN, SEED
 from ..similarity.flag_file import check_outside
-from ..similarity.lint import SEED, Linting, LintOptions
-from ..similarity.margin import MARGIN
+from ..similarity.lint import Linting, LintOptions
 from ..similarity.reports.kept import Key, forget_others, keep
 from ..similarity.reports.report import GenerationLint, LintReport
 from ..similarity.reports.summary import KEY, summary, summary_in

@@ -30,6 +30,10 @@ NARROW_DTYPES: Final = ("float16", "bfloat16")
 SOURCE: Final = "source"
 """The `embeddings_dtype` that restores the dtypes of the builder's files."""
 
+SEED: Final = 42
+"""The default of every seed."""
+MARGIN: Final = 0.05
+"""By default a negative is too similar above 95 % of the right source's similarity."""
 KEEP: Final = 3
 """Number of generations that are kept on disk."""
 GRACE_S: Final = 600.0

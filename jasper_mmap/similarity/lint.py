@@ -7,24 +7,21 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 
 from ..progress import Progress
+from ..rules.names import MARGIN, SEED
 from ..store.folder import Store
 from .duplicates import SAME_COSINE
 from .examine import LOW, Examination, Take
 from .flag_file import writing_flags
-from .margin import MARGIN
 from .of_store import NORM_TOLERANCE, lint_store, store_work
 from .reports.kept import Key, read_kept
 from .reports.report import GenerationLint, LintReport, StoreLint
 from .reports.summary import RULE
 from .untrained import TEMPERATURE
-
-SEED: Final = 42
-"""The default seed of a sample."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,12 +5,9 @@ It is the relative margin with an absolute value, as sentence-transformers defin
 
 from __future__ import annotations
 
-from typing import Final
-
 import torch
 
-MARGIN: Final = 0.05
-"""The default: a negative is suspect above 95 % of the right source's similarity."""
+from ..rules.names import MARGIN
 
 
 def is_margin_false(s: torch.Tensor, p: torch.Tensor, margin: float = MARGIN) -> torch.Tensor:

@@ -11,8 +11,7 @@ from ...negatives.lint import lint_negatives
 from ...progress import Progress, Show, errors_of_show_passed_on
 from ...rules.config import Config
 from ...rules.curriculum import steering_probabilities
-from ...rules.names import Variant
-from ...similarity.lint import SEED
+from ...rules.names import SEED, Variant
 from ...similarity.reports.jsonform import plain
 from ...similarity.reports.report import LintReport
 from ...store.folder import Store

@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from ...progress import Progress
+from ...rules.names import MARGIN
 from ...rules.schema import TIERS
 from ...store.folder import Store
 from ..examine import Examination
-from ..margin import MARGIN
 from ..reports.jsonform import plain
 from ..reports.report import GenerationLint, Share
 from .slots import KEPT, MOVED, REPLACED, STATES, Block, Numbers, compared, counted
