@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from jasper_mmap.dataset.placed import stack
+from jasper_mmap.dataset.device import stack
 from jasper_mmap.files import mapping
 
 CALLS = (

@@ -1,5 +1,5 @@
 """The throughput of a store's batches, measured. It starts processes too.
 
 May import: the ground, files, files/pt, rules, store, similarity/reports, similarity, negatives,
-timing, dataset/placed, dataset, loader/passes, loader.
+timing, dataset/device, dataset, loader/passes, loader.
 """

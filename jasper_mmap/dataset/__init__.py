@@ -1,7 +1,7 @@
 """One split, served in this process. It starts no process and no thread.
 
 May import: the ground, files, files/pt, rules, store, similarity/reports, similarity, negatives,
-timing, dataset/placed.
+timing, dataset/device.
 """
 
 from .dataset import JASPERSteeringDataset

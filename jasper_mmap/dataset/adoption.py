@@ -21,7 +21,7 @@ from ..files.atomic import storage_errors
 from ..rules.names import Adopt, Split
 from ..store.pointer import FOLDER, Pointer, file_name, read_pointer
 from .control import Control
-from .placed.placed_store import PlacedGeneration, PlacedStore
+from .device.placed_store import PlacedGeneration, PlacedStore
 
 _log = logging.getLogger("jasper_mmap")
 

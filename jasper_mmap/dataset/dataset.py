@@ -24,8 +24,8 @@ from ..store.pointer import FOLDER, file_name
 from .adoption import Adoption
 from .artifacts import Artifacts
 from .control import NO_VARIANT, Control, SplitWords
-from .placed.placed_store import PlacedStore
-from .placed.placement import Placement, placement_for
+from .device.placed_store import PlacedStore
+from .device.placement import Placement, placement_for
 from .samples import Rows, Sample
 from .split_reader import SplitReader
 

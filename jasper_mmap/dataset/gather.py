@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ..rules.integers import SIGNED, as_int64
 from ..rules.schema import PLAIN, STEERING, WIDE, Column
 from .batch_layout import Target, empty_plain
-from .placed.stack import Stack
+from .device.stack import Stack
 
 _PIECE_BYTES: Final = 1 << 21
 

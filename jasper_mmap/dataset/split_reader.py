@@ -21,8 +21,8 @@ from ..store.tables import Table
 from .adoption import Adoption
 from .batch_layout import Columns, Target, empty_batch
 from .control import NO_VARIANT, SplitWords, Words, in_worker
+from .device.placed_store import PlacedGeneration, PlacedStore
 from .gather import Lookup, SingleLookup, rows_of
-from .placed.placed_store import PlacedGeneration, PlacedStore
 from .read_counts import ReadCounts
 from .worker_slots import BatchSlots
 

@@ -1,5 +1,5 @@
 """Whether this machine, and a store on it, are set up right: facts are gathered, then judged.
 
 May import: the ground, files, files/pt, rules, store, similarity/reports, similarity, negatives,
-timing, dataset/placed, dataset, loader/passes, loader, bench.
+timing, dataset/device, dataset, loader/passes, loader, bench.
 """

@@ -17,7 +17,7 @@ from typing import Final
 import torch
 
 from ..bench.machine import cores
-from ..dataset.placed.device_runtime import CUDA_RUNTIME
+from ..dataset.device.device_runtime import CUDA_RUNTIME
 from ..files.page_cache import UNKNOWN, free_bytes
 from ..files.shared_memory import memory_file
 from . import cgroups

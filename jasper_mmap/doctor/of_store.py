@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from ..dataset.placed.placement import HEADROOM_BYTES
+from ..dataset.device.placement import HEADROOM_BYTES
 from ..files.page_cache import SHARE_OF_MEMORY
 from ..printable import size
 from .check import Answer, broken, ok, warn

@@ -1,7 +1,7 @@
 """Epochs of batches, and a thread that watches for generations.
 
 May import: the ground, files, files/pt, rules, store, similarity/reports, similarity, negatives,
-timing, dataset/placed, dataset, loader/passes.
+timing, dataset/device, dataset, loader/passes.
 """
 
 from .create import create_loader

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..dataset.dataset import JASPERSteeringDataset
-from ..dataset.placed.placement import device_named
+from ..dataset.device.placement import device_named
 from ..errors import DeviceError
 from ..files.page_cache import fits, read_through
 from ..progress import Show

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from ..dataset.adoption import Adoption
 from ..dataset.dataset import JASPERSteeringDataset
-from ..dataset.placed.placed_store import PlacedGeneration
+from ..dataset.device.placed_store import PlacedGeneration
 from ..errors import AccessError, ClosedError, MissingFileError, StorageError
 from ..rules.names import Adopt
 from ..store.pointer import pointer_path, read_pointer

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from ..dataset.adoption import Adoption
 from ..dataset.dataset import JASPERSteeringDataset
-from ..dataset.placed.placed_store import PlacedGeneration
+from ..dataset.device.placed_store import PlacedGeneration
 from ..errors import FormatError, JasperError, MissingFileError, UsageError
 from ..rules.names import Again
 from ..store.pointer import read_pointer

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from jasper_mmap import JASPERSteeringDataset, create_loader
-from jasper_mmap.dataset.placed.placement import Placement
+from jasper_mmap.dataset.device.placement import Placement
 from jasper_mmap.errors import JasperError
 from jasper_mmap.rules.names import Variant
 from tests.folders import MIXED

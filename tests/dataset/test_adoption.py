@@ -12,7 +12,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from jasper_mmap import JASPERSteeringDataset, watch_negatives
-from jasper_mmap.dataset.placed.placed_store import PlacedGeneration, PlacedStore
+from jasper_mmap.dataset.device.placed_store import PlacedGeneration, PlacedStore
 from jasper_mmap.errors import MissingFileError
 from jasper_mmap.rules.names import Validation
 from jasper_mmap.store.pointer import FOLDER, Pointer, file_name

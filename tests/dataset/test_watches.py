@@ -10,7 +10,7 @@ import pytest
 
 from jasper_mmap.dataset.adoption import Adoption, Watching
 from jasper_mmap.dataset.control import Control
-from jasper_mmap.dataset.placed.placed_store import PlacedGeneration
+from jasper_mmap.dataset.device.placed_store import PlacedGeneration
 from jasper_mmap.errors import UsageError
 from jasper_mmap.files.shared_memory import Descriptor
 from tests.serving import SPLITS

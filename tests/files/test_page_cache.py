@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from jasper_mmap import JASPERSteeringDataset, create_loader
-from jasper_mmap.dataset.placed import placed_store
+from jasper_mmap.dataset.device import placed_store
 from jasper_mmap.files import page_cache
 from jasper_mmap.files.mapping import map_private, tensor_at
 from jasper_mmap.files.page_cache import fits, read_ahead, read_through

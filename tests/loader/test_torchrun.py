@@ -128,7 +128,7 @@ def test_ranks_stay_where_they_are_when_one_cannot_follow(
     publish_numbered(store, oracle)
     program = TRAIN.replace(
         "seen = []",
-        "import jasper_mmap.dataset.placed.placed_store as s, jasper_mmap.errors as e\n"
+        "import jasper_mmap.dataset.device.placed_store as s, jasper_mmap.errors as e\n"
         "import jasper_mmap as j\n"
         "seen = []\n"
         "dist.barrier()  # all have opened generation 2\n"

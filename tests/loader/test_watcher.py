@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from jasper_mmap import JASPERSteeringDataset, rollback_negatives, set_epoch, watch_negatives
-from jasper_mmap.dataset.placed.placement import Placement
+from jasper_mmap.dataset.device.placement import Placement
 from jasper_mmap.errors import JasperError
 from jasper_mmap.files import jsonfile
 from jasper_mmap.files.regular_files import open_regular

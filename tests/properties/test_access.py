@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from converters import convert
 from jasper_mmap import JASPERSteeringDataset, publish_negatives
-from jasper_mmap.dataset.placed.placement import Placement
+from jasper_mmap.dataset.device.placement import Placement
 from jasper_mmap.rules.names import Split, Variant
 from jasper_mmap.rules.schema import COLUMNS
 from tests.oracle import VARIANTS, Oracle, assert_batches_equal

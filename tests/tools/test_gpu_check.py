@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from jasper_mmap import JASPERSteeringDataset, create_loader
-from jasper_mmap.dataset.placed.placement import Placement
+from jasper_mmap.dataset.device.placement import Placement
 from jasper_mmap.rules.names import SPLITS
 from tests.publishing import IMPORTING, contents
 from tests.serving import Named

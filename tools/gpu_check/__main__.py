@@ -26,7 +26,7 @@ from jasper_mmap.console import (
     json_option,
     run,
 )
-from jasper_mmap.dataset.placed.placement import Placement, placement_for
+from jasper_mmap.dataset.device.placement import Placement, placement_for
 from jasper_mmap.errors import FURTHER, DeviceError, JasperError
 from tools.gpu_check.equality import differences_of_loaders, differences_of_store
 from tools.gpu_check.measures import (

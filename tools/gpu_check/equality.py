@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from jasper_mmap import JASPERSteeringDataset, create_loader
-from jasper_mmap.dataset.placed.placement import Placement
+from jasper_mmap.dataset.device.placement import Placement
 from jasper_mmap.rules.names import SPLITS, VARIANTS, Split, Variant
 from tools.gpu_check.stores import other_negatives
 

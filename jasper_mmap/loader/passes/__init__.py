@@ -1,5 +1,5 @@
 """Iterations over an order, in this process or by workers. It starts the workers.
 
 May import: the ground, files, files/pt, rules, store, similarity/reports, similarity, negatives,
-timing, dataset/placed, dataset.
+timing, dataset/device, dataset.
 """

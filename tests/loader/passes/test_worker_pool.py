@@ -15,7 +15,7 @@ from torch import Tensor
 
 from jasper_mmap import JASPERSteeringDataset, validate_first_batch
 from jasper_mmap.dataset import gather
-from jasper_mmap.dataset.placed import placed_store
+from jasper_mmap.dataset.device import placed_store
 from jasper_mmap.rules.names import Split
 from tests.folders import SYNTHETIC
 from tests.oracle import VARIANTS, Oracle, assert_batches_equal

@@ -61,7 +61,7 @@ PROGRAM = """
 import sys
 import numpy as np
 import torch
-from tests.dataset.placed.emulated_device import DEVICE, EmulatedDevice
+from tests.dataset.device.emulated_device import DEVICE, EmulatedDevice
 
 for line, word in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
     with EmulatedDevice() as device:
@@ -122,5 +122,5 @@ def test_batches_are_made_on_the_device_without_waiting(
         copy = Path(shutil.copytree(store_named(name), tmp_path / name))
         arguments += [folder_named(name), copy]
     arguments += not_finite(tmp_path)
-    served = run("-m", "tests.dataset.placed.device_path", *arguments)
+    served = run("-m", "tests.dataset.device.device_path", *arguments)
     assert [line.split()[0] for line in served.splitlines()] == [*STORES, "store"]

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from jasper_mmap.dataset.placed.device_runtime import Event, Runtime
+from jasper_mmap.dataset.device.device_runtime import Event, Runtime
 
 _setup_privateuseone_for_python_backend("fakegpu")
 DEVICE: Final = torch.device("fakegpu:0")

@@ -1,4 +1,4 @@
-"""Run `python -m tests.dataset.placed.device_path FOLDER STORE ...` and serve stores from a device.
+"""Run `python -m tests.dataset.device.device_path FOLDER STORE ...` and serve stores from a device.
 
 FOLDER is the builder's folder, STORE a copy of its store that may be changed. An error of the
 emulation, or a batch that is not the oracle's, ends it. It prints what the look-ups copied.
@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from jasper_mmap import JASPERSteeringDataset, publish_negatives
-from jasper_mmap.dataset.placed import placement
-from jasper_mmap.dataset.placed.placement import Placement
+from jasper_mmap.dataset.device import placement
+from jasper_mmap.dataset.device.placement import Placement
 from jasper_mmap.dataset.split_reader import SplitReader
 from jasper_mmap.loader.passes.local_pass import LocalPass
 from jasper_mmap.loader.passes.plan import PassPlan
 from jasper_mmap.rules.names import SPLITS, VARIANTS, Split
 from jasper_mmap.store.tables import Ragged
-from tests.dataset.placed.emulated_device import DEVICE, EmulatedDevice, OnDevice
+from tests.dataset.device.emulated_device import DEVICE, EmulatedDevice, OnDevice
 from tests.oracle import Oracle, assert_batches_equal
 from tests.publishing import numbered
 

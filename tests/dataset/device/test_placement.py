@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from jasper_mmap import JASPERSteeringDataset, create_loader
-from jasper_mmap.dataset.placed.device_runtime import Runtime
-from jasper_mmap.dataset.placed.placed_store import PlacedStore
-from jasper_mmap.dataset.placed.placement import Placement, placement_for
+from jasper_mmap.dataset.device.device_runtime import Runtime
+from jasper_mmap.dataset.device.placed_store import PlacedStore
+from jasper_mmap.dataset.device.placement import Placement, placement_for
 from jasper_mmap.errors import DeviceError, DeviceMemoryError
 from jasper_mmap.rules.names import Split, Variant
 from jasper_mmap.rules.schema import ARTIFACTS
