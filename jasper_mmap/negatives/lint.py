@@ -12,7 +12,7 @@ from ..errors import JasperError, UsageError
 from ..progress import Progress, Show, errors_of_show_passed_on
 from ..rules import arguments
 from ..rules.names import MARGIN, SEED
-from ..similarity.flag_file import check_outside
+from ..similarity.flag_file import check_flags_target
 from ..similarity.lint import Linting, LintOptions
 from ..similarity.reports.kept import Key, forget_others, keep
 from ..similarity.reports.report import GenerationLint, LintReport
@@ -137,7 +137,7 @@ def _target(store: Store, out: str | Path | None, options: LintOptions) -> Path 
     path = arguments.folder("out", out)
     if options.sample is not None:
         raise UsageError("out has every pair; leave out sample, or leave out out.")
-    check_outside(path, store.path)
+    check_flags_target(path, store.path)
     return path
 
 

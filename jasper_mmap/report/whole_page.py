@@ -7,10 +7,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
-from ..errors import ExistsError, MissingFileError, UsageError
 from ..files import atomic
 from ..printable import printable, size
-from ..similarity.flag_file import check_outside
+from ..store import target
 from ..version import __version__
 from . import of_lint, of_rows, of_store
 from .numbers.content import Content
@@ -31,21 +30,7 @@ def check_target(path: Path, store: Path) -> None:
     A page that this command wrote is replaced; any other file is not.
     """
     check_libraries()
-    check_outside(path, store)
-    with atomic.storage_errors(path):
-        atomic.refuse_link(path)
-        if path.is_dir():
-            raise UsageError(f"{path}: is a folder; name the file to write.")
-        if not path.parent.is_dir():
-            raise MissingFileError(f"{path.parent}: there is no such folder; make it first.")
-        if path.exists() and not _is_page(path):
-            raise ExistsError(
-                f"{path}: exists and is no report of jasper-mmap, so it is not replaced. Remove it,"
-                " or name another file."
-            )
-        sibling = atomic.sibling_of(path)  # a folder that cannot be written is told now, not later
-        atomic.create(sibling).close()
-        atomic.remove(sibling)
+    target.check_target(path, store, "report", _is_page)
 
 
 def write_page(content: Content, path: Path) -> int:
@@ -181,7 +166,5 @@ def _texts(title: str, header: tuple[str, str], values: dict[str, Any]) -> Table
 
 def _is_page(path: Path) -> bool:
     """Whether this command wrote the file."""
-    if not path.is_file():
-        return False
     with path.open("rb") as file:
         return file.read(len(_BEGIN)) == _BEGIN.encode()

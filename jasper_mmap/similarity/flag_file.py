@@ -9,20 +9,26 @@ from typing import Final
 
 import torch
 
-from ..errors import UsageError
-from ..files.safetensors import chunks, writing
+from ..errors import JasperError
+from ..files.safetensors import chunks, map_tensors, writing
+from ..store.target import check_target
 from .examine import Take
 from .flags import KNOWN, LOWEST, OWN
 
+_SIMILARITIES: Final = "similarities"
 _FLAGS: Final = {"margin_false": LOWEST, "margin_false_own": OWN, "known_right": KNOWN}
 
 
-def check_outside(path: Path, store: Path) -> None:
-    """Raise `UsageError` if `path` is in the folder of the store, whose files it could replace."""
-    if store.resolve() in path.resolve().parents:
-        raise UsageError(
-            f"{path}: is inside the store {store}; write the flags to a file in another folder."
-        )
+def check_flags_target(path: Path, store: Path) -> None:
+    """Raise a `JasperError` unless flags can be written to `path`; earlier flags are replaced."""
+    check_target(path, store, "file of flags", _is_flags)
+
+
+def _is_flags(path: Path) -> bool:
+    try:
+        return set(map_tensors(path).tensors) == {_SIMILARITIES, *_FLAGS}
+    except JasperError:
+        return False
 
 
 @contextmanager
@@ -34,7 +40,7 @@ def writing_flags(path: Path, shape: tuple[int, int]) -> Iterator[Take]:
     """
     every = torch.empty(shape, dtype=torch.uint8, device="cpu")
     specs = {
-        "similarities": (torch.float32, shape),
+        _SIMILARITIES: (torch.float32, shape),
         **dict.fromkeys(_FLAGS, (torch.uint8, shape)),
     }
     done = 0

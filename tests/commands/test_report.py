@@ -63,7 +63,7 @@ def test_targets_that_are_refused(jasper: Command, store: Path, tmp_path: Path) 
     other.write_text("import torch\n")
     link.symlink_to(other)
     refused = {
-        other: "exists and is no report of jasper-mmap",
+        other: "exists and is no report",
         tmp_path: "is a folder",
         link: "does not write through links",
         store / "report.html": "is inside the store",

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from converters import convert
 from jasper_mmap import lint_negatives, publish_negatives, rollback_negatives
@@ -333,10 +334,19 @@ def test_no_file_of_the_store_is_replaced_by_flags(small: Path) -> None:
             lint_negatives(small, out=path)
 
 
-def test_a_full_disk_is_said(small: Path) -> None:
-    """Flags that cannot be written are an error; what is kept is a note."""
-    with pytest.raises(JasperError):
-        lint_negatives(small, out=small.with_name("none") / "flags.safetensors")
+def test_only_earlier_flags_are_replaced(small: Path) -> None:
+    """No other file is, nor is a folder made; both are said before the store is read."""
+    out, model = small.with_name("flags.safetensors"), small.with_name("model.safetensors")
+    for _ in range(2):
+        lint_negatives(small, out=out)
+    tensors = {**load_file(out), "weights": torch.zeros(2)}
+    save_file(tensors, model)
+    written = model.read_bytes()
+    missing = small.with_name("none") / "flags.safetensors"
+    for target, words in ((model, "exists and is no file of flags"), (missing, "make it first")):
+        with pytest.raises(JasperError, match=words):
+            lint_negatives(small, out=target, progress=lambda *_: pytest.fail("read"))
+    assert model.read_bytes() == written
 
 
 @pytest.mark.parametrize(
