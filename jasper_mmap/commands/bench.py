@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from ..console import (
+    FiniteRange,
     debug_option,
     echo,
     echo_json,
@@ -36,14 +37,14 @@ from ..console import (
 @click.option("--windows", "count", type=click.IntRange(1), default=5, show_default=True)
 @click.option(
     "--seconds",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     default=1.0,
     show_default=True,
     help="Length of a measuring window.",
 )
 @click.option(
     "--step-ms",
-    type=click.FloatRange(0, 10_000, min_open=True),
+    type=FiniteRange(0, 10_000, min_open=True),
     help="Say whether data would be the limit of a training step of this length.",
 )
 @json_option()

@@ -9,6 +9,7 @@ import click
 
 from ..console import (
     PATH,
+    FiniteRange,
     debug_option,
     echo_json,
     json_option,
@@ -25,7 +26,7 @@ from ..rules.names import MARGIN, SEED
 )
 @click.option(
     "--margin",
-    type=click.FloatRange(0, 1),
+    type=FiniteRange(0, 1),
     default=MARGIN,
     show_default=True,
     help="A negative is too similar above p - margin * |p|, p being the right source's cosine.",

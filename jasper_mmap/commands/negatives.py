@@ -12,13 +12,13 @@ from typing import Any
 
 import click
 
-from ..console import PATH, answering, debug_option, json_option, store_argument
+from ..console import PATH, FiniteRange, answering, debug_option, json_option, store_argument
 from ..rules.names import GRACE_S, KEEP, LOCK_TIMEOUT_S
-from .service import Finite, logged_to_stdout, signals_held
+from .service import logged_to_stdout, signals_held
 
-_SHARE = click.FloatRange(0, 1)
-_SECONDS = Finite(0, min_open=True)
-_AMOUNT = Finite(0)
+_SHARE = FiniteRange(0, 1)
+_SECONDS = FiniteRange(0, min_open=True)
+_AMOUNT = FiniteRange(0)
 
 
 _keep = click.option(

@@ -8,29 +8,15 @@ import os
 import queue
 import signal
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
-
-import click
+from typing import TextIO
 
 from ..printable import printable
-
-
-class Finite(click.FloatRange):
-    """A number within bounds and valid as a timeout: neither infinite nor NaN."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Convert it as click does; refuse infinity and NaN."""
-        number = super().convert(value, param, ctx)
-        if not number <= threading.TIMEOUT_MAX:
-            self.fail(f"{value} is not a finite number.", param, ctx)
-        return number
 
 
 @contextmanager

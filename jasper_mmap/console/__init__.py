@@ -6,7 +6,15 @@ once.
 May import: the ground.
 """
 
-from .options import PATH, debug_option, integers, json_option, store_argument, version_option
+from .options import (
+    PATH,
+    FiniteRange,
+    debug_option,
+    integers,
+    json_option,
+    store_argument,
+    version_option,
+)
 from .program import Command, Group, answering, run
 from .progress import shown_progress
 from .tables import Column, echo_table
@@ -16,6 +24,7 @@ __all__ = [
     "PATH",
     "Column",
     "Command",
+    "FiniteRange",
     "Group",
     "Meaning",
     "Verdict",

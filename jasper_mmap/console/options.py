@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +19,17 @@ debug_option = click.option(
 """For every command that `run` runs."""
 
 store_argument = click.argument("store", metavar="DIR", type=PATH)
+
+
+class FiniteRange(click.FloatRange):
+    """A number within bounds and valid as a timeout: neither infinite nor NaN."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Convert it as click does; refuse infinity and NaN."""
+        number = super().convert(value, param, ctx)
+        if not number <= threading.TIMEOUT_MAX:
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
 
 
 def json_option(text: str = "Print the answer as JSON.") -> Callable[..., Any]:

@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
+from jasper_mmap.commands.main import command
 from jasper_mmap.rules.names import VARIANTS
 from jasper_mmap.rules.schema import ARTIFACTS
 from jasper_mmap.store.lint import MEANING
@@ -29,6 +31,24 @@ def spoil(store: Path) -> None:
         lambda t: t["source_embs"][0, 0].fill_(float("nan")),
         touch=True,
     )
+
+
+# all commands
+
+
+def test_no_option_takes_nan_or_infinity(jasper: Command, tmp_path: Path) -> None:
+    """Each option that is a number with a fraction says so before anything is read."""
+    tried = 0
+    for name, subcommand in command.commands.items():
+        arguments = [tmp_path for one in subcommand.params if isinstance(one, click.Argument)]
+        for option in subcommand.params:
+            if isinstance(option.type, click.types.FloatParamType):
+                for text in ("nan", "inf"):
+                    ended = jasper(name, *arguments, option.opts[0], text)
+                    assert (ended.status, ended.out) == (2, "")
+                    assert f"Invalid value for '{option.opts[0]}'" in ended.err
+                    tried += 1
+    assert tried > 20
 
 
 # verify

@@ -35,6 +35,7 @@ from jasper_mmap.bench.turns import ContenderError, in_own_process
 from jasper_mmap.console import (
     PATH,
     Command,
+    FiniteRange,
     debug_option,
     echo,
     echo_table,
@@ -203,7 +204,7 @@ def _contenders(
 )
 @click.option("--batch-sizes", callback=integers(1), help="E.g. 32,512.")
 @click.option("--windows", "count", type=click.IntRange(1), help="Number of measuring windows.")
-@click.option("--seconds", type=click.FloatRange(0, min_open=True), help="Length of a window.")
+@click.option("--seconds", type=FiniteRange(0, min_open=True), help="Length of a window.")
 @click.option("--pairs", type=click.IntRange(1), help="Number of pairs of the random data.")
 @click.option(
     "--cache",

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from jasper_mmap.console import PATH, Command, debug_option, echo, integers, run
+from jasper_mmap.console import PATH, Command, FiniteRange, debug_option, echo, integers, run
 from jasper_mmap.errors import JasperError
 from tools.bench.inputs import inputs_of
 from tools.frameworks.launch import Result, import_once, plans_of, run_cell
@@ -57,7 +57,7 @@ def _ways(_context: click.Context, _option: click.Parameter, text: str | None) -
     "--distributed", type=click.Choice([str(value) for value in DISTRIBUTED]), help="Only this one."
 )
 @click.option("--speed", is_flag=True, help="Compare the speed with our own loader's too.")
-@click.option("--limit", type=click.FloatRange(1), default=180, show_default=True, help="In s.")
+@click.option("--limit", type=FiniteRange(1), default=180, show_default=True, help="In s.")
 @click.option("--json", "json_file", type=PATH, help="JSON file to write.")
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print the table as Markdown.")
 @debug_option
