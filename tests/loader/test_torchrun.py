@@ -39,9 +39,10 @@ for epoch in range(epochs):
     seen.append((number, loader.dataset_obj.generation))
     time.sleep(0.2 + 0.1 * dist.get_rank())
     patience = time.monotonic() + 30
-    while adopt == "epoch" and dist.get_rank() == 0 and time.monotonic() < patience:
+    while adopt == "epoch" and dist.get_rank() == 0:
         if loader.dataset_obj.adoption.nominee.number > number:
             break  # there is something to switch to, however slow the publisher's disk
+        assert time.monotonic() < patience, "nothing was published"
         time.sleep(0.05)
 told = [None] * dist.get_world_size()
 dist.all_gather_object(told, seen)
@@ -137,7 +138,9 @@ def test_ranks_stay_where_they_are_when_one_cannot_follow(
         "    s.PlacedStore.generation = no\n"
         "else:\n"
         "    d = loader.dataset_obj\n"
-        "    n = j.publish_negatives(store, d.hard_negatives, d.negative_tiers)\n"
+        "    tables = d.hard_negatives, d.negative_tiers\n"
+        "    n = j.publish_negatives(store, *tables, republish=True)\n"
+        "    assert n == 3\n"
         "    while d.adoption.nominee.number != n: time.sleep(0.05)\n"
         "dist.barrier()",
     )
