@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from ..control_groups import Limits
+
 
 class Mount(NamedTuple):
     """The mount that a folder is on."""
@@ -15,13 +17,6 @@ class Mount(NamedTuple):
     kind: str
     """The type of the file system, as the kernel names it: ext4, nfs4, fuse.sshfs."""
     source: str
-
-
-class Limits(NamedTuple):
-    """What control groups allow a process; None is no limit."""
-
-    memory_bytes: int | None
-    cores: float | None
 
 
 class Sharing(NamedTuple):

@@ -17,10 +17,10 @@ from typing import Final
 import torch
 
 from ..bench.machine import cores
+from ..control_groups import limits
 from ..dataset.device.device_runtime import CUDA_RUNTIME
 from ..files.page_cache import UNKNOWN, free_bytes
 from ..files.shared_memory import memory_file
-from . import cgroups
 from .facts import Facts
 from .store_facts import store_facts
 
@@ -44,12 +44,12 @@ def gather(store: Path | None, roots: Roots | None = None) -> Facts:
     Raises `MissingFileError` if there is no folder `store`. What is wrong with it is a fact.
     """
     roots = roots or Roots()
-    free = free_bytes(roots.proc / "meminfo")
+    free = free_bytes(roots.proc)
     gpu, gpu_free_bytes = _gpu()
     return Facts(
         store=None if store is None else store_facts(store, roots.proc / "self" / "mountinfo"),
         free_bytes=None if free == UNKNOWN else free,
-        limits=cgroups.limits(roots.proc / "self" / "cgroup", roots.sys / "fs" / "cgroup"),
+        limits=limits(roots.proc, roots.sys),
         huge_pages=_huge_pages(roots.sys / "kernel" / "mm" / "transparent_hugepage" / "enabled"),
         shm_bytes=_size_of(roots.shm),
         descriptors=resource.getrlimit(resource.RLIMIT_NOFILE)[0],

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..control_groups import limits
 from ..progress import Progress, Show, errors_of_show_passed_on
 from .atomic import storage_errors
 from .mapping import LIBC
@@ -20,34 +21,47 @@ from .mapping import LIBC
 _PIECE_BYTES = 16 << 20
 SHARE_OF_MEMORY = 0.9
 """What of the free memory a store may fill."""
-_MEMINFO = Path("/proc/meminfo")
+_PROC, _SYS = Path("/proc"), Path("/sys")
 UNKNOWN = 1 << 62
 """More than any machine has, so that everything fits where the size of memory is unknown."""
 _MADV_POPULATE_READ = getattr(mmap, "MADV_POPULATE_READ", 22)  # Linux 5.14
 
 
-def fits(paths: Sequence[Path]) -> bool:
-    """Return whether all the files fit into the page cache of this machine now."""
+def fits(paths: Sequence[Path], proc: Path = _PROC, sys: Path = _SYS) -> bool:
+    """Return whether all the files fit now into the memory that this process may use."""
     need = sum(path.stat().st_size for path in paths)
-    return need <= SHARE_OF_MEMORY * free_bytes()
+    return need <= SHARE_OF_MEMORY * usable_bytes(proc, sys)
 
 
-def free_bytes(meminfo: Path = _MEMINFO) -> int:
+def usable_bytes(proc: Path = _PROC, sys: Path = _SYS) -> int:
+    """Bytes that could be allocated now and that control groups allow; `UNKNOWN` if none says.
+
+    The page cache that a group reads in counts towards its limit: beyond it pages are dropped.
+    """
+    return min(free_bytes(proc), _limit(proc, sys))
+
+
+def _limit(proc: Path, sys: Path) -> int:
+    limit = limits(proc, sys).memory_bytes
+    return UNKNOWN if limit is None else limit
+
+
+def free_bytes(proc: Path = _PROC) -> int:
     """Bytes of this machine's memory that could be allocated now; `UNKNOWN` if it does not say."""
     with contextlib.suppress(OSError):  # not every system has it
-        for line in meminfo.read_text().splitlines():
+        for line in (proc / "meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) << 10
     return UNKNOWN
 
 
-def worth_huge_pages(n_bytes: int) -> bool:
+def worth_huge_pages(n_bytes: int, proc: Path = _PROC, sys: Path = _SYS) -> bool:
     """Return whether to map tables of `n_bytes` in total with 2 MB pages.
 
     Rows are gathered faster from large pages, and a cold store is read at the speed of the disk
     instead of page by page; but a store larger than memory would be read over and over.
     """
-    return n_bytes <= memory_bytes() // 2
+    return n_bytes <= min(memory_bytes(), _limit(proc, sys)) // 2
 
 
 def memory_bytes() -> int:

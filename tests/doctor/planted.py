@@ -4,7 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jasper_mmap.doctor.facts import Facts, Limits, Mount, Sharing, StoreFacts
+from jasper_mmap.control_groups import Limits
+from jasper_mmap.doctor.facts import Facts, Mount, Sharing, StoreFacts
 
 GB = 1 << 30
 

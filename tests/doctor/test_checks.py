@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from jasper_mmap.control_groups import Limits
 from jasper_mmap.doctor.examine import OF_MACHINE, OF_STORE, examine
-from jasper_mmap.doctor.facts import Limits, Mount
+from jasper_mmap.doctor.facts import Mount
 from jasper_mmap.doctor.of_machine import numbers
 from tests.doctor.planted import COPIED, FACTS, GB, planted
 

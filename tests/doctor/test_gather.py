@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from jasper_mmap.control_groups import Limits
 from jasper_mmap.doctor import gather as gather_module
-from jasper_mmap.doctor.cgroups import limits
-from jasper_mmap.doctor.facts import Facts, Limits, Mount, StoreFacts
+from jasper_mmap.doctor.facts import Facts, Mount, StoreFacts
 from jasper_mmap.doctor.gather import Roots, gather, versions
 from jasper_mmap.doctor.mounts import mount_of
 from jasper_mmap.doctor.store_facts import store_facts
 from jasper_mmap.errors import MissingFileError
 from jasper_mmap.store.manifest import read_manifest
+from tests.files.planting import written
 
 MOUNTINFO = Path("/proc/self/mountinfo")
 NOBODY = 65534
@@ -28,61 +29,7 @@ def copy(demo_store: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(demo_store, tmp_path / "store"))
 
 
-def written(root: Path, files: dict[str, str]) -> Path:
-    """Write files below a folder."""
-    for name, text in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
-    return root
-
-
 # The machine
-
-
-@pytest.mark.parametrize(
-    ("groups", "files", "expected"),
-    [
-        (
-            "0::/job/step\n",
-            {
-                "job/memory.max": "1000\n",
-                "job/step/memory.max": "5000\n",
-                "job/step/cpu.max": "150000 100000\n",
-            },
-            Limits(1000, 1.5),
-        ),
-        ("0::/\n", {"memory.max": "2000\n", "cpu.max": "max 100000\n"}, Limits(2000, None)),
-        ("0::/../other\n", {"memory.max": "3000\n"}, Limits(3000, None)),
-        (
-            "5:memory:/docker/a\n4:cpu,cpuacct:/docker/a\n",
-            {
-                "memory/memory.limit_in_bytes": "4000\n",  # the path of outside is not there
-                "cpu,cpuacct/cpu.cfs_quota_us": "50000\n",
-                "cpu,cpuacct/cpu.cfs_period_us": "100000\n",
-            },
-            Limits(4000, 0.5),
-        ),
-        (
-            "5:memory:/a\n4:cpu:/\n",
-            {
-                "memory/a/memory.limit_in_bytes": "9223372036854771712\n",
-                "cpu/cpu.cfs_quota_us": "-1\n",
-                "cpu/cpu.cfs_period_us": "100000\n",
-            },
-            Limits(None, None),
-        ),
-        (None, {"memory/memory.limit_in_bytes": "5000\n"}, Limits(5000, None)),
-        ("0::/\n", {"memory.max": "no number\n", "cpu.max": "\n"}, Limits(None, None)),
-    ],
-)
-def test_limits_of_control_groups(
-    groups: str | None, files: dict[str, str], expected: Limits, tmp_path: Path
-) -> None:
-    """Of both versions, the smallest of a group and its parents."""
-    written(tmp_path, {f"fs/{name}": text for name, text in files.items()})
-    if groups is not None:  # else a container without /proc
-        (tmp_path / "cgroup").write_text(groups)
-    assert limits(tmp_path / "cgroup", tmp_path / "fs") == expected
 
 
 def test_the_deepest_and_last_mount_is_that_of_a_folder(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from jasper_mmap.loader import create
 from jasper_mmap.loader.passes import local_pass
 from jasper_mmap.rules.schema import WIDE
 from jasper_mmap.store import folder
+from tests.files.planting import written
 from tests.oracle import Oracle
 from tests.serving import NamedOracle, assert_pass_equals_oracle
 from tools.bench.inputs import drop_from_memory
@@ -145,15 +146,13 @@ def test_a_file_that_cannot_be_locked_is_read_nevertheless(
     assert min(resident(path) for path in paths) > 0.9
 
 
-def test_what_fits_is_what_memory_has_free(
-    real_store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_fits_is_what_memory_has_free(real_store: Path, tmp_path: Path) -> None:
     """With a tenth left over."""
     with JASPERSteeringDataset(real_store, "train") as dataset:
         need = sum(path.stat().st_size for path in dataset.files)
         for free, want in ((need / 0.8, True), (need, False)):
-            monkeypatch.setattr(page_cache, "free_bytes", lambda free=free: free)
-            assert fits(dataset.files) == want
+            written(tmp_path, {"proc/meminfo": f"MemAvailable: {free / 1024:.0f} kB\n"})
+            assert fits(dataset.files, tmp_path / "proc", tmp_path / "sys") == want
 
 
 def test_rows_are_fetched_ahead(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 
 import torch
 
-from ...files.page_cache import free_bytes
+from ...files.page_cache import usable_bytes
 
 
 class Event(Protocol):
@@ -26,7 +26,7 @@ class Runtime:
 
     def free_bytes(self, device: torch.device) -> int:
         """Bytes that could be allocated on `device` now."""
-        return free_bytes()
+        return usable_bytes()
 
     def pinned(self, *shape: int, dtype: torch.dtype) -> torch.Tensor:
         """Allocate uninitialised memory of this machine that a device can copy by itself.

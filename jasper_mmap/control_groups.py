@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Final, TypeVar
-
-from .facts import Limits
+from typing import Final, NamedTuple, TypeVar
 
 _Number = TypeVar("_Number", int, float)
 
@@ -16,13 +14,22 @@ _NO_LIMIT: Final = 1 << 60
 """Version 1 writes "no limit" as a number near 2**63."""
 
 
-def limits(cgroup_file: Path, root: Path) -> Limits:
+class Limits(NamedTuple):
+    """What control groups allow a process; None is no limit."""
+
+    memory_bytes: int | None
+    cores: float | None
+
+
+def limits(proc: Path, sys: Path) -> Limits:
     """Return the smallest limits of this process's groups and of those that contain them.
 
-    `cgroup_file` lists the groups, as `/proc/self/cgroup` does; `root` is where they are mounted.
+    `proc` and `sys` are where the kernel says so: `/proc/self/cgroup` lists the groups, which are
+    mounted at `/sys/fs/cgroup`.
     """
+    root = sys / "fs" / "cgroup"
     try:
-        lines = cgroup_file.read_text().splitlines()
+        lines = (proc / "self" / "cgroup").read_text().splitlines()
     except OSError:
         lines = _ROOTS
     memory: list[int] = []
