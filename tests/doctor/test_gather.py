@@ -1,5 +1,6 @@
 """The facts: read from planted files of a kernel, and from stores and limits that are planted."""
 
+import json
 import os
 import resource
 import shutil
@@ -18,9 +19,12 @@ from jasper_mmap.doctor.store_facts import store_facts
 from jasper_mmap.errors import MissingFileError
 from jasper_mmap.store.manifest import read_manifest
 from tests.files.planting import written
+from tests.files.test_page_cache import resident
+from tools.bench.inputs import drop_from_memory
 
 MOUNTINFO = Path("/proc/self/mountinfo")
 NOBODY = 65534
+LARGE = 100 << 20
 
 
 @pytest.fixture
@@ -129,6 +133,30 @@ def test_a_sound_store(copy: Path) -> None:
     assert facts.sharing.pss <= facts.sharing.rss / 2
     assert (facts.lock_excludes, facts.lock_error) == (True, None)
     assert sorted(copy.rglob("*")) == before
+
+
+def test_at_most_64_mb_of_a_large_store_are_read(copy: Path) -> None:
+    """By what of a cold store of 300 MB lies in the page cache afterwards, read ahead or not."""
+    manifest = json.loads((copy / "manifest.json").read_text())
+    for name in ("question_embs", "source_embs", "keyword_embs"):
+        manifest["artifacts"][name]["bytes"] = LARGE
+        os.truncate(copy / f"{name}.safetensors", LARGE)
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    files = [path for path in copy.rglob("*") if path.is_file()]
+    drop_from_memory(copy)
+    if in_memory(files) > 1 << 20:
+        pytest.skip("this file system keeps its files in memory")
+    facts = gather(copy).store
+    assert facts is not None
+    assert facts.nbytes is not None
+    assert facts.nbytes > 3 * LARGE
+    assert facts.sharing is not None
+    assert facts.sharing.rss <= in_memory(files) <= 64_000_000
+
+
+def in_memory(files: list[Path]) -> float:
+    """Return the bytes of files that lie in the page cache."""
+    return sum(resident(path) * path.stat().st_size for path in files if path.stat().st_size)
 
 
 def spoil_missing(store: Path) -> None:
