@@ -1,5 +1,6 @@
 """Stores to draw, and their pages."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from jasper_mmap.report.whole_page import page
 from tests.converting import edit, load
 from tests.report.reading import Page
 from tools.demo.folder import make_builder_folder
+
+MINED = Path(__file__).parents[3] / "shared/data/debian_small_new_negatives"
 
 
 @pytest.fixture(scope="session")
@@ -62,6 +65,15 @@ def html(content: Content) -> str:
 def read(html: str) -> Page:
     """Return its page, read back."""
     return Page(html)
+
+
+@pytest.fixture(scope="session")
+def real(real_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Content:
+    """Return what the report shows of the real folder after the publish of its new negatives."""
+    store = Path(shutil.copytree(real_store, tmp_path_factory.mktemp("real") / "my_dataset"))
+    tables = [MINED / f"{name}.pt" for name in ("hard_negatives", "negative_tiers")]
+    publish_negatives(store, *tables, note="mined again")
+    return content_of(store)
 
 
 @pytest.fixture
