@@ -52,14 +52,14 @@ class KnownRight:
             part = slice(begin, begin + step)
             rows, sources = right.row[part], right.source[part]
             own = at(self._own, right.pair[part]).unsqueeze(1)
-            there = at(numbers, rows)
-            entry, slot = _places(there == sources.unsqueeze(1))
-            by_number[rows[entry], slot] = True
-            close = at(cosines, rows).sub_(own).abs_() <= _APART
-            close &= at(first, rows).sub_(at(self._first, sources).unsqueeze(1)).abs_() <= _APART
-            entry, slot = _places(close)
-            same = self._same(there[entry, slot], sources[entry])
-            by_content[rows[entry[same]], slot[same]] = True
+            # Of an equal number too; NaN is not far.
+            far = at(cosines, rows).sub_(own).abs_() > _APART
+            far |= at(first, rows).sub_(at(self._first, sources).unsqueeze(1)).abs_() > _APART
+            entry, slot = _places(~far)
+            slot += at(rows, entry) * numbers.shape[1]
+            negative, source = numbers.take(slot), at(sources, entry)
+            by_number.view(-1)[slot[negative == source]] = True
+            by_content.view(-1)[slot[self._same(negative, source)]] = True
         return by_number, by_content & ~by_number
 
     def _same(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
