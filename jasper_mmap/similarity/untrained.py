@@ -42,16 +42,16 @@ class UntrainedScores:
 
     def add(self, block: Block, marks: torch.Tensor, known: torch.Tensor) -> None:
         """Count a block; `marks` [b], `known` [b,N] are the negatives that are right sources."""
-        self._point(block)
-        squares = block.grams.diagonal(dim1=1, dim2=2).T
-        square = squares + squares[0] + 2 * block.grams[:, _QUESTION].T
+        with_question = block.grams[:, _QUESTION].T.contiguous()
+        squares = block.grams.diagonal(dim1=1, dim2=2).T.contiguous()
+        self._point(block, with_question, squares)
+        square = squares + squares[_QUESTION] + 2 * with_question
         square[_QUESTION] = squares[_QUESTION]
         # [1+N,4,b] of (question + steering); that of the variant zero is the question alone.
         cosines = block.products.permute(2, 1, 0).contiguous()
         cosines[:, 1:] += cosines[:, :1]
         cosines.mul_(block.scales.T.unsqueeze(1)).mul_(_reciprocal_root(square))
-        negatives = cosines[1:]
-        negatives.masked_fill_(negatives.isnan(), -torch.inf)  # it is not near
+        cosines[1:].nan_to_num_(-torch.inf, torch.inf, -torch.inf)  # it is not near
         sums = torch.empty((_SUMS, *square.shape), dtype=cosines.dtype, device="cpu")
         self._score(cosines, sums, _NEAREST)
         sums[_ROWS] = cosines[0].isfinite()
@@ -75,18 +75,20 @@ class UntrainedScores:
         loss = weights.log_().sub_(right, alpha=1 / TEMPERATURE)
         sums[first + 1] = loss.masked_fill_(~right.isfinite(), 0)
 
-    def _point(self, block: Block) -> None:
-        question, own = block.grams[:, _QUESTION], block.products[:, :, 0]
-        both = block.own_squares + question[:, _QUESTION]
-        square = both - 2 * own[:, _QUESTION]
+    def _point(self, block: Block, with_question: torch.Tensor, squares: torch.Tensor) -> None:
+        """Count the cosines of steering and (right source - question), which `apart` they have.
+
+        `with_question` [4,b] are the products of the vectors with the question.
+        """
+        own = block.products[:, :, 0].T
+        both = block.own_squares + squares[_QUESTION]
+        square = both - 2 * own[_QUESTION]
         apart = square > APART * both
-        for variant in range(1, len(VARIANTS)):
-            steering = block.grams[:, variant]
-            along = own[:, variant] - steering[:, _QUESTION]
-            scale = _reciprocal_root(square * steering[:, variant])
-            cosines = (along * scale)[apart & (scale > 0)]
-            cosines = cosines[cosines.isfinite()]
-            self._cosines[variant] += float(cosines.sum(dtype=torch.float64)), len(cosines)
+        scale = _reciprocal_root(square * squares)
+        cosines = (own - with_question).mul_(scale)
+        counted = cosines.isfinite() & (scale > 0) & apart
+        totals = cosines.masked_fill_(~counted, 0).sum(1, dtype=torch.float64)
+        self._cosines += torch.stack((totals, counted.sum(1)), 1).numpy()
 
     def by_split(self) -> dict[str, dict[str, Untrained]]:
         """The scores of all rows and of each split, by variant."""
