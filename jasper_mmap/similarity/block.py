@@ -6,7 +6,7 @@ and its steering of the variants but zero, in the order of `names.VARIANTS`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -82,7 +82,6 @@ class Blocks:
         self._negatives = generation["hard_negatives"]
         self._tiers = generation["negative_tiers"]
         self._advance = advance
-        self._tables = (embeddings.questions, *self._steering)
         self._buffers: dict[int, _Buffers] = {}
         if not _multiplies_exactly():
             embeddings.widen()
@@ -104,16 +103,15 @@ class Blocks:
         sources = torch.cat((at(own.source_of, pairs).unsqueeze(1), numbers), 1)
         products = rooms.room("products", (len(pairs), _VECTORS, sources.shape[1]))
         grams = rooms.room("grams", (len(pairs), _VECTORS, _VECTORS))
-        width = sources.shape[1]
-        asked = (pieces(questions, BLOCK), *(pieces(pairs, BLOCK) for _ in self._steering))
-        for one in zip(
-            zip(*asked, strict=True),
-            pieces(sources.flatten(), BLOCK * width),
+        for few in zip(
+            pieces(questions, BLOCK),
+            pieces(pairs, BLOCK),
+            pieces(sources.flatten(), BLOCK * sources.shape[1]),
             pieces(products, BLOCK),
             pieces(grams, BLOCK),
             strict=True,
         ):
-            self._multiply(*one)
+            self._multiply(*few)
         self._advance("negatives", len(pairs) * self.row_bytes)
         scales = at(own.source_scales, sources)
         cosines = products[:, 0] * scales
@@ -133,16 +131,19 @@ class Blocks:
 
     def _multiply(
         self,
-        numbers: Sequence[torch.Tensor],
+        questions: torch.Tensor,
+        pairs: torch.Tensor,
         sources: torch.Tensor,
         products: torch.Tensor,
         grams: torch.Tensor,
     ) -> None:
-        """Write the products of few pairs; `numbers` are the rows of the four vectors' tables."""
-        buffers = self._buffers_of(len(grams))
+        """Write the products of few pairs."""
+        buffers = self._buffers_of(grams.shape[0])
         read = self._of.rooms.rows_into
-        for table, rows, out in zip(self._tables, numbers, buffers.kinds, strict=True):
-            read(out, table, rows)
+        asked, *steering = buffers.kinds
+        read(asked, self._of.questions, questions)
+        for out, table in zip(steering, self._steering, strict=True):
+            read(out, table, pairs)
         read(buffers.sources, self._of.sources, sources)
         torch.bmm(buffers.vectors, buffers.columns, out=products)
         torch.bmm(buffers.vectors, buffers.own_columns, out=grams)

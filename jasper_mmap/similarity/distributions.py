@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .relations import stable_order
 from .reports.report import Hubness, Quantiles, Share
 
 BINS: Final = 2000
@@ -27,15 +28,25 @@ class Histograms:
     """One histogram for each of some groups."""
 
     def __init__(self, groups: int) -> None:
-        self.counts: NDArray[np.int64] = np.zeros((groups, BINS), np.int64)
+        # The last bin is for NaN.
+        self._counts: NDArray[np.int64] = np.zeros((groups, BINS + 1), np.int64)
 
     def add(self, groups: torch.Tensor, cosines: torch.Tensor) -> None:
-        """Count cosines (any shape), each in its group (int64, same shape); NaN is left out."""
-        bins = cosines.add(1.0).mul_(1 / WIDTH).nan_to_num_(-1.0).floor_().to(torch.int64)
-        bins.clamp_(-1, BINS - 1)
-        places = torch.where(cosines.isnan(), -1, bins.clamp_(min=0) + groups * BINS).flatten()
-        counted = np.bincount(places[places >= 0].numpy(), minlength=self.counts.size)
-        self.counts += counted.reshape(self.counts.shape)
+        """Count cosines (any shape), each in its group (int64, same shape)."""
+        bins = cosines.add(1.0).mul_(1 / WIDTH).clamp_(0, BINS - 1).nan_to_num_(BINS)
+        places = (groups * (BINS + 1)).add_(bins.to(torch.int64)).flatten()
+        counted = np.bincount(places.numpy(), minlength=self._counts.size)
+        self._counts += counted.reshape(self._counts.shape)
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """The histogram of each group [groups,BINS], without what is NaN."""
+        return self._counts[:, :BINS]
+
+    @property
+    def nan(self) -> int:
+        """How many were NaN."""
+        return int(self._counts[:, BINS].sum())
 
 
 def quantile(counts: NDArray[np.int64], share: float) -> float | None:
@@ -57,7 +68,7 @@ def quantiles(counts: NDArray[np.int64]) -> Quantiles:
 def hubness(uses: NDArray[np.int64]) -> Hubness:
     """Return how often the sources are used, from the number of each [N_s]."""
     slots, n = int(uses.sum()), len(uses)
-    order = np.argsort(-uses, kind="stable")  # of equal ones the first number
+    order = stable_order(-uses)  # of equal ones the first number
     return Hubness(
         mean=slots / n,
         most=tuple((int(source), int(uses[source])) for source in order[:_NAMED] if uses[source]),

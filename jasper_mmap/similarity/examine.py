@@ -22,7 +22,7 @@ from . import flags
 from .block import Block, Blocks
 from .cosines import Embeddings, pieces
 from .distributions import BINS, Histograms, hubness, quantile, quantiles
-from .flags import FlagCounts, is_suspect, packed
+from .flags import GROUPS, FlagCounts, groups_of, is_suspect, packed
 from .known import KnownRight
 from .margin import is_margin_false
 from .relations import MARKS, Relations, at, marks_by_split
@@ -31,7 +31,7 @@ from .untrained import UntrainedScores
 
 LOW: Final = 0.2
 """A right source of a lower similarity is doubtful."""
-_STEP: Final = 4096
+_STEP: Final = 8192
 """Pairs of a block."""
 _TIERS: Final = TIERS[-1] + 1
 
@@ -119,9 +119,8 @@ def _sampled(relations: Relations, sample: int, seed: int) -> _Order:
 
 def _by_question(relations: Relations) -> _Order:
     """All pairs, those of a question together: then their rows are read once."""
-    questions = relations.question_of.numpy()
-    counts = np.bincount(questions)
-    order = torch.from_numpy(np.argsort(questions, kind="stable"))
+    counts = np.bincount(relations.question_of.numpy())
+    order = relations.by_question
     ends = counts[counts > 0].cumsum()
     blocks, begin = [], 0
     while begin < len(order):
@@ -159,12 +158,18 @@ class _Lint:
         self._seen_before[self._relations.question_of[order.before]] = True
         self._known = KnownRight(embeddings, self._relations, self._own)
         self._counts = FlagCounts()
-        self._cosines = Histograms(MARKS * _TIERS)
+        self._cosines = Histograms(GROUPS)
         self._own_cosines = Histograms(MARKS)
         self._untrained = UntrainedScores()
         self._uses: NDArray[np.int64] = np.zeros(len(embeddings.sources), np.int64)
         self._suspects = [torch.empty(0, dtype=torch.int64, device="cpu")]
-        self._without_cosine = 0
+        self._of_source = packed(
+            {
+                flags.EVALUATION: self._relations.evaluation_only,
+                flags.CLUSTERED: self._relations.clustered,
+            }
+        )
+        """[N_s] The flags that a source has in every slot."""
 
     def run(self, take: Take | None) -> GenerationLint:
         for pairs in self._order.blocks:
@@ -184,18 +189,17 @@ class _Lint:
                 flags.OWN: is_margin_false(cosines, own.unsqueeze(1), self._margin),
                 flags.NUMBER: by_number,
                 flags.CONTENT: by_content,
-                flags.EVALUATION: at(relations.evaluation_only, numbers),
-                flags.CLUSTERED: relations.has_cluster(numbers),
                 flags.IN_CLUSTER: relations.in_cluster(numbers, pairs),
             }
         )
-        self._counts.add(marks, block.tiers, codes)
-        self._cosines.add(marks.unsqueeze(1) * _TIERS + block.tiers, cosines)
+        codes += at(self._of_source, numbers)
+        groups = groups_of(marks, block.tiers)
+        self._counts.add(marks, groups, codes)
+        self._cosines.add(groups, cosines)
         self._own_cosines.add(marks, own)
         self._untrained.add(block, marks, by_number | by_content)
-        self._uses += np.bincount(numbers.flatten().numpy(), minlength=len(self._uses))
+        np.add.at(self._uses, numbers.flatten().numpy(), 1)
         self._suspects.append(is_suspect(codes).sum(1))
-        self._without_cosine += int(cosines.isnan().sum())
         return cosines, codes
 
     def _right(self, block: Block) -> tuple[torch.Tensor, torch.Tensor]:
@@ -215,7 +219,7 @@ class _Lint:
         return GenerationLint(
             rows=counts.rows,
             slots=counts.slots,
-            without_cosine=self._without_cosine,
+            without_cosine=self._cosines.nan,
             similarity=self._similarity(by_tier),
             tiers=counts.tier_order(medians),
             margin_false=counts.margin_false(),

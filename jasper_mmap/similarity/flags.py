@@ -34,6 +34,8 @@ _ALL: Final = 128
 
 _TRAIN: Final = BITS["train"]
 _TIERS: Final = TIERS[-1] + 1
+GROUPS: Final = MARKS * _TIERS
+"""Number of different (splits of the pair, tier)."""
 _DESCRIBED: Final = (3, 1, 2, 4)
 
 _LOWEST_ASIDE, _OWN_ASIDE, _LOWEST_ANY, _KNOWN, _NUMBERED, _EVALUATED = (1 << n for n in range(6))
@@ -41,17 +43,43 @@ _ROWS_ALL: Final = 64
 
 
 def packed(flags: dict[int, torch.Tensor]) -> torch.Tensor:
-    """Return the flags [b,N] of slots as one number each, int64, from a bool [b,N] of each."""
+    """Return flags of one shape as one number for each place, uint8, from a bool of each."""
     first = next(iter(flags.values()))
-    codes = torch.zeros(first.shape, dtype=torch.int64, device="cpu")
+    codes = torch.zeros(first.shape, dtype=torch.uint8, device="cpu")
     for bit, flag in flags.items():
         codes.add_(flag, alpha=bit)
     return codes
 
 
+def _of_rows() -> NDArray[np.uint8]:
+    """What the flags of a slot say of its row [_ALL]: those of a row are of any of its slots."""
+    codes = np.arange(_ALL)
+    aside = (codes & KNOWN) == 0
+    flags = {
+        _LOWEST_ASIDE: aside & ((codes & LOWEST) != 0),
+        _OWN_ASIDE: aside & ((codes & OWN) != 0),
+        _LOWEST_ANY: (codes & LOWEST) != 0,
+        _KNOWN: ~aside,
+        _NUMBERED: (codes & NUMBER) != 0,
+        _EVALUATED: (codes & EVALUATION) != 0,
+    }
+    table = np.zeros(_ALL, np.uint8)
+    for bit, flag in flags.items():
+        table[flag] |= bit
+    return table
+
+
+_OF_ROWS: Final = _of_rows()
+
+
+def groups_of(marks: torch.Tensor, tiers: torch.Tensor) -> torch.Tensor:
+    """Return (splits of the pair, tier) of slots [b,N] as one number each, int64."""
+    return marks.unsqueeze(1) * _TIERS + tiers
+
+
 def is_suspect(codes: torch.Tensor) -> torch.Tensor:
     """Return whether slots are too similar by the lowest right source, known ones set aside."""
-    return ((codes & LOWEST) != 0) & ((codes & KNOWN) == 0)
+    return (codes & (LOWEST | KNOWN)) == LOWEST
 
 
 class FlagCounts:
@@ -61,21 +89,11 @@ class FlagCounts:
         self._slots: NDArray[np.int64] = np.zeros((MARKS, _TIERS, _ALL), np.int64)
         self._rows: NDArray[np.int64] = np.zeros((MARKS, _ROWS_ALL), np.int64)
 
-    def add(self, marks: torch.Tensor, tiers: torch.Tensor, codes: torch.Tensor) -> None:
-        """Count a block: `marks` [b], `tiers` and `codes` [b,N], int64."""
-        places = (marks.unsqueeze(1) * _TIERS + tiers) * _ALL + codes
-        _count(self._slots, places)
-        aside = (codes & KNOWN) == 0
-        flags = {
-            _LOWEST_ASIDE: aside & ((codes & LOWEST) != 0),
-            _OWN_ASIDE: aside & ((codes & OWN) != 0),
-            _LOWEST_ANY: (codes & LOWEST) != 0,
-            _KNOWN: ~aside,
-            _NUMBERED: (codes & NUMBER) != 0,
-            _EVALUATED: (codes & EVALUATION) != 0,
-        }
-        rows = packed({bit: flag.any(1) for bit, flag in flags.items()})
-        _count(self._rows, marks * _ROWS_ALL + rows)
+    def add(self, marks: torch.Tensor, groups: torch.Tensor, codes: torch.Tensor) -> None:
+        """Count a block: `marks` [b], int64, and of slots [b,N] the `groups_of` and the `codes`."""
+        _count(self._slots, groups * _ALL + codes)
+        rows = np.bitwise_or.reduce(_OF_ROWS.take(codes.numpy().T), axis=0)
+        _count(self._rows, marks * _ROWS_ALL + torch.from_numpy(rows))
 
     @property
     def slots(self) -> int:

