@@ -93,7 +93,36 @@ def publish_negatives(
     candidate = take_in(
         store, hard_negatives, negative_tiers, allow_equal=allow_equal, copies_in_store=not dry_run
     )
-    if limits.need_similarity:
+    return publish_within(
+        store,
+        candidate,
+        limits,
+        note=note,
+        keep=keep,
+        lock_timeout_s=lock_timeout_s,
+        grace_s=grace_s,
+        republish=republish,
+        dry_run=dry_run,
+    )
+
+
+def publish_within(
+    store: Store,
+    candidate: Candidate,
+    limits: Limits,
+    *,
+    note: str,
+    keep: int,
+    lock_timeout_s: float,
+    grace_s: float = GRACE_S,
+    republish: bool = False,
+    dry_run: bool = False,
+) -> int:
+    """Publish a candidate that does not exceed the limits; the rest is as `publish_negatives`.
+
+    If they need the lint of its similarities, it is computed, unless the candidate has it.
+    """
+    if limits.need_similarity and candidate.similarity is None:
         candidate = with_similarity(store, candidate)
     if candidate.similarity is not None:
         limits.check_similarity(candidate.similarity)

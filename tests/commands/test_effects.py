@@ -3,6 +3,7 @@
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from jasper_mmap import publish_negatives
 from jasper_mmap.errors import BusyError
 from jasper_mmap.negatives.write import publisher_lock
+from jasper_mmap.similarity.examine import Examination
 from jasper_mmap.store.folder import Store
 from tests.commands.conftest import Command
 from tests.converting import contents
@@ -106,6 +108,30 @@ def test_dry_run_ends_as_publishing_would(
     assert (answer["generation"], f"Error: {answer['refused']}\n") == (None, dry.err)
     real = jasper("publish", store, *files, limit, 0)
     assert (real.status, real.out, real.err) == (1, "", dry.err)
+
+
+def test_dry_run_lints_each_side_once(
+    jasper: Command, store: Path, files: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though both a limit and the comparison need it; where there is nothing to compare with, only
+    a limit does."""
+    linted = []
+    lint = Examination.lint
+
+    def counted(self: Examination, generation: Any, **options: Any) -> Any:
+        linted.append(generation)
+        return lint(self, generation, **options)
+
+    monkeypatch.setattr(Examination, "lint", counted)
+    for limit in (["--max-margin-false-negatives", 1], []):
+        assert jasper("publish", store, *files, *limit, "--dry-run").status == 0
+        assert len(linted) == 2
+        linted.clear()
+    (store / "negatives" / "CURRENT.json").write_text("{")
+    for limit, times in ((["--max-eval-sources", 1], 1), ([], 0)):
+        assert jasper("publish", store, *files, *limit, "--dry-run").status == 0
+        assert len(linted) == times
+        linted.clear()
 
 
 def test_dry_run_refuses_invalid_files_by_name(

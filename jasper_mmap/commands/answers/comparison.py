@@ -11,7 +11,7 @@ import torch
 
 from ...console import echo, echo_table, shown_progress
 from ...errors import MissingFileError
-from ...negatives.candidate import take_in
+from ...negatives.candidate import Candidate, take_in
 from ...negatives.mined_folder import files_in
 from ...progress import Progress
 from ...rules.names import VARIANTS
@@ -56,11 +56,15 @@ def _side(store: Store, name: str) -> Side:
 
 def unpublished(store: Store, files: tuple[Path, Path], *, allow_equal: bool) -> Side:
     """The content of two files of negatives and tiers, checked as for publishing."""
-    candidate = take_in(store, *files, allow_equal=allow_equal, copies_in_store=False)
-    paths = [path.absolute() for path in files]
-    together = paths[0].parent == paths[1].parent
-    name = f"folder {paths[0].parent}" if together else f"files {paths[0]}, {paths[1]}"
-    return Side(name, None, tuple(map(str, paths)), candidate.tables, candidate.lint)
+    return side_of(take_in(store, *files, allow_equal=allow_equal, copies_in_store=False))
+
+
+def side_of(candidate: Candidate) -> Side:
+    """A candidate that was read from files."""
+    first, second = map(Path, candidate.files)
+    together = first.parent == second.parent
+    name = f"folder {first.parent}" if together else f"files {first}, {second}"
+    return Side(name, None, candidate.files, candidate.tables, candidate.lint)
 
 
 def published(store: Store, number: int | None) -> Side:

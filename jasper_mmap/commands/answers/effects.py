@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from ...console import answering, echo, echo_json, echo_warning, verdict
 from ...errors import JasperError
-from ...negatives.publish import publish_negatives, shares
+from ...negatives.candidate import Limits, take_in
+from ...negatives.publish import publish_within, shares
 from ...rules.schema import TIERS
 from ...similarity.change.slots import STATES, Numbers, slot_counts
 from ...store.folder import Store
 from ...store.lint import suspicion
 from ...store.pointer import Pointer
-from .comparison import compare, comparison_to_dict, print_comparison, published, unpublished
+from .comparison import compare, comparison_to_dict, print_comparison, published, side_of
 
 
 def changed_slots(store: Path, pointer: Pointer, generation: int) -> Numbers | None:
@@ -45,12 +47,15 @@ def slots_to_dict(counts: Numbers | None) -> dict[str, Any] | None:
 
 def rehearse(store: Path, files: tuple[Path, Path], *, as_json: bool, **options: Any) -> None:
     """Print what publishing two files would change, and that it would be refused, or the number
-    that it would have; `options` are those of `publish_negatives`.
+    that it would have; `options` are those of `publish_negatives`. What is compared is linted once.
 
     Raises what publishing would raise, after the comparison is printed.
     """
     opened = Store(store)
-    after = unpublished(opened, files, allow_equal=options.get("allow_equal", False))
+    allow_equal: bool = options.pop("allow_equal")
+    limits = Limits(**{limit.name: options.pop(limit.name) for limit in fields(Limits)})
+    candidate = take_in(opened, *files, allow_equal=allow_equal, copies_in_store=False)
+    after = side_of(candidate)
     try:
         before = published(opened, None)
     except JasperError:  # none yet, or a spoilt one, for which publishing is the remedy
@@ -59,14 +64,14 @@ def rehearse(store: Path, files: tuple[Path, Path], *, as_json: bool, **options:
     warning = suspicion(shares(after.lint, opened.manifest.sizes["N_p"]))
     answer: dict[str, Any] = {"dry_run": True, "store": str(opened.path), "warning": warning}
     if before is not None and result is not None:
+        candidate = replace(candidate, similarity=result.lint_after)
         answer |= comparison_to_dict(opened, before, after, result)
         if not as_json:
             print_comparison(opened, before, after, result)
             echo("")
-    tables = (after.tables[name] for name in ("hard_negatives", "negative_tiers"))
     try:
         with answering():
-            number = publish_negatives(store, *tables, dry_run=True, **options)
+            number = publish_within(opened, candidate, limits, dry_run=True, **options)
     except JasperError as error:
         if as_json:
             echo_json({**answer, "generation": None, "refused": str(error)})
