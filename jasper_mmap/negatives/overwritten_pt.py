@@ -16,7 +16,14 @@ from ..store.pointer import FOLDER, made_from_files, read_pointer
 from .builder_pair import PAIRS, PairWatch, warn_of_half
 from .candidate import take_in
 from .publish import check_same_store, publish_candidate, readable_pointer
-from .write import Staged, publisher_lock, with_source, write_pointer, write_staged
+from .write import (
+    Staged,
+    make_pointer_last,
+    publisher_lock,
+    with_source,
+    write_pointer,
+    write_staged,
+)
 
 _CANDIDATE: Final = ".candidate.tmp"
 """A name that `atomic.sweep` removes."""
@@ -57,6 +64,7 @@ def publish_overwritten(
         return
     stamps = pairs.settled(source, made["source"])
     if stamps == made["source"]:
+        make_pointer_last(folder)
         return
     store = Store(folder)
     with publisher_lock(folder, LOCK_TIMEOUT_S):
@@ -64,6 +72,7 @@ def publish_overwritten(
         before = readable_pointer(folder)
         made = made_from_files(before) if before else None
         if before is None or made is None or made["source"] == stamps:
+            make_pointer_last(folder)
             return  # another process was first
         files = (source / a.source for a in NEGATIVES)
         candidate = take_in(store, *files, builder=source, allow_equal=allow_equal)

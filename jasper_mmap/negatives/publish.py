@@ -30,7 +30,15 @@ from ..store.pointer import (
 from .candidate import Candidate, Given, Limits, take_in
 from .lint import keep_published, with_similarity
 from .retention import remove_old
-from .write import Change, Staged, next_generation, publisher_lock, successor, write_staged
+from .write import (
+    Change,
+    Staged,
+    make_pointer_last,
+    next_generation,
+    publisher_lock,
+    successor,
+    write_staged,
+)
 
 UNCHANGED: Final = {**IN_ANSWER, "event": "unchanged"}
 """For `extra` of the log records that say that nothing was published."""
@@ -118,10 +126,7 @@ def publish_within(
     republish: bool = False,
     dry_run: bool = False,
 ) -> int:
-    """Publish a candidate that does not exceed the limits; the rest is as `publish_negatives`.
-
-    If they need the lint of its similarities, it is computed, unless the candidate has it.
-    """
+    """As `publish_negatives`, for a candidate; if a limit needs its lint, it is linted once."""
     if limits.need_similarity and candidate.similarity is None:
         candidate = with_similarity(store, candidate)
     if candidate.similarity is not None:
@@ -217,6 +222,8 @@ def publish_candidate(
     if limits is not None:
         limits.check(candidate.lint, changed, sizes["N_p"])
     if before is not None and changed == 0 and not republish:
+        if not dry_run:
+            make_pointer_last(folder)
         return before.generation
     number = next_generation(folder, before)
     if dry_run:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import MissingFileError, UsageError
+from ..errors import DurabilityError, MissingFileError, UsageError
 from ..rules import arguments
 from ..rules.names import GRACE_S, KEEP, LOCK_TIMEOUT_S
 from ..similarity.reports.summary import summary_in
@@ -48,7 +48,17 @@ def rollback_negatives(
         number = _older(store.path, before, generation)
         candidate = _read_back(store, before, number)
         note = note or f"rollback to {number}"
-        return publish_candidate(store, before, candidate, note=note, keep=keep, grace_s=grace_s)
+        try:
+            return publish_candidate(
+                store, before, candidate, note=note, keep=keep, grace_s=grace_s
+            )
+        except DurabilityError as error:
+            if generation is not None:
+                raise
+            raise DurabilityError(
+                f"{error} Name generation {number} then (--to {number}, or generation={number}):"
+                " the one before the current one is another now."
+            ) from None
 
 
 def _older(folder: Path, pointer: Pointer, generation: int | None) -> int:

@@ -104,6 +104,15 @@ def write_pointer(store: Path, pointer: Pointer) -> None:
     atomic.write_json(pointer_path(store), asdict(pointer))
 
 
+def make_pointer_last(store: Path) -> None:
+    """Sync the folder of the pointer, for an answer that what is current is what was asked for.
+
+    Who wrote it may have died before its sync, or been refused it (`DurabilityError`, as here).
+    """
+    with atomic.storage_errors(pointer_path(store)):
+        atomic.make_last(pointer_path(store))
+
+
 def successor(
     pointer: Pointer | None,
     generation: int,
