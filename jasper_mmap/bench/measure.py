@@ -22,7 +22,7 @@ from ..errors import UsageError
 from ..files.page_cache import read_through
 from ..loader.create import create_loader
 from ..loader.epochs import set_epoch
-from ..progress import Show
+from ..progress import Progress, Show, errors_of_show_passed_on
 from ..rules.integers import as_int64
 from ..rules.schema import Batch
 from .machine import MB, cores
@@ -114,13 +114,23 @@ class Windows:
 
 
 def measure(
-    store: Path, batch_size: int, entrants: Iterable[Entrant], windows: Windows
+    store: Path,
+    batch_size: int,
+    entrants: Sequence[Entrant],
+    windows: Windows,
+    progress: Show | None = None,
 ) -> Iterator[Cell | Skipped]:
-    """Measure each entrant at one batch size, against the floor with all cores."""
-    with Turns(partial(open_floor, store, batch_size, cores())) as floor:
+    """Measure each entrant at one batch size, against the floor with all cores.
+
+    `progress` is called with the entrant and its workers, and the windows done and in total.
+    """
+    counted = Progress(progress)
+    counted.total = (windows.count + 1) * len(entrants)
+    opened = partial(open_floor, store, batch_size, cores())
+    with errors_of_show_passed_on(), Turns(opened) as floor:
         for entrant in entrants:
             try:
-                yield _measure_one(entrant, batch_size, floor, windows)
+                yield _measure_one(entrant, batch_size, floor, windows, counted)
             except ContenderError as error:
                 yield Skipped(
                     contender=entrant.name,
@@ -130,12 +140,17 @@ def measure(
                 )
 
 
-def _measure_one(entrant: Entrant, batch_size: int, floor: Turns, windows: Windows) -> Cell:
+def _measure_one(
+    entrant: Entrant, batch_size: int, floor: Turns, windows: Windows, progress: Progress
+) -> Cell:
+    name = f"{entrant.name}, {workers_text(entrant.workers)}"
+    progress.advance(name, 0)  # opening it takes seconds
     with Turns(entrant.open, entrant.load) as contender:
         rates, floor_rates = [], []
         for _ in range(windows.count + 1):
             floor_rates.append(floor.run(windows.seconds))
             rates.append(contender.run(windows.seconds))
+            progress.advance(name, 1)
         used = memory(contender.pid)
     return Cell(
         contender=entrant.name,
@@ -244,6 +259,11 @@ def best(cells: Sequence[Cell]) -> Cell:
     """The cell with the fewest workers among those about as fast as the fastest."""
     limit = _TIE * max(cell.rate for cell in cells)
     return min((c for c in cells if c.rate >= limit), key=lambda cell: cell.workers)
+
+
+def workers_text(count: int) -> str:
+    """A number of workers in words."""
+    return f"{count} worker{'' if count == 1 else 's'}"
 
 
 def ratio_text(ratio: float) -> str:

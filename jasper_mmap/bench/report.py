@@ -93,11 +93,18 @@ def sentences_of(answer: dict[str, Any], windows: Windows) -> list[str]:
         f"{about['cpu']}, {about['cores']} cores, {size(about['memory_mb'] * MB)};"
         f" {about['system']}; Python {about['python']}, torch {about['torch']} with"
         f" {about['threads']} threads, numpy {about['numpy']}",
-        f"medians of {windows.count} windows of {windows.seconds:g} s, in turns with the floor's;"
+        f"{windows_text(windows)}, in turns with the floor's;"
         f" load average {before['average']:.2f} before, {after['average']:.2f} after;"
         f" {_busy_text(before, after)}; the floor's windows differ by a factor of"
         f" {answer['floor_spread']:.2f}",
     ]
+
+
+def windows_text(windows: Windows) -> str:
+    """What the figures are medians of."""
+    if windows.count == 1:
+        return f"one window of {windows.seconds:g} s"
+    return f"medians of {windows.count} windows of {windows.seconds:g} s"
 
 
 def _busy_text(before: dict[str, Any], after: dict[str, Any]) -> str:

@@ -14,7 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from .measure import Cell, open_ours
+from ..progress import Show
+from .measure import Cell, open_ours, workers_text
 from .turns import Running, Turns
 
 LIMIT: Final = 0.05
@@ -82,19 +83,24 @@ def measure_waiting(
     cells: Sequence[Cell],
     seconds: float,
     opener: Opener = open_ours,
+    progress: Show | None = None,
 ) -> list[Waiting]:
     """Measure the fewest workers of `cells`, then more, until data is not the limit.
 
     Numbers of workers whose throughput cannot suffice are left out, except the fewest and, if none
-    suffices, the fastest.
+    suffices, the fastest. `progress` is called with the workers, and how many settings are done and
+    are to be measured at most.
     """
     few, *more = sorted(cells, key=lambda cell: cell.workers)
     fastest = max(cells, key=lambda cell: cell.rate)
     able = [cell for cell in more if batch_size / cell.rate <= step_s]
     measured: list[Waiting] = []
-    for cell in [few, *(able or [fastest])]:
+    tried = [few, *(able or [fastest])]
+    for cell in tried:
         if measured and (cell is few or not measured[-1].limits):  # `few` may be the fastest
             break
+        if progress is not None:
+            progress(f"step, {workers_text(cell.workers)}", len(measured), len(tried))
         opened = partial(open_stepping, opener, step_s, store, cell.workers, batch_size)
         with Turns(opened) as turns:
             share = turns.run(max(seconds, _FEWEST * step_s))

@@ -82,7 +82,8 @@ def bench(
     before = busy()
     with shown_progress() as progress:
         warm_up(store, progress)
-    measured = list(measure(store, batch_size, entrants, windows))
+    with shown_progress(unit="windows") as progress:
+        measured = list(measure(store, batch_size, entrants, windows, progress))
     cells = [cell for cell in measured if isinstance(cell, Cell)]
     circumstances = conditions(before, busy(), cells)
     failed = [cell for cell in measured if isinstance(cell, Skipped)]
@@ -91,7 +92,10 @@ def bench(
     chosen = best(cells)
     step = None
     if step_ms is not None:
-        waiting = measure_waiting(store, batch_size, step_ms / 1e3, cells, count * seconds)
+        with shown_progress(unit="settings") as progress:
+            waiting = measure_waiting(
+                store, batch_size, step_ms / 1e3, cells, count * seconds, progress=progress
+            )
         step = answer_of(waiting, batch_size)
     if as_json:
         echo_json(

@@ -18,11 +18,11 @@ _NAME_WIDTH: Final = 25
 
 
 @contextmanager
-def shown_progress(*, each: bool = False) -> Iterator[Show]:
+def shown_progress(*, each: bool = False, unit: str | None = None) -> Iterator[Show]:
     """Show progress on stderr: a bar on a terminal, else a line every 5 s, with `each` also for
-    each new name."""
+    each new name. What is counted is bytes, or `unit`, in the plural."""
     if not sys.stderr.isatty():
-        yield _line_by_line(each)
+        yield _line_by_line(each, unit)
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -47,7 +47,7 @@ def shown_progress(*, each: bool = False) -> Iterator[Show]:
             bar.update(
                 shown,
                 description=short.ljust(width),
-                amount=size_of(done, total),
+                amount=_amount(done, total, unit),
                 completed=done,
                 total=total,
                 visible=True,
@@ -56,7 +56,7 @@ def shown_progress(*, each: bool = False) -> Iterator[Show]:
         yield advance
 
 
-def _line_by_line(each: bool) -> Show:
+def _line_by_line(each: bool, unit: str | None) -> Show:
     began = printed_at = time.monotonic()
     last = ""
 
@@ -65,11 +65,18 @@ def _line_by_line(each: bool) -> Show:
         now = time.monotonic()
         if (each and name != last) or now - printed_at >= _LINE_INTERVAL_S:
             printed_at, last = now, name
-            echo(_how_far(began, name, done, total), err=True)
+            echo(_how_far(began, name, done, total, unit), err=True)
 
     return advance
 
 
-def _how_far(began: float, name: str, done: int, total: int) -> str:
+def _how_far(began: float, name: str, done: int, total: int, unit: str | None) -> str:
+    share = f"{done / max(total, 1):4.0%}"
+    if unit is not None:
+        return f"{share}, {_amount(done, total, unit)}: {name}"
     speed = size(done / max(time.monotonic() - began, 1e-9))
-    return f"{done / max(total, 1):4.0%} of {size(total)}, {speed}/s: {name}"
+    return f"{share} of {size(total)}, {speed}/s: {name}"
+
+
+def _amount(done: int, total: int, unit: str | None) -> str:
+    return size_of(done, total) if unit is None else f"{done:{len(str(total))}} of {total} {unit}"

@@ -31,7 +31,7 @@ from jasper_mmap.bench.measure import (
     open_floor,
 )
 from jasper_mmap.bench.processes import Memory
-from jasper_mmap.bench.report import table_of
+from jasper_mmap.bench.report import table_of, windows_text
 from jasper_mmap.bench.turns import ContenderError, Running, Turns, in_own_process
 from jasper_mmap.commands.main import command
 from jasper_mmap.errors import UsageError
@@ -260,12 +260,22 @@ def test_a_contender_that_fails_is_told_and_left_out(demo_store: Path) -> None:
         Entrant(name=name, workers=0, open=opened)
         for name, opened in (("fails", _failing), ("dies", _dying), ("floor", floor))
     ]
-    fails, dies, good = measure(demo_store, 8, wanted, Windows(count=1, seconds=0.01))
+    shown: list[tuple[str, int, int]] = []
+    windows = Windows(count=1, seconds=0.01)
+    fails, dies, good = measure(demo_store, 8, wanted, windows, lambda *now: shown.append(now))
     assert isinstance(fails, Skipped)
     assert "no such thing" in fails.why
     assert isinstance(dies, Skipped)
     assert "exit code 3" in dies.why
     assert isinstance(good, Cell)
+    names = [f"{name}, 0 workers" for name in ("fails", "dies", "floor", "floor", "floor")]
+    assert shown == [(n, d, 6) for n, d in zip(names, (0, 0, 0, 1, 2), strict=True)]
+
+
+def test_windows_are_counted_in_words() -> None:
+    """Of one there is no median."""
+    assert windows_text(Windows(count=1, seconds=0.5)) == "one window of 0.5 s"
+    assert windows_text(Windows(count=5, seconds=1.0)) == "medians of 5 windows of 1 s"
 
 
 def tree(pid: int) -> list[int]:
@@ -295,8 +305,8 @@ def test_interrupt_ends_all_processes(demo_store: Path, tmp_path: Path) -> None:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert run.stderr is not None
-    line = run.stderr.readline()  # the first cell is there: the second is starting or running
-    assert "samples/s" in line
+    # After its progress the first cell is there: the second is starting or running.
+    assert any("samples/s" in line for line in iter(run.stderr.readline, ""))
     time.sleep(1)
     started = tree(run.pid)
     assert len(started) >= 4  # with multiprocessing's two servers, the floor and a contender

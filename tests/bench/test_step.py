@@ -88,8 +88,13 @@ def test_waits_are_measured_with_more_workers_until_they_are_short() -> None:
     """A planted loader: none and one are too slow, and three are not tried any more."""
     fast = 32 / STEP_S * 2
     cells = [a_cell(3, fast), a_cell(0, 1.0), a_cell(1, fast), a_cell(2, fast)]
-    measured = measure_waiting(Path(), 32, STEP_S, cells, 0.1, planted)
+    shown: list[tuple[str, int, int]] = []
+    measured = measure_waiting(
+        Path(), 32, STEP_S, cells, 0.1, planted, lambda *now: shown.append(now)
+    )
     assert [one.workers for one in measured] == [0, 1, 2]
+    names = ("step, 0 workers", "step, 1 worker", "step, 2 workers")
+    assert shown == [(name, done, 4) for done, name in enumerate(names)]
     assert [one.limits for one in measured] == [True, True, False]
 
 

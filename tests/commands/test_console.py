@@ -86,6 +86,20 @@ def test_a_long_command_shows_its_progress_in_a_log(
     assert first.endswith(r"/s: a\x1b[31m")
 
 
+def test_progress_may_count_other_things_than_bytes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a terminal and in a log."""
+    monkeypatch.setattr(progress, "_LINE_INTERVAL_S", 0.0)
+    with shown_progress(unit="windows") as show:
+        show("ours, 2 workers", 3, 12)
+    assert capsys.readouterr().err == " 25%,  3 of 12 windows: ours, 2 workers\n"
+    monkeypatch.setenv("COLUMNS", "80")
+    with contextlib.redirect_stderr(Terminal()) as terminal, shown_progress(unit="windows") as show:
+        show("ours, 2 workers", 3, 12)
+    assert " 25%  3 of 12 windows " in ESCAPES.sub("", terminal.getvalue())
+
+
 def test_progress_on_a_terminal_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     """On stderr, with how far it is and of what, steady at any width, and gone at the end."""
     monkeypatch.setenv("TERM", "xterm")

@@ -29,6 +29,7 @@ from jasper_mmap.bench.measure import (
     measure,
     open_floor,
     warm_up,
+    workers_text,
 )
 from jasper_mmap.bench.report import NOT_QUIET, conditions, sentences_of, table_of
 from jasper_mmap.bench.turns import ContenderError, in_own_process
@@ -41,6 +42,7 @@ from jasper_mmap.console import (
     echo_table,
     echo_warning,
     integers,
+    shown_progress,
 )
 from jasper_mmap.console import run as run_command
 from jasper_mmap.printable import size
@@ -138,15 +140,16 @@ def run(settings: Settings) -> tuple[list[Cell], dict[str, Any]]:
         echo(f"skipped {one.contender}: {one.why}", err=True)
     cells = []
     for batch_size in settings.batch_sizes:
-        entered = entrants(contenders, inputs, settings.workers, batch_size)
-        for cell in measure(inputs.store, batch_size, entered, settings.windows):
-            where = f"B={batch_size} {cell.contender}, {cell.workers} workers"
-            if isinstance(cell, Skipped):
-                echo(f"skipped {where}: {cell.why}", err=True)
-                skipped.append(cell)
-            else:
-                echo(f"{where}: {cell.rate:,.0f} samples/s, {cell.ratio:.3f}", err=True)
-                cells.append(cell)
+        entered = list(entrants(contenders, inputs, settings.workers, batch_size))
+        with shown_progress(unit="windows") as progress:
+            for cell in measure(inputs.store, batch_size, entered, settings.windows, progress):
+                where = f"B={batch_size} {cell.contender}, {workers_text(cell.workers)}"
+                if isinstance(cell, Skipped):
+                    echo(f"skipped {where}: {cell.why}", err=True)
+                    skipped.append(cell)
+                else:
+                    echo(f"{where}: {cell.rate:,.0f} samples/s, {cell.ratio:.3f}", err=True)
+                    cells.append(cell)
     circumstances = conditions(before, busy(), cells)
     disk = disk_use(contenders, inputs)
     show(cells, skipped, disk)

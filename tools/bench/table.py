@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from jasper_mmap.bench.measure import ratio_text
+from jasper_mmap.bench.measure import Windows, ratio_text
+from jasper_mmap.bench.report import windows_text
 from jasper_mmap.console import PATH, Command, debug_option, echo, run
 
 
@@ -54,12 +55,12 @@ def command(file: Path) -> None:
     The machine and the method follow below it.
     """
     answer = json.loads(file.read_text())
-    machine, windows = answer["machine"], answer["windows"]
+    machine, windows = answer["machine"], Windows(**answer["windows"])
     click.echo(markdown(answer))
     echo("")
     echo(
-        f"{machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}; medians of"
-        f" {windows['count']} windows of {windows['seconds']:g} s;"
+        f"{machine['cpu']}, {machine['cores']} cores, torch {machine['torch']};"
+        f" {windows_text(windows)};"
         f" {'quiet' if answer['quiet'] else 'not quiet, so compare ratios'}."
     )
 
