@@ -79,7 +79,8 @@ def test_recipe_trains_on_every_pair_once_and_resumes(
     """Each epoch gives every pair once over the ranks, but for a partial step. Run again, it goes
     on in the middle of the last epoch, with the batches that it had there before."""
     if find_spec(recipe.package) is None:
-        pytest.skip(f"{recipe.package} is not installed (extra `frameworks`)")
+        extra = "ray" if recipe.package == "ray" else "frameworks"
+        pytest.skip(f"{recipe.package} is not installed (extra `{extra}`)")
     shutil.copytree(numbered, tmp_path / "my_dataset")
     (tmp_path / "yours.py").write_text(YOURS)
     (tmp_path / "train.py").write_text(f"{recipe.given}\n{recipe.code}")

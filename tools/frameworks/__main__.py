@@ -3,8 +3,8 @@
 Each cell is a way to train, a number of processes and a value of `distributed`; it runs in
 processes of its own, on the CPU. It trains three epochs, trains again with a checkpoint in the
 middle of the second one, resumes from that, and has new negatives published under way. What the
-ranks received is compared with a single process of our own loader. Needs the extra `frameworks`;
-ways whose tool is missing are skipped. The whole matrix takes about half an hour.
+ranks received is compared with a single process of our own loader. Needs the extras `frameworks`
+and `ray`; ways whose tool is missing are skipped. The whole matrix takes about half an hour.
 """
 
 import json
