@@ -17,6 +17,7 @@ from ..dataset.dataset import JASPERSteeringDataset
 from .epochs import begin_epoch
 from .passes.order import PassCounter
 from .passes.plan import PassPlan
+from .sharding import must_not_be_divided
 
 _log = logging.getLogger("jasper_mmap")
 _other_seeds: set[tuple[int, int]] = set()
@@ -87,8 +88,14 @@ class RankSampler(_Sampler, DistributedSampler[Any]):
     def __len__(self) -> int:
         return self.passes.peek().samples
 
+    def __iter__(self) -> Iterator[int]:
+        must_not_be_divided(self, self.num_replicas)
+        return super().__iter__()
+
     def set_epoch(self, epoch: int) -> None:
         """Call `jasper_mmap.set_epoch` for the loader; every rank must call it."""
+        # Here too: with dispatch_batches only one rank iterates, and the others would wait for it.
+        must_not_be_divided(self, self.num_replicas)
         super().set_epoch(epoch)
         self.epoch = epoch
 

@@ -6,7 +6,7 @@ import copy
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, cast
 
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
@@ -24,10 +24,7 @@ from .sampler import (
     is_torchs,
     own_sampler,
 )
-from .sharding import Part
-
-_DEPTH: Final = 8
-"""Samplers inside of one another that are looked through."""
+from .sharding import Part, samplers_in
 
 _log = logging.getLogger("jasper_mmap")
 
@@ -159,13 +156,10 @@ def _given(
     dataset: JASPERSteeringDataset, batches: Iterable[Any], sampler: Any, batch_sampler: Any
 ) -> Schedule:
     """The schedule of a sampler of batches that is iterated."""
-    inner: Any = batches
-    for _ in range(_DEPTH):
+    for inner in samplers_in(batches):
         if own_sampler(inner, dataset) is not None:
             # It gives the rest of a resumed pass itself.
             return Schedule(sampler, batch_sampler, inner.passes, GivenSampler(batches, None))
-        below = getattr(inner, "batch_sampler", None)
-        inner = getattr(inner, "sampler", None) if below is None else below
     passes = PassCounter(dataset, 1, False, False)  # counts positions, not batches
     return Schedule(sampler, batch_sampler, passes, GivenSampler(batches, passes.peek()))
 

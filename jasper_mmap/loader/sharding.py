@@ -4,7 +4,9 @@ process's."""
 from __future__ import annotations
 
 import os
-from typing import Final, NamedTuple
+import sys
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
 
 import torch.distributed as dist
 
@@ -14,6 +16,8 @@ from .ranks import rank_and_world
 
 _PROCESSES: Final = ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 """Variables in which a launcher says how many processes it started."""
+_DEPTH: Final = 8
+"""Samplers inside of one another that are looked through."""
 
 
 class Part(NamedTuple):
@@ -67,10 +71,38 @@ def must_be_whole(world: int) -> None:
     """Raise `UsageError` where Accelerate would divide a loader of one of several ranks."""
     if world > 1:
         raise UsageError(
-            "accelerator.prepare divides a loader among the processes, and this one serves only"
+            "Accelerate's prepare divides a loader among the processes, and this one serves only"
             f" one of {world} parts already. Give prepare a loader made with distributed=False, or"
             " do not prepare this one and move its batches to accelerator.device."
         )
+
+
+def must_not_be_divided(sampler: Any, world: int) -> None:
+    """Raise `UsageError` where Accelerate iterates and divides `sampler`, of one of several ranks.
+
+    `Accelerator.prepare` asks the loader first, but `accelerate.data_loader.prepare_data_loader`
+    does not, nor does `prepare` ask a torch DataLoader over our sampler.
+    """
+    accelerate = sys.modules.get("accelerate.state")
+    if world == 1 or accelerate is None:
+        return
+    prepared = accelerate.GradientState().active_dataloader
+    if prepared is None:
+        return
+    # With dispatch_batches one process reads for all, and divides what it has read.
+    parts = getattr(getattr(prepared, "state", None), "num_processes", 1)
+    for part in samplers_in(prepared):
+        if part is sampler and parts > 1:
+            must_be_whole(world)
+        parts = max(parts, getattr(part, "num_processes", 1))
+
+
+def samplers_in(outer: Any) -> Iterator[Any]:
+    """`outer`, a loader or sampler, and the samplers inside of one another that it leads to."""
+    for _ in range(_DEPTH):
+        yield outer
+        below = getattr(outer, "batch_sampler", None)
+        outer = getattr(outer, "sampler", None) if below is None else below
 
 
 def must_still_be(part: Part | None, distributed: bool | Auto) -> None:
