@@ -15,6 +15,7 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 
 from ..errors import IndexRangeError
 from ..rules.schema import Batch
+from ..rules.unused_dict import filled_when_used
 from .batch_layout import Columns
 
 
@@ -25,6 +26,28 @@ class Sample(dict[str, torch.Tensor]):
     def of(columns: Columns, row: int) -> Batch:
         """Row `row` of a batch; its tensors are views."""
         return cast(Batch, Sample((name, column[row]) for name, column in columns.items()))
+
+
+def _fill(sample: Sample) -> None:
+    source = vars(sample).get("source")
+    if source is not None:
+        dict.update(sample, cast(dict[str, torch.Tensor], Sample.of(*source)))
+    sample.__class__ = Sample
+    vars(sample).pop("source", None)
+
+
+@filled_when_used(_fill)
+class _UnusedSample(Sample):
+    """The first sample of a batch, of which torch's default collate only looks at the type."""
+
+    source: tuple[Columns, int]
+
+    @staticmethod
+    def of(columns: Columns, row: int) -> Batch:
+        """Row `row` of a batch; its tensors are made on first use."""
+        sample = _UnusedSample()
+        sample.source = columns, row
+        return cast(Batch, sample)
 
 
 class Rows(Sequence[Batch]):
@@ -46,10 +69,10 @@ class Rows(Sequence[Batch]):
             return [self[i] for i in range(*row.indices(self._size))]
         if not -self._size <= row < self._size:
             raise IndexRangeError(f"Index {row} out of range: the batch has {self._size} samples")
-        return Sample.of(self.columns, row)
+        return (Sample if row else _UnusedSample).of(self.columns, row)
 
     def __iter__(self) -> Iterator[Batch]:
-        return (self[i] for i in range(self._size))
+        return (Sample.of(self.columns, i) for i in range(self._size))
 
 
 def _collate(batch: Sequence[Batch], **_: Any) -> Columns:
@@ -59,4 +82,5 @@ def _collate(batch: Sequence[Batch], **_: Any) -> Columns:
     return collated
 
 
-default_collate_fn_map[Sample] = _collate
+for _type in (Sample, _UnusedSample):
+    default_collate_fn_map[_type] = _collate

@@ -75,10 +75,15 @@ class Extents:
     def lease(self, owner: Owner, slot: int, rows: int) -> Columns:
         """Return `slot` as a batch of `rows` rows; when the last tensor dies, `owner` gets the slot
         back."""
+        return self._layout.batch(self.hold(owner, slot), rows)
+
+    def hold(self, owner: Owner, slot: int) -> NDArray[np.uint8]:
+        """The bytes of `slot` in this process; when the last array or tensor over them dies,
+        `owner` gets the slot back."""
         mapping, offset = self.locate(slot)
         lease = _Lease(self._layout.nbytes, np.uint8, mapping, offset)
         lease.owner, lease.slot = owner, slot
-        return self._layout.batch(lease, rows)
+        return lease
 
     def release_pages(self, slot: int) -> None:
         """Return the memory of `slot` to the system; it is zeros afterwards."""

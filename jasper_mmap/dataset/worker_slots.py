@@ -24,15 +24,13 @@ import os
 import threading
 from contextlib import suppress
 from multiprocessing import current_process, queues, reduction
-from typing import Any, Final, SupportsIndex
-
-import torch
-from torch import Tensor
+from typing import Any, Final
 
 from ..files.shared_memory import memory_file, this_process
 from .batch_layout import Columns, Layout, Target
 from .control import in_worker
-from .received_batches import MOST_SLOTS, Introduction, SharedSlots, receive
+from .received_batches import MOST_SLOTS, Introduction, SharedSlots
+from .slot_batch import Filled, Place, UnusedBatch, place
 from .slots import Slots
 
 _COUNT: Final = 4
@@ -61,9 +59,10 @@ class WorkerSlots(Slots):
         self._shared = SharedSlots(memory, layout, count)
         super().__init__(layout, count, shared=True, extents=self._shared.extents)
         self.token = os.urandom(16)
+        self._queues = _result_queues()
         # The slots that have crossed. Taking one out of a dict is atomic.
         self._sent: dict[int, None] = {}
-        self._places: dict[tuple[int, int], dict[str, _Place]] = {}
+        self._places: dict[tuple[int, int], dict[str, Place]] = {}
         self._end = 0  # beyond every slot that was used
 
     def take(self) -> int | None:
@@ -91,22 +90,32 @@ class WorkerSlots(Slots):
         """Return `slot` as a batch of `rows` rows, whose pickle is the number of the slot."""
         self._shared.held[slot] = 1
         self._end = max(self._end, slot + 1)
-        return SlotBatch(super().lease(slot, rows), filled=_Filled(self, slot, rows))
+        lease = self.extents.hold(self, slot)
+        return UnusedBatch(filled=Filled(self, slot, rows, lease))
 
-    def places(self, slot: int, rows: int) -> dict[str, _Place]:
+    def columns(self, lease: Any, rows: int) -> Columns:
+        """Tensors of `rows` rows over the slot that `lease` holds."""
+        return self.layout.batch(lease, rows)
+
+    def places(self, slot: int, rows: int) -> dict[str, Place]:
         """Where the columns of a batch of `rows` rows in `slot` were, before anyone had them."""
         places = self._places.get((slot, rows))
         if places is None:
             if len(self._places) >= _PLACES_KEPT:  # batches of many sizes
                 self._places.clear()
             columns = self.extents.target(slot, rows).columns
-            places = {name: _place(column) for name, column in columns.items()}
+            places = {name: place(column) for name, column in columns.items()}
             self._places[slot, rows] = places
         return places
 
     def may_send(self) -> bool:
         """Whether this thread may pickle the number of a slot."""
-        return self.process == this_process() and _pickles_results()
+        # A batch that users put into a queue of their own may be taken by a process that cannot
+        # map it.
+        thread = threading.current_thread()
+        return self.process == this_process() and any(
+            getattr(queue, "_thread", None) is thread for queue in self._queues
+        )
 
     def send(self, slot: int) -> tuple[Introduction | None, bytes | None]:
         """Mark `slot` as the trainer's; return what else the trainer must know: of these slots, if
@@ -129,109 +138,10 @@ class WorkerSlots(Slots):
             gone.append(self.token)
 
 
-class _Filled:
-    """A slot that was filled, shared by all dicts of its tensors."""
-
-    def __init__(self, slots: WorkerSlots, slot: int, rows: int) -> None:
-        self.slots = slots
-        self.slot = slot
-        self.rows = rows
-        self.sent = False
-
-    def entries(self, batch: SlotBatch) -> list[tuple[Any, str | None, Any]] | None:
-        """The entries of `batch` for `receive`; None if they are the nine columns as filled."""
-        places = self.slots.places(self.slot, self.rows)
-        if [*batch] == [*places] and all(map(_shows, batch.values(), places.values())):
-            return None
-        names = {place[0]: name for name, place in places.items()}
-        shown: dict[str, Tensor] = {}
-        entries: list[tuple[Any, str | None, Any]] = []
-        for key, value in batch.items():
-            name = names.get(value.data_ptr()) if _is_plain(value) else None
-            if name is not None and not (
-                _shows(value, places[name]) and shown.setdefault(name, value) is value
-            ):
-                name = None
-            entries.append((key, name, value if name is None else None))
-        return entries
-
-
-_Place = tuple[int, torch.Size, tuple[int, ...], torch.dtype]
-
-
-def _place(column: Tensor) -> _Place:
-    """The memory that a column shows, and how."""
-    return column.data_ptr(), column.shape, column.stride(), column.dtype
-
-
-def _is_plain(value: Any) -> bool:
-    return type(value) is Tensor and value.layout is torch.strided
-
-
-def _shows(value: Any, place: _Place) -> bool:
-    """Whether `value` still shows the memory of a column as it is, and nothing else."""
-    return (
-        _is_plain(value)
-        and _place(value) == place
-        and not value.requires_grad
-        and not value.is_neg()
-    )
-
-
-class SlotBatch(dict[str, Tensor]):
-    """A batch in a slot of a worker; a copy of it is one of the same slot.
-
-    Pickled for the worker's result queue it is the slot's number. Pickled in any other way, and
-    deep-copied, it is a plain dict of its data.
-    """
-
-    __slots__ = ("filled",)
-
-    def __init__(self, *entries: Any, filled: _Filled | None = None) -> None:
-        super().__init__(*entries)
-        self.filled = filled
-        """None if it was made by other code, which makes a dict of the type of another one."""
-
-    def copy(self) -> SlotBatch:
-        """Return another dict of the same tensors and slot."""
-        return SlotBatch(self, filled=self.filled)
-
-    __copy__ = copy
-
-    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
-        return dict, (dict(self),)
-
-
-def _reduce(batch: SlotBatch) -> tuple[Any, ...]:
-    filled = batch.filled
-    if filled is None or filled.sent or not filled.slots.may_send():
-        return dict, (dict(batch),)
-    entries = filled.entries(batch)
-    if entries is not None and not any(name for _, name, _ in entries):
-        return dict, (dict(batch),)
-    slots = filled.slots
-    filled.sent = True
-    introduction, gone = slots.send(filled.slot)
-    whole = (slots.token, filled.slot, filled.rows, entries, introduction, gone)
-    return receive, whole if any(whole[3:]) else whole[:3]
-
-
-reduction.ForkingPickler.register(SlotBatch, _reduce)
-
-
 def _result_queues() -> list[queues.Queue[Any]]:
     """The queues that torch has given to this worker: one for its tasks, one for its results."""
     given = getattr(current_process(), "_args", ())
     return [argument for argument in given if isinstance(argument, queues.Queue)]
-
-
-def _pickles_results() -> bool:
-    """Whether this thread is the one that pickles for the worker's result queue.
-
-    A batch that users put into a queue of their own may be taken by a process that cannot map it.
-    """
-    thread = threading.current_thread()
-    return any(getattr(queue, "_thread", None) is thread for queue in _result_queues())
 
 
 class BatchSlots:

@@ -1,5 +1,6 @@
 """Torch's own DataLoader, Subset, ConcatDataset and collate work over the dataset."""
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import ConcatDataset, DataLoader, Subset
+from torch.utils.data import ConcatDataset, DataLoader, Subset, default_collate
 
 from jasper_mmap import JASPERSteeringDataset
+from jasper_mmap.dataset.samples import Sample
 from tests.oracle import VARIANTS, Oracle, assert_batches_equal
 from tests.serving import CONTEXTS, NamedOracle, variants_in_epoch, variants_of
 
@@ -135,3 +137,44 @@ def test_custom_collate_sees_a_sequence_of_samples(
                 position += 1
         assert position == len(dataset)
         del loader
+
+
+def test_first_sample_of_a_batch_is_a_sample(demo_store: Path) -> None:
+    """Looked at by index or in turn; nothing of it is made before."""
+    rows: Any = JASPERSteeringDataset(demo_store, "train").__getitems__([3, 5])
+    first, (again, _) = rows[0], rows
+    collated: Any = default_collate(rows)
+    assert isinstance(first, Sample)
+    for sample in (first, again, rows[0], copy.copy(rows[0])):
+        assert [*sample] == [*collated]
+        for name, value in sample.items():
+            assert torch.equal(value, collated[name][0])
+        assert type(sample) is Sample
+        assert not vars(sample)
+
+
+def test_first_samples_of_batches_are_collated(demo_store: Path) -> None:
+    """Where a wrapper puts them together."""
+    dataset: Any = JASPERSteeringDataset(demo_store, "train")
+    apart = default_collate([dataset.__getitems__([position])[0] for position in (3, 5)])
+    assert_batches_equal(apart, default_collate(dataset.__getitems__([3, 5])))
+
+
+def changed_elsewhere(samples: Any) -> Any:
+    """A collate whose batch nobody used, but whose tensors another dict of it has changed."""
+    batch, other = default_collate(samples), default_collate(samples)
+    other["negative_tiers"].unsqueeze_(0)
+    other["relevance"].mul_(2)
+    return batch
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_unused_batch_shows_what_was_done_to_its_tensors(demo_store: Path, workers: int) -> None:
+    """Their shape and values cross."""
+    dataset: Any = JASPERSteeringDataset(demo_store, "train")
+    right = default_collate(dataset.__getitems__(range(4)))
+    loader: Any = DataLoader(dataset, 4, num_workers=workers, collate_fn=changed_elsewhere)
+    batch = next(iter(loader))
+    assert torch.equal(batch["negative_tiers"], right["negative_tiers"].unsqueeze(0))
+    assert torch.equal(batch["relevance"], 2 * right["relevance"])
+    assert torch.equal(batch["question_emb"], right["question_emb"])
