@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 from jasper_mmap import publish_negatives
-from jasper_mmap.store.pointer import FOLDER, POINTER, read_pointer
+from jasper_mmap.files.safetensors import Written
+from jasper_mmap.negatives.write import successor
+from jasper_mmap.store.pointer import FOLDER, POINTER, Pointer, read_pointer
 from tests.oracle import Oracle
 
 SOAK_S = float(os.environ.get("JASPER_SOAK_S", "1.5"))
@@ -31,6 +33,9 @@ DATA = "real" if LONG else "demo"
 ROOT = Path(__file__).parents[1]
 IMPORTING = {**os.environ, "PYTHONPATH": str(ROOT)}
 """The environment of a program, wherever it lies, that imports the packages of this checkout."""
+
+STAMPS = {"hard_negatives": {"bytes": 1, "mtime_ns": 2}}
+"""Of the builder's files that a generation of `pointer_chain` was made from."""
 
 Tables = tuple[Tensor, Tensor]
 NAMES = ("hard_negatives", "negative_tiers")
@@ -113,6 +118,27 @@ def until(done: Callable[..., object], patience_s: float = 30.0) -> None:
     while not done():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.01)
+
+
+def pointer_chain(*notes: str, sources: tuple[int, ...] = ()) -> Pointer:
+    """Return the pointer after one generation a note; those in `sources` were made from files."""
+    pointer: Pointer | None = None
+    for number, note in enumerate(notes, 1):
+        pointer = successor(
+            pointer,
+            number,
+            Written(10 * number, f"sha{number}", 100 * number),
+            store_id="id",
+            source=STAMPS if number in sources else {},
+            lint={"own_source_rows": number},
+            files=["/home/miner/run/negatives.pt", "tiers.pt"] if note else [],
+            rows=7,
+            note=note,
+            changed_rows=number - 1,
+            similarity={"own": 0.5} if number == 2 else None,
+        )
+    assert pointer is not None
+    return pointer
 
 
 def saved(tables: Tables, folder: Path, prefix: str = "") -> tuple[Path, Path]:

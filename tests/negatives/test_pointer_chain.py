@@ -17,41 +17,16 @@ from safetensors.torch import load_file
 from jasper_mmap.errors import BusyError, DurabilityError, JasperError, StorageError
 from jasper_mmap.files import atomic
 from jasper_mmap.files.locks import process_name, user_name
-from jasper_mmap.files.safetensors import Written
 from jasper_mmap.negatives import write
 from jasper_mmap.negatives.write import (
     Change,
     next_generation,
     publisher_lock,
-    successor,
     with_source,
     write_staged,
 )
 from jasper_mmap.store.pointer import FOLDER, MAX_GENERATION, POINTER, Pointer, file_name
-
-STAMPS = {"hard_negatives": {"bytes": 1, "mtime_ns": 2}}
-
-
-def chain(*notes: str, sources: tuple[int, ...] = ()) -> Pointer:
-    """Return the pointer after one generation a note; those in `sources` were made from files."""
-    pointer: Pointer | None = None
-    for number, note in enumerate(notes, 1):
-        pointer = successor(
-            pointer,
-            number,
-            Written(10 * number, f"sha{number}", 100 * number),
-            store_id="id",
-            source=STAMPS if number in sources else {},
-            lint={"own_source_rows": number},
-            files=["/home/miner/run/negatives.pt", "tiers.pt"] if note else [],
-            rows=7,
-            note=note,
-            changed_rows=number - 1,
-            similarity={"own": 0.5} if number == 2 else None,
-        )
-    assert pointer is not None
-    return pointer
-
+from tests.publishing import STAMPS, pointer_chain
 
 # The file
 
@@ -88,7 +63,7 @@ def test_tables_lie_aligned_whatever_their_dtypes(
 
 def test_pointer_says_of_its_generation_what_its_entry_says() -> None:
     """Both name the file, the publisher and the counts; who and from what is in entries alone."""
-    pointer = chain("", "second", sources=(2,))
+    pointer = pointer_chain("", "second", sources=(2,))
     entry = pointer.history[-1]
     assert (pointer.generation, pointer.file, pointer.bytes) == (2, file_name(2), 20)
     assert (pointer.mtime_ns, pointer.sha256, pointer.store_id) == (200, "sha2", "id")
@@ -117,18 +92,18 @@ def test_pointer_says_of_its_generation_what_its_entry_says() -> None:
 @pytest.mark.parametrize("made", [(), (1,), (2,), (1, 5), (6,)])
 def test_history_is_as_long_as_fits(monkeypatch: pytest.MonkeyPatch, made: tuple[int, ...]) -> None:
     """A quarter of what a pointer may have, and beyond it the entry last made from files."""
-    whole = chain(*"abcdef", sources=made).history
+    whole = pointer_chain(*"abcdef", sources=made).history
     size = [len(json.dumps(entry, indent=2)) for entry in whole]
     for length in range(1, 7):
         for less in (0, 1):
             monkeypatch.setattr(write, "MOST_BYTES", 4 * (sum(size[-length:]) - less))
-            kept = [e["generation"] for e in chain(*"abcdef", sources=made).history]
+            kept = [e["generation"] for e in pointer_chain(*"abcdef", sources=made).history]
             last = [n for n in (*range(1, 7),) if n > 6 - max(1, length - less)]
             older = [n for n in made[-1:] if n not in last]
             assert kept == [*older, *last], (length, less)
     monkeypatch.setattr(write, "MOST_BYTES", 1 << 20)
     monkeypatch.setattr(write, "HISTORY_LENGTH", 2)
-    kept = [e["generation"] for e in chain(*"abcdef", sources=made).history]
+    kept = [e["generation"] for e in pointer_chain(*"abcdef", sources=made).history]
     assert kept == [*(n for n in made[-1:] if n < 5), 5, 6]
 
 
@@ -139,7 +114,7 @@ def test_new_stamps_are_those_of_the_entry_made_from_files() -> None:
     def sources(pointer: Pointer) -> list[Any]:
         return [pointer.source, *(entry["source"] for entry in pointer.history)]
 
-    last, older, none = (chain("a", "b", sources=made) for made in ((1, 2), (1,), ()))
+    last, older, none = (pointer_chain("a", "b", sources=made) for made in ((1, 2), (1,), ()))
     assert sources(with_source(last, new)) == [new, STAMPS, new]
     assert sources(with_source(older, new)) == [{}, new, {}]
     assert sources(with_source(older, new, of_current=True)) == [new, STAMPS, new]
@@ -156,11 +131,11 @@ def test_next_number_was_never_used(tmp_path: Path) -> None:
     assert next_generation(tmp_path, None) == 1
     (tmp_path / FOLDER / file_name(4)).touch()
     assert next_generation(tmp_path, None) == 5
-    assert next_generation(tmp_path, chain(*"abc")) == 5
-    assert next_generation(tmp_path, chain(*"abcdef")) == 7
-    assert next_generation(tmp_path, replace(chain(*"abcdef"), generation=3)) == 7
-    assert next_generation(tmp_path, replace(chain("a"), generation=9, history=())) == 10
-    last = replace(chain("a"), generation=MAX_GENERATION - 1)
+    assert next_generation(tmp_path, pointer_chain(*"abc")) == 5
+    assert next_generation(tmp_path, pointer_chain(*"abcdef")) == 7
+    assert next_generation(tmp_path, replace(pointer_chain(*"abcdef"), generation=3)) == 7
+    assert next_generation(tmp_path, replace(pointer_chain("a"), generation=9, history=())) == 10
+    last = replace(pointer_chain("a"), generation=MAX_GENERATION - 1)
     assert next_generation(tmp_path, last) == MAX_GENERATION
     with pytest.raises(StorageError) as caught:
         next_generation(tmp_path, replace(last, generation=MAX_GENERATION))
@@ -180,7 +155,7 @@ def change(tmp_path: Path) -> Change:
     tables = {name: torch.ones(2, 2, dtype=torch.int64) for name in ("hard_negatives",)}
     tables["negative_tiers"] = tables["hard_negatives"]
     staged = write_staged(tmp_path / FOLDER / "staged", tables)
-    return Change.written(chain("a"), tmp_path / FOLDER / "prepared", staged)
+    return Change.written(pointer_chain("a"), tmp_path / FOLDER / "prepared", staged)
 
 
 def failing_sync(monkeypatch: pytest.MonkeyPatch, at: int) -> list[list[str]]:
