@@ -284,12 +284,20 @@ def test_what_is_current_but_may_not_last_says_so(
 
 
 DENIED = {
-    "folder above": ({"top": "r"}, "write", "top"),
-    "folder above, reading": ({"top": "r"}, "read", "top"),
-    "its own folder": ({"top/in": "rx"}, "write", "top/in"),
-    "file": ({"top/in/file": "r"}, "write", "top/in/file"),
-    "file, reading": ({"top/in/file": "w"}, "read", "top/in/file"),
-    "new file": ({"top/in": "rx"}, "write new", "top/in"),
+    "folder above": ({"top": "r"}, "write", "top/in/file", "top"),
+    "folder above, reading": ({"top": "r"}, "read", "top/in/file", "top"),
+    "its own folder": ({"top/in": "rx"}, "write", "top/in/file", "top/in"),
+    "its own folder and itself": (
+        {"top/in": "rx", "top/in/file": "r"},
+        "write",
+        "top/in/file",
+        "top/in",
+    ),
+    "file": ({"top": "rx", "top/in/file": "r"}, "write", "top/in/file", "top/in/file"),
+    "file, reading": ({"top/in/file": "w"}, "read", "top/in/file", "top/in/file"),
+    "new file": ({"top/in": "rx", "top/in/new": ""}, "write", "top/in/new", "top/in"),
+    "new file, not by a mode": ({"top/in/new": ""}, "write", "top/in/new", "top/in"),
+    "folder, not by a mode": ({}, "write", "top/in", "top/in"),
 }
 
 
@@ -298,9 +306,8 @@ def test_error_names_the_folder_or_file_that_denies(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first folder that may not be entered, else the file, else the folder it is in."""
-    granted, asked, barrier = DENIED[case]
-    verb, *new = asked.split()
-    target = tmp_path / "top" / "in" / ("new" if new else "file")
+    granted, verb, tried, barrier = DENIED[case]
+    target = tmp_path / tried
     (tmp_path / "top" / "in").mkdir(parents=True)
     (tmp_path / "top" / "in" / "file").touch()
     letters = {os.R_OK: "r", os.W_OK: "w", os.X_OK: "x"}
