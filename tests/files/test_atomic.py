@@ -199,7 +199,7 @@ def test_folder_that_another_process_makes_meanwhile_is_no_error(
     (tmp_path / "a").mkdir()
     looks = iter([False])
     look = Path.is_dir
-    monkeypatch.setattr(Path, "is_dir", lambda path: next(looks, None) or look(path))
+    monkeypatch.setattr(Path, "is_dir", lambda path: next(looks, True) and look(path))
     atomic.make_folder(tmp_path / "a")
 
 

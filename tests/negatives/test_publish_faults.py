@@ -17,10 +17,11 @@ from safetensors.torch import load_file
 from jasper_mmap import JASPERSteeringDataset, publish_negatives, rollback_negatives
 from jasper_mmap.errors import AccessError, BusyError, StorageError
 from jasper_mmap.files import atomic
-from jasper_mmap.negatives.write import publisher_lock
+from jasper_mmap.negatives.publish import _take_back
+from jasper_mmap.negatives.write import publisher_lock, write_pointer
 from jasper_mmap.store.folder import Store
 from jasper_mmap.store.generations import sound_generation
-from jasper_mmap.store.pointer import FOLDER, read_pointer
+from jasper_mmap.store.pointer import FOLDER, POINTER, file_name, read_pointer
 from tests.oracle import Oracle
 from tests.publishing import (
     DATA,
@@ -32,6 +33,7 @@ from tests.publishing import (
     mounted,
     numbered,
     own_copy,
+    pointer_chain,
     publish_numbered,
     publishing,
     until,
@@ -235,3 +237,37 @@ def test_what_a_killed_publisher_left_half_written_is_swept(store: Path, oracle:
     shutil.copy(store / FOLDER / "000001.safetensors", left)
     publish_numbered(store, oracle)
     assert not left.exists()
+
+
+@pytest.mark.parametrize("pointer", ["other", "same", "none", "damaged"])
+@pytest.mark.parametrize("made", [True, False])
+def test_file_is_taken_back_unless_the_pointer_names_it(
+    tmp_path: Path, pointer: str, made: bool
+) -> None:
+    """It names it where only the last sync failed: then the file is what readers open."""
+    (tmp_path / FOLDER).mkdir()
+    path = tmp_path / FOLDER / file_name(3)
+    left = atomic.sibling_of(path)
+    for there in (path, left) if made else (left,):
+        there.touch()
+    if pointer == "damaged":
+        (tmp_path / FOLDER / POINTER).write_text("{")
+    elif pointer != "none":
+        notes = ("a", "b", "c") if pointer == "same" else ("a", "b")
+        write_pointer(tmp_path, pointer_chain(*notes))
+    _take_back(tmp_path, 3)
+    assert not left.exists()
+    assert path.exists() == (made and pointer == "same")
+
+
+@pytest.mark.parametrize("error", [OSError(5, "I/O error"), StorageError("I/O error")])
+def test_what_cannot_be_taken_back_hides_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """The cause is on its way to the caller."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(atomic, "sweep", fail)
+    _take_back(tmp_path, 3)
