@@ -103,6 +103,19 @@ def test_sweep_races_with_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert [path.name for path in tmp_path.iterdir()] == [".a.0.tmp"]
 
 
+def test_sweep_that_fails_names_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name of the sibling helps nobody."""
+    atomic.sibling_of(tmp_path / "x").touch()
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EREMOTEIO, "remote")
+
+    monkeypatch.setattr(atomic, "remove", fail)
+    with pytest.raises(StorageError) as caught:
+        atomic.sweep(tmp_path)
+    assert str(caught.value) == f"{tmp_path}: cannot write it: remote. Run it again."
+
+
 # JSON
 
 
@@ -180,6 +193,8 @@ def test_folders_last_as_long_as_what_is_in_them(tmp_path: Path, synced: list[Pa
     assert synced == [tmp_path, tmp_path / "a", tmp_path / "a" / "b"]
     atomic.own_folder(tmp_path / "a" / "b" / "c", parents=True)
     assert len(synced) == 3
+    atomic.own_folder(tmp_path / "d" / "e", parents=True)
+    assert synced[3:] == [tmp_path, tmp_path / "d"]
 
 
 def test_parents_are_made_only_on_request(tmp_path: Path) -> None:
