@@ -14,6 +14,7 @@ from torch.utils.data import DistributedSampler
 from jasper_mmap import create_loader
 from jasper_mmap.loader.passes import plan as plans
 from jasper_mmap.loader.passes.plan import PassPlan
+from jasper_mmap.rules.permutation import permute
 
 
 def plan(n: int = 100, **options: Any) -> PassPlan:
@@ -108,9 +109,10 @@ def test_padding_is_what_comes_after_the_whole_order() -> None:
                 real = max(0, min(of.rows(k), n - seen))
                 assert of.padding(k) == of.rows(k) - real
                 seen += of.rows(k)
-        for other in ("share", "cut"):
-            shared = ranks(plan(n, batch_size=size, tail=other), world)
-            assert {of.padding(k) for of in shared for k in range(len(of))} <= {0}
+            assert of.padding(len(of)) == 0  # there is no such batch
+        for other in ({}, {"tail": "cut"}, {"tail": "pad", "drop_last": True}):
+            shared = ranks(plan(n, batch_size=size, **other), world)
+            assert {of.padding(k) for of in shared for k in range(of.all_batches + 1)} == {0}
 
 
 def test_blocks_of_batches_equal_single_ones() -> None:
@@ -184,6 +186,24 @@ def test_unshuffled_order_is_the_order_of_the_split() -> None:
     """Whatever seed, epoch and pass are."""
     of = plan(30, shuffle=False, epoch=3, pass_number=2, seed=1)
     assert list(itertools.chain(*batches(of))) == list(range(30))
+
+
+def test_order_of_a_pass_is_that_of_its_key() -> None:
+    """A checkpoint names seed, split, epoch and pass alone: their order must never change."""
+    of = plan(50, epoch=3, pass_number=2, batch_size=7)
+    key = ("order", 42, "train", 3, 2)
+    assert whole_order(of) == permute(np.arange(50), 50, *key).tolist()
+
+
+def test_positions_end_where_the_pass_ends() -> None:
+    """Batches that are not there have none, wherever the range that asks for them begins."""
+    for of in (plan(20), plan(20, shuffle=False), plan(50, world=3, rank=2, drop_last=True)):
+        count = of.all_batches
+        rest = [p for k in range(1, count) for p in of.positions(range(k, k + 1)).tolist()]
+        assert of.positions(range(1, count + 5)).tolist() == rest
+        for nothing in (range(0), range(1, 1), range(count, count + 3)):
+            assert of.positions(nothing).shape == (0,)
+            assert of.positions(nothing).dtype == np.int64
 
 
 def test_order_depends_on_seed_epoch_pass_and_split() -> None:

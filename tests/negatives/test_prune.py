@@ -11,8 +11,16 @@ from click.testing import CliRunner
 
 from jasper_mmap import JASPERSteeringDataset, publish_negatives
 from jasper_mmap.commands.main import command
-from jasper_mmap.errors import AccessError, BusyError, FormatError, MissingFileError, UsageError
+from jasper_mmap.errors import (
+    AccessError,
+    BusyError,
+    FormatError,
+    MissingFileError,
+    StorageError,
+    UsageError,
+)
 from jasper_mmap.files import atomic
+from jasper_mmap.negatives import retention
 from jasper_mmap.negatives.retention import prune_negatives
 from jasper_mmap.negatives.write import publisher_lock
 from jasper_mmap.store.pointer import FOLDER, file_name
@@ -106,6 +114,21 @@ def test_read_only_disk_is_an_error(four: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(AccessError, match="Read-only file system"):
         prune_negatives(four, keep=1, grace_s=0)
     assert generations_left(four) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_disk_that_cannot_be_read_is_an_error(
+    four: Path, monkeypatch: pytest.MonkeyPatch, dry_run: bool
+) -> None:
+    """That names the folder, and speaks of reading; nothing is removed."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EREMOTEIO, "remote")
+
+    monkeypatch.setattr(retention, "judged", fail)
+    with pytest.raises(StorageError) as caught:
+        prune_negatives(four, keep=1, grace_s=0, dry_run=dry_run)
+    assert str(caught.value) == f"{four / FOLDER}: cannot read it: remote. Run it again."
 
 
 def test_wrong_calls(four: Path, tmp_path: Path) -> None:
