@@ -182,7 +182,7 @@ def _unpacked(word: int) -> tuple[int, int]:
 
 
 def _received(splits: int, start: Sequence[int], memory: Descriptor, owner: int) -> Control:
-    control = Control(splits, start)
+    control = Control(splits)
     control._follow(_Page(memory, owner), start)
     return control
 

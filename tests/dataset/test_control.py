@@ -4,6 +4,7 @@ import copy
 import itertools
 import os
 import pickle
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,6 +74,7 @@ def test_copy_starts_as_the_words_stand_and_goes_its_own_way(
     control = Control(2)
     control.set_generation(3, 5)
     control.split(1).set_epoch(7)
+    assert control.__reduce__() == (Control, (2, (3, 0, 0, 7, 0)))
     split: SplitWords = remake(control.split(1))
     assert split.number == 1
     twin = split.control
@@ -141,6 +143,7 @@ def test_forked_process_has_words_of_its_own_and_its_workers_those() -> None:
     control = Control(1)
     control.set_generation(2, 7)
     control.split(0).set_epoch(1)
+    later = Control(1)  # each of them has its own words after a fork
 
     def other() -> None:
         assert all_words(control, 1) == [2, 7, 1, 0]
@@ -170,3 +173,26 @@ def test_forked_process_has_words_of_its_own_and_its_workers_those() -> None:
     assert all_words(control, 1) == [2, 7, 1, 0]
     assert in_child(as_forked_worker) == 0
     assert all_words(control, 1) == [2, 7, 1, 3]
+    assert all_words(later, 1) == [0, -1, 0, 0]
+
+
+def test_words_of_a_forked_process_are_those_at_the_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its parent may set them before it runs. Here both are one process, which hooks itself."""
+    control = Control(1)
+    control.set_generation(2, 7)
+    control.split(0).set_epoch(1)
+    living: weakref.WeakValueDictionary[int, Control] = weakref.WeakValueDictionary()
+    living[0] = control
+    monkeypatch.setattr(control_module, "_living", living)
+    monkeypatch.setattr(control_module, "_inherited_info", None)
+    control_module._before_fork()
+    control.split(0).set_epoch(9)
+    control_module._after_fork_in_child()
+    assert all_words(control, 1) == [2, 7, 1, 0]
+    with as_worker():
+        assert all_words(control, 1) == [2, 7, 9, 0]
+        control_module._before_fork()
+        control_module._after_fork_in_child()
+        assert not in_worker()  # the info is that of the worker that forked it
+        assert all_words(control, 1) == [2, 7, 9, 0]
+    assert not in_worker()
