@@ -134,8 +134,10 @@ def test_disk_that_cannot_be_read_is_an_error(
 def test_wrong_calls(four: Path, tmp_path: Path) -> None:
     """None of them removes anything."""
     for options in ({"keep": 0}, {"grace_s": -1}, {"grace_s": "x"}, {"lock_timeout_s": -1}):
-        with pytest.raises(UsageError):
+        with pytest.raises(UsageError, match=next(iter(options))):
             prune_negatives(four, **options)
+    with pytest.raises(UsageError, match="dataset_dir"):
+        prune_negatives(3)  # type: ignore[arg-type]
     with pytest.raises(MissingFileError, match="not a converted store"):
         prune_negatives(tmp_path)
     (four / FOLDER / "CURRENT.json").write_text("{")

@@ -12,7 +12,7 @@ import pytest
 
 from jasper_mmap.files import atomic
 from jasper_mmap.negatives import retention
-from jasper_mmap.negatives.retention import judged, remove_old
+from jasper_mmap.negatives.retention import OnDisk, judged, remove_old
 from jasper_mmap.store.pointer import FOLDER, Pointer, file_name, generations_on_disk
 
 AGES_S = (5, 50, 500, 5000)
@@ -136,7 +136,9 @@ def test_time_that_lies_ahead_counts_as_now(tmp_path: Path) -> None:
     """Clocks of two machines differ: what was just replaced is not old."""
     pointer = pointer_of(three_old(tmp_path))
     ahead = time.time() + 9000
-    os.utime(tmp_path / FOLDER / file_name(1), (ahead, ahead))
     lost = replace(pointer, history=pointer.history[2:])  # without entries their files' times count
-    first, *_ = judged(tmp_path, lost, 1, 0.5)
-    assert first.stays == "replaced 0 s ago, within the grace time of 0.5 s"
+    path = tmp_path / FOLDER / file_name(1)
+    path.write_bytes(b"12345")
+    os.utime(path, (ahead, ahead))
+    first, *_ = judged(tmp_path, lost, 1, 0.0)
+    assert first == OnDisk(1, path, 5, "replaced 0 s ago, within the grace time of 0 s")
