@@ -133,9 +133,9 @@ def pointer_chain(*notes: str, sources: tuple[int, ...] = ()) -> Pointer:
             lint={"own_source_rows": number},
             files=["/home/miner/run/negatives.pt", "tiers.pt"] if note else [],
             rows=7,
-            note=note,
             changed_rows=number - 1,
             similarity={"own": 0.5} if number == 2 else None,
+            **({"note": note} if note else {}),
         )
     assert pointer is not None
     return pointer

@@ -23,9 +23,17 @@ from jasper_mmap.negatives.write import (
     next_generation,
     publisher_lock,
     with_source,
+    write_pointer,
     write_staged,
 )
-from jasper_mmap.store.pointer import FOLDER, MAX_GENERATION, POINTER, Pointer, file_name
+from jasper_mmap.store.pointer import (
+    FOLDER,
+    MAX_GENERATION,
+    POINTER,
+    Pointer,
+    file_name,
+    read_pointer,
+)
 from tests.publishing import STAMPS, pointer_chain
 
 # The file
@@ -86,7 +94,16 @@ def test_pointer_says_of_its_generation_what_its_entry_says() -> None:
     }
     assert "similarity" not in pointer.history[0]
     assert [e["generation"] for e in pointer.history] == [1, 2]
-    assert Pointer.from_dict(json.loads(json.dumps(asdict(pointer))), "here") == pointer
+    assert pointer.history[0]["note"] == ""
+
+
+def test_written_pointer_is_the_one_that_is_read(tmp_path: Path) -> None:
+    """In its place in the folder of generations."""
+    (tmp_path / FOLDER).mkdir()
+    pointer = pointer_chain("", "second", sources=(2,))
+    write_pointer(tmp_path, pointer)
+    assert [path.name for path in (tmp_path / FOLDER).iterdir()] == [POINTER]
+    assert read_pointer(tmp_path) == pointer
 
 
 @pytest.mark.parametrize("made", [(), (1,), (2,), (1, 5), (6,)])

@@ -138,5 +138,4 @@ class PassCounter:
     def resume(self, state: State) -> None:
         """Continue where `state` was taken, also with another world or batch size."""
         self._dataset.set_epoch(state.epoch)
-        self._seen_calls = self._dataset.epoch_calls
         self._next = _Next(state.number, state.consumed, state.following, state.epoch)
