@@ -240,7 +240,9 @@ def test_rows_of_unsigned_tables_keep_their_numbers(dtype: torch.dtype) -> None:
     """Also those that a signed integer of their width cannot hold."""
     largest = torch.iinfo(dtype).max if dtype.itemsize < 8 else 2**62
     table = torch.tensor([[0, 1], [largest, 2]], dtype=dtype)
-    assert rows_of(table, torch.tensor([1, 0, 1])).tolist() == [[largest, 2], [0, 1], [largest, 2]]
+    rows = rows_of(table, torch.tensor([1, 0, 1]))
+    assert rows.tolist() == [[largest, 2], [0, 1], [largest, 2]]
+    assert rows.dtype == (INT64 if dtype.itemsize > 1 else dtype)
 
 
 def test_pieces_of_a_large_read_are_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """A generation is read from the file that was opened, whatever its name means by now."""
 
 import errno
+import hashlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -162,6 +163,10 @@ def _more_rows(path: Path) -> None:
     save_file({name: table.repeat(2, 1) for name, table in tables(7).items()}, path)
 
 
+def _damaged(path: Path) -> None:
+    path.write_bytes(b"x" * 100)
+
+
 FORMS: dict[str, tuple[Callable[[Path], None], type[JasperError], str]] = {
     "names": (
         _renamed_table,
@@ -169,6 +174,7 @@ FORMS: dict[str, tuple[Callable[[Path], None], type[JasperError], str]] = {
         f"must hold hard_negatives and negative_tiers, found hard_negatives, tiers; {REMEDY}.",
     ),
     "dtype": (_floats, ContentTypeError, "hard_negatives holds float64"),
+    "damaged": (_damaged, FormatError, ""),
     "rows": (_more_rows, ContentError, "hard_negatives [N_p, N] has 8 rows"),
 }
 
@@ -211,6 +217,8 @@ def test_values_are_checked_against_their_store(store: Path, path: Path) -> None
     assert str(wrong).startswith(f"{path}: ")
     assert "references source 8" in str(wrong)
     assert str(wrong).endswith(f" Or {REMEDY}.")
+    with pytest.raises(IndexRangeError, match="references source 8"):
+        sound_generation(store, pointer, "id", few, full=True)
     opened = stamped_generation(store, pointer, "id", {})
     assert [*content_errors(opened, pointer, {})] == []
     spoilt = replace(pointer, sha256="0")
@@ -238,7 +246,7 @@ def test_pointer_and_its_entry_must_agree(store: Path) -> None:
 def test_errors_of_the_disk_speak_of_reading_that_file(
     store: Path, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At the open, and at the look at its size."""
+    """At the open, at the look at its size, and while its checksum is computed."""
 
     def fail(*_: object, **__: object) -> None:
         raise OSError(errno.EREMOTEIO, "remote")
@@ -258,3 +266,8 @@ def test_errors_of_the_disk_speak_of_reading_that_file(
                 stamped_generation(store, pointer, "id", SIZES)
         monkeypatch.undo()
         assert str(caught.value) == f"{path}: cannot read it: remote. Run it again."
+    well = stamped_generation(store, pointer, "id", SIZES)
+    monkeypatch.setattr(hashlib, "file_digest", fail)
+    with pytest.raises(StorageError) as caught:
+        next(content_errors(well, pointer, SIZES))
+    assert str(caught.value) == f"{path}: cannot read it: remote. Run it again."
