@@ -22,6 +22,7 @@ from jasper_mmap.errors import (
     StorageError,
     StoreChangedError,
 )
+from jasper_mmap.files.safetensors import map_tensors
 from jasper_mmap.files.shared_memory import Descriptor
 from jasper_mmap.negatives.write import Change, write_staged
 from jasper_mmap.store import generations
@@ -135,12 +136,11 @@ def test_map_is_of_the_very_file_that_was_opened(
     store: Path, path: Path, other: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file that is renamed into its place meanwhile is not the one that was looked at."""
-    mapped = generations.map_tensors
 
     def replacing(*arguments: Any, **options: Any) -> Any:
         if other.exists():
             other.replace(path)
-        return mapped(*arguments, **options)
+        return map_tensors(*arguments, **options)
 
     monkeypatch.setattr(generations, "map_tensors", replacing)
     opened = map_generation(store, 1, SIZES)
