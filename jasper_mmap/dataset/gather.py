@@ -47,7 +47,7 @@ class Lookup:
         batches: int,
         batch_size: int,
         n_neg: int,
-        queued: bool = False,
+        queued: bool,
     ) -> None:
         self.shape = (batches, batch_size)
         self._tables = tables

@@ -1,6 +1,5 @@
 """Rows of tables go to their places in a batch: every dtype and target, against plain indexing."""
 
-import itertools
 import random
 from collections.abc import Mapping
 from typing import Any
@@ -137,9 +136,7 @@ def lookup_of(
 def test_batches_of_a_look_up_are_the_rows_of_their_pairs(form: str, queued: bool) -> None:
     """In any order, in places of any kind, and again in what an earlier look-up has left."""
     dice = random.Random(1)
-    for (dim, n_neg), (batches, size) in itertools.product(
-        ((16, 1), (5, 3), (16, 4)), ((1, 1), (3, 4), (2, 16))
-    ):
+    for dim, n_neg, batches, size in ((16, 1, 1, 1), (5, 3, 3, 4), (16, 4, 2, 6)):
         tables, lookup = lookup_of(form, dim, n_neg, batches, size, queued)
         assert lookup.shape == (batches, size)
         for _ in range(2):
