@@ -120,23 +120,37 @@ def test_read_only_disk_is_an_error(four: Path, monkeypatch: pytest.MonkeyPatch)
 def test_disk_that_cannot_be_read_is_an_error(
     four: Path, monkeypatch: pytest.MonkeyPatch, dry_run: bool
 ) -> None:
-    """That names the folder, and speaks of reading; nothing is removed."""
+    """That names the folder, and says at what; nothing is removed."""
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(errno.EREMOTEIO, "remote")
 
-    monkeypatch.setattr(retention, "judged", fail)
-    with pytest.raises(StorageError) as caught:
-        prune_negatives(four, keep=1, grace_s=0, dry_run=dry_run)
-    assert str(caught.value) == f"{four / FOLDER}: cannot read it: remote. Run it again."
+    for module, name, verb in ((retention, "judged", "read"), (atomic, "remove", "write")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, fail)
+            with pytest.raises(StorageError) as caught:
+                prune_negatives(four, keep=1, grace_s=0, dry_run=dry_run)
+        assert str(caught.value) == f"{four / FOLDER}: cannot {verb} it: remote. Run it again."
+        if dry_run:
+            break  # it removes nothing
+
+
+def test_log_names_what_was_removed(four: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Once, and nothing where nothing was; the answer says that it was done."""
+    with caplog.at_level("INFO", "jasper_mmap"):
+        prune_negatives(four, keep=2, grace_s=0, dry_run=True)
+        assert prune_negatives(four, keep=2, grace_s=0).dry_run is False
+        prune_negatives(four, keep=2, grace_s=0)
+    said = [r.getMessage() for r in caplog.records if "removed" in r.getMessage()]
+    assert said == [f"removed generations [1, 2] of {four}"]
 
 
 def test_wrong_calls(four: Path, tmp_path: Path) -> None:
     """None of them removes anything."""
     for options in ({"keep": 0}, {"grace_s": -1}, {"grace_s": "x"}, {"lock_timeout_s": -1}):
-        with pytest.raises(UsageError, match=next(iter(options))):
+        with pytest.raises(UsageError, match=rf"^{next(iter(options))}\b"):
             prune_negatives(four, **options)
-    with pytest.raises(UsageError, match="dataset_dir"):
+    with pytest.raises(UsageError, match=r"^dataset_dir\b"):
         prune_negatives(3)  # type: ignore[arg-type]
     with pytest.raises(MissingFileError, match="not a converted store"):
         prune_negatives(tmp_path)

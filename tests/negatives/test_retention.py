@@ -12,7 +12,7 @@ import pytest
 
 from jasper_mmap.files import atomic
 from jasper_mmap.negatives import retention
-from jasper_mmap.negatives.retention import OnDisk, judged, remove_old
+from jasper_mmap.negatives.retention import OnDisk, Pruned, judged, remove, remove_old
 from jasper_mmap.store.pointer import FOLDER, Pointer, file_name, generations_on_disk
 
 AGES_S = (5, 50, 500, 5000)
@@ -142,3 +142,31 @@ def test_time_that_lies_ahead_counts_as_now(tmp_path: Path) -> None:
     os.utime(path, (ahead, ahead))
     first, *_ = judged(tmp_path, lost, 1, 0.0)
     assert first == OnDisk(1, path, 5, "replaced 0 s ago, within the grace time of 0 s")
+
+
+def test_file_that_is_gone_at_its_turn_counts_as_removed(tmp_path: Path) -> None:
+    """Another program was faster; what stays is not touched."""
+    there = three_old(tmp_path)
+    (tmp_path / FOLDER / file_name(1)).unlink()
+    removed: list[int] = []
+    whys = (None, None, "current")
+    judgements = [
+        OnDisk(n, tmp_path / FOLDER / file_name(n), 0, why)
+        for n, why in zip(there, whys, strict=True)
+    ]
+    remove(tmp_path, judgements, removed)
+    assert removed == [1, 2]
+    assert [*generations_on_disk(tmp_path)] == [3]
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_answer_in_json_has_each_generation_once(dry_run: bool) -> None:
+    """With its size, and with what it stays for."""
+    path = Path("x")
+    pruned = Pruned([OnDisk(1, path, 10, None), OnDisk(2, path, 20, "current")], dry_run)
+    assert pruned.to_dict() == {
+        "dry_run": dry_run,
+        "freed_bytes": 10,
+        "removed": [{"generation": 1, "bytes": 10}],
+        "stay": [{"generation": 2, "bytes": 20, "why": "current"}],
+    }
