@@ -277,7 +277,7 @@ def _take_back(folder: Path, number: int) -> None:
         atomic.sweep(folder / FOLDER)
         pointer = readable_pointer(folder)
         if pointer is None or pointer.generation != number:
-            atomic.remove(folder / FOLDER / file_name(number), missing_ok=True)
+            atomic.remove(folder / FOLDER / file_name(number))
 
 
 def changed_rows(
