@@ -46,9 +46,12 @@ CONTRIBUTING = ".github/CONTRIBUTING.md"
 LOADER = "jasper_mmap/loader/README.md"
 DATA = "jasper_mmap/similarity/README.md"
 DOCTOR = "jasper_mmap/doctor/README.md"
+REPORT = "jasper_mmap/report/README.md"
 TEXTS = {
     name: (ROOT / name).read_text()
-    for name in (README, INSIDE, CHANGES, CONVERTERS, CONTRIBUTING, LOADER, DATA, DOCTOR)
+    for name in (
+        *(README, INSIDE, CHANGES, CONVERTERS, CONTRIBUTING, LOADER, DATA, DOCTOR, REPORT),
+    )
 }
 MOST_BYTES = 10_000  # of the README
 SET_UP = "python -m pytest"  # ends the second line of the set-up block

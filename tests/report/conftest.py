@@ -76,6 +76,12 @@ def real(real_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Content:
     return content_of(store)
 
 
+@pytest.fixture(scope="session")
+def real_html(real: Content) -> str:
+    """Return its page."""
+    return page(real)
+
+
 @pytest.fixture
 def tiny(tmp_path: Path) -> Callable[[], Path]:
     """Return a function that makes a store of 10 pairs: one cluster, no val, one epoch."""

@@ -13,7 +13,13 @@ TOKEN = re.compile(
     r"(?<![\w.,-])(?P<bound>[<>]?)(?P<number>[+-]?\d+(?:,\d{3})*(?:\.\d+)?)"
     r"(?P<unit>%| KiB| MiB| GiB)?(?![\w-])"
 )
-UNITS = {None: 1, "%": Decimal("0.01"), " KiB": 1 << 10, " MiB": 1 << 20, " GiB": 1 << 30}
+UNITS: dict[str | None, int | Decimal] = {
+    None: 1,
+    "%": Decimal("0.01"),
+    " KiB": 1 << 10,
+    " MiB": 1 << 20,
+    " GiB": 1 << 30,
+}
 
 
 def leaves(node: Any) -> Iterator[int | float]:
@@ -43,8 +49,8 @@ def is_shown_as(value: float, token: re.Match[str]) -> bool:
         return False
     exact = Decimal(value) / scale
     if token["bound"]:
-        low, high = {"<": (0, Decimal("0.05")), ">": (Decimal("99.95"), 100)}[token["bound"]]
-        return low < exact < high
+        less = token["bound"] == "<"
+        return 0 < exact < Decimal("0.05") if less else Decimal("99.95") <= exact < 100
     if token["unit"] is None and "." not in number:
         return abs(exact - Decimal(number)) < Decimal("1e-9")  # a count is not rounded
     places = Decimal(number).as_tuple().exponent

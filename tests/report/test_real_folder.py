@@ -2,6 +2,7 @@
 
 import json
 import re
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -9,26 +10,20 @@ import pytest
 from jasper_mmap.negatives.lint import lint_negatives
 from jasper_mmap.printable import size
 from jasper_mmap.report.numbers.content import Content
-from jasper_mmap.report.whole_page import page
 from tests.report.drawn import Drawing, drawing
 from tests.report.pools import LITERAL, QUANTILES, mend_pool, opening_pool, row_pool, section_pool
 from tests.report.reading import Page, Section
 from tests.report.shown import wrong_numbers
 from tests.report.test_page import ORDER
 
+pytestmark = pytest.mark.xdist_group("real_report")  # whose numbers are gathered once
 PICTURES = ORDER[2:]
 
 
 @pytest.fixture(scope="module")
-def html(real: Content) -> str:
-    """Return the page."""
-    return page(real)
-
-
-@pytest.fixture(scope="module")
-def read(html: str) -> Page:
+def read(real_html: str) -> Page:
     """Return the page, read back."""
-    return Page(html)
+    return Page(real_html)
 
 
 @pytest.fixture(scope="module")
@@ -84,12 +79,12 @@ def test_every_number_of_the_page_is_in_the_json(read: Page, data: dict[str, Any
 
 
 def test_what_the_page_says_first_is_in_the_json(
-    html: str, read: Page, data: dict[str, Any]
+    real_html: str, read: Page, data: dict[str, Any]
 ) -> None:
     """The opening, what to mend, and the tables of the store."""
-    (opening,) = re.findall(r"</h1>\n<p>(.*?)</p>", html)
+    (opening,) = re.findall(r"</h1>\n<p>(.*?)</p>", real_html)
     assert wrong_numbers(opening, opening_pool(data)) == []
-    items = re.findall(r"<li><strong>(.*?)</strong> (.*?)\n<pre>", html)
+    items = re.findall(r"<li><strong>(.*?)</strong> (.*?)\n<pre>", real_html)
     assert len(items) == len(data["mend"]) == 3
     for item in items:
         assert wrong_numbers(" ".join(item), mend_pool(data)) == []
@@ -111,31 +106,30 @@ def test_what_the_page_says_first_is_in_the_json(
     } == values
 
 
-def test_every_label_of_a_picture_is_in_the_json(html: str, data: dict[str, Any]) -> None:
+def test_every_label_of_a_picture_is_in_the_json(real_html: str, data: dict[str, Any]) -> None:
     """At bars, and the names of rows; what is on a scale is no measurement."""
-    for name, one in drawings(html).items():
+    for name, one in drawings(real_html).items():
         for label in one.words:
             assert wrong_numbers(label, section_pool(name, data)) == [], (name, label)
 
 
-def test_marks_are_where_the_numbers_are(html: str, data: dict[str, Any]) -> None:
+def test_marks_are_where_the_numbers_are(real_html: str, data: dict[str, Any]) -> None:
     """Boxes, thin lines, medians and the margin of the similarities; the bars of four pictures."""
-    drawn, one = drawings(html), data["lint"]["of_generation"]
+    drawn, one = drawings(real_html), data["lint"]["of_generation"]
     (axes,) = drawn["similarity"].axes
     values = one["similarity"]["all"]
     rows = [values["own"], *values["tiers"].values()]
-    near = {"abs": 2e-5}
     colours = ["green", *["blue"] * 4]
     low, first, median, third, high = ([row[q] for row in rows] for q in QUANTILES)
     assert [box[0] for box in axes.boxes] == [line[0] for line in axes.lines[:5]] == colours
-    assert [box[1] for box in axes.boxes] == pytest.approx(first, **near)
-    assert [box[2] for box in axes.boxes] == pytest.approx(third, **near)
-    assert [line[1] for line in axes.lines[:5]] == pytest.approx(low, **near)
-    assert [line[2] for line in axes.lines[:5]] == pytest.approx(high, **near)
-    assert [x for _, x in axes.points] == pytest.approx(median, **near)
+    assert [box[1] for box in axes.boxes] == pytest.approx(first, abs=2e-5)
+    assert [box[2] for box in axes.boxes] == pytest.approx(third, abs=2e-5)
+    assert [line[1] for line in axes.lines[:5]] == pytest.approx(low, abs=2e-5)
+    assert [line[2] for line in axes.lines[:5]] == pytest.approx(high, abs=2e-5)
+    assert [x for _, x in axes.points] == pytest.approx(median, abs=2e-5)
     edge = median[0] - data["lint"]["thresholds"]["margin"] * abs(median[0])
     (margin,) = [line for line in axes.lines if line[0] == "bad"]
-    assert margin[1:] == pytest.approx((edge, edge), **near)
+    assert margin[1:] == pytest.approx((edge, edge), abs=2e-5)
 
     false = one["margin_false"]
     bars = {
@@ -154,7 +148,7 @@ def test_marks_are_where_the_numbers_are(html: str, data: dict[str, Any]) -> Non
             assert [box[2] for box in read.boxes] == pytest.approx(lengths, abs=1e-5 * widest)
 
 
-def test_a_wrong_number_is_seen(html: str, read: Page, data: dict[str, Any]) -> None:
+def test_a_wrong_number_is_seen(read: Page, data: dict[str, Any]) -> None:
     """One planted in the first row of each table, and in each sentence."""
     for name in PICTURES:
         section = read.sections[name]
@@ -163,11 +157,11 @@ def test_a_wrong_number_is_seen(html: str, read: Page, data: dict[str, Any]) -> 
             row = [*table.rows[0]]
             place = next(n for n in range(len(row) - 1, -1, -1) if re.search(r"\d", row[n]))
             planted = re.sub(r"\d(?=\D*$)", lambda digit: f"{digit[0]}7", row[place])
-            spoilt = Page(html).sections[name]
+            spoilt = deepcopy(section)
             spoilt.tables[title].rows[0][place] = planted
             assert wrong_in_section(name, spoilt, data), (name, title, row, planted)
         pool = section_pool(name, data)
         if re.search(r"\d", text := section.texts[key]) and pool:
-            spoilt = Page(html).sections[name]
+            spoilt = deepcopy(section)
             spoilt.texts[key] = text + " It was 7,777 (77.7%)."
             assert len(wrong_in_section(name, spoilt, data)) == 3

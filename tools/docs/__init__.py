@@ -1,4 +1,5 @@
-"""The API reference: web pages built from the docstrings of the public interface.
+"""Documents made from the code: the API reference, and pictures of a report.
 
-May import: console, the ground.
+May import: console, the ground, files, files/pt, rules, store, similarity/reports, similarity,
+negatives, report/numbers, report.
 """
