@@ -11,6 +11,8 @@ from click.testing import CliRunner, Result
 import jasper_mmap.__main__
 from jasper_mmap import lint_negatives
 from jasper_mmap.commands.main import command
+from tests.converting import contents
+from tests.publishing import mounted
 from tests.terminal import shown
 
 
@@ -58,6 +60,27 @@ def test_flags_are_written(linted: Path, tmp_path: Path) -> None:
     out = tmp_path / "flags.safetensors"
     assert lint(linted, "--out", str(out)).exit_code == 0
     assert out.stat().st_size > 4806 * 12 * 7
+
+
+READ_ONLY = """
+import sys
+from jasper_mmap.__main__ import main
+sys.argv = ["jasper-mmap", "lint", sys.argv[1]]
+main()
+"""
+
+
+def test_a_store_on_a_read_only_mount_is_linted(store: Path) -> None:
+    """All is computed, nothing is kept, and that is said in one line; the status is 0."""
+    before = contents(store)
+    options = f"--bind {store} {store} && mount -o remount,bind,ro {store}"
+    *answer, note = mounted(store, options, READ_ONLY).splitlines()
+    assert note.startswith("note: not kept for the next call: ")
+    assert "not kept" not in "".join(answer)
+    assert contents(store) == before
+    lint(store)
+    assert contents(store) != before
+    assert lint(store).stdout.splitlines() == answer
 
 
 @pytest.mark.parametrize("options", [("--margin", "2"), ("--sample", "0"), ("--generation", "0")])
