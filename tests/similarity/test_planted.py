@@ -156,16 +156,19 @@ def test_zero_rows_have_cosine_0(folder: Path) -> None:
 
 
 def test_rows_that_are_not_finite_have_no_cosine(folder: Path) -> None:
-    """They are counted and flagged nowhere, not even where a right source has none."""
+    """They are counted and flagged nowhere, not even where a right source has none, but for a right
+    source by its number."""
     negative = int(load(folder, "hard_negatives")[5, 2])
     right = int(load(folder, "pair_index")[9, 1])
     change(folder, "source_embs", lambda t: t[negative, 3].fill_(torch.nan))
     change(folder, "source_embs", lambda t: t[right, 0].fill_(torch.inf))
+    change(folder, "hard_negatives", lambda t: t[9, 0].fill_(right))
     change(folder, "question_embs", lambda t: t[4, 1].fill_(-torch.inf))
     change(folder, "steering_centroid", lambda t: t[6, 0].fill_(torch.nan))
     report = linted(folder)
     assert report["of_store"]["sources"]["nonfinite"] == 2
     assert report["of_generation"]["without_cosine"] > 0
+    assert report["of_generation"]["known_right"]["slots_by_number"]["count"] == 1
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e18, 1e37])
