@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from jasper_mmap import JASPERSteeringDataset, publish_negatives, rollback_negatives
-from jasper_mmap.errors import AccessError, BusyError, StorageError
+from jasper_mmap.errors import AccessError, BusyError, StorageError, UnsafeFileError
 from jasper_mmap.files import atomic
 from jasper_mmap.negatives.publish import _take_back
 from jasper_mmap.negatives.write import publisher_lock, write_pointer
@@ -260,7 +260,7 @@ def test_file_is_taken_back_unless_the_pointer_names_it(
     assert path.exists() == (made and pointer == "same")
 
 
-@pytest.mark.parametrize("error", [OSError(5, "I/O error"), StorageError("I/O error")])
+@pytest.mark.parametrize("error", [OSError(5, "I/O error"), UnsafeFileError("a FIFO")])
 def test_what_cannot_be_taken_back_hides_no_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
