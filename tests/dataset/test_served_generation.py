@@ -4,6 +4,7 @@ The store is a stand-in that hands out generations without tables and notes what
 """
 
 import copy
+import errno
 import logging
 import os
 import pickle
@@ -20,7 +21,13 @@ from jasper_mmap.dataset import control as control_module
 from jasper_mmap.dataset.adoption import Adoption
 from jasper_mmap.dataset.control import Control
 from jasper_mmap.dataset.device.placed_store import PlacedGeneration
-from jasper_mmap.errors import ContentError, FormatError, MissingFileError, UsageError
+from jasper_mmap.errors import (
+    ContentError,
+    FormatError,
+    MissingFileError,
+    StorageError,
+    UsageError,
+)
 from jasper_mmap.files.shared_memory import Descriptor
 from jasper_mmap.negatives.write import write_pointer
 from jasper_mmap.rules.names import Adopt
@@ -65,7 +72,7 @@ class StandIn:
 def store(tmp_path: Path) -> Any:
     """Return a stand-in whose pointer names generation 3 of three."""
     (tmp_path / FOLDER).mkdir()
-    write_pointer(tmp_path, pointer_chain("a", "b", "c", sources=(2,)))
+    write_pointer(tmp_path, pointer_chain("a", "b", "c", sources=(3,)))
     return StandIn(tmp_path)
 
 
@@ -216,7 +223,7 @@ def test_known_generation_is_served_again_as_it_is(store: Any) -> None:
     ((asked, validate),) = store.asked
     assert validate == "full"
     assert asked == replace(
-        pointer_chain("a", "b", "c", sources=(2,)),
+        pointer_chain("a", "b", "c", sources=(3,)),
         when=asked.when,
         by=asked.by,
         generation=2,
@@ -242,6 +249,28 @@ def test_generation_that_is_another_one_or_gone_is_not_served_again(store: Any) 
     assert str(gone.value) == f"{path} not found: it was removed, or not copied."
     (store.path / FOLDER / file_name(7)).touch()
     assert owner.again(7, "sha7").number == 7
+    served = Adoption(store, Control(1), generation(3, pointer_chain("a", "b", "c")))
+    with pytest.raises(FormatError, match="has another content"):
+        served.again(3, "sha2")
+
+
+def test_disk_that_fails_at_the_look_names_the_file(
+    store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not called missing."""
+    owner = owner_of(store, 3)
+    path = store.path / FOLDER / file_name(2)
+    look = Path.stat
+
+    def fail(at: Path, **options: Any) -> Any:
+        if at == path:
+            raise OSError(errno.EREMOTEIO, "remote")
+        return look(at, **options)
+
+    monkeypatch.setattr(Path, "stat", fail)
+    with pytest.raises(StorageError) as caught:
+        owner.again(2, "sha2")
+    assert str(caught.value) == f"{path}: cannot read it: remote. Run it again."
 
 
 def test_identity_is_that_of_the_served_generation(store: Any) -> None:
