@@ -1,0 +1,1 @@
+"""Which generation is served, and who is in the know."""
