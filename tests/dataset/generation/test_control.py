@@ -75,7 +75,7 @@ def test_copy_starts_as_the_words_stand_and_goes_its_own_way(
     control.set_generation(3, 5)
     control.split(1).set_epoch(7)
     assert control.__reduce__() == (Control, (2, (3, 0, 0, 7, 0)))
-    split: SplitWords = remake(control.split(1))
+    split: SplitWords = remake(remake(control.split(1)))
     assert split.number == 1
     twin = split.control
     control.split(0).set_epoch(4)
