@@ -14,9 +14,9 @@ from jasper_mmap.files.atomic import storage_errors
 from jasper_mmap.files.safetensors import map_tensors
 from jasper_mmap.rules.config import Config
 from jasper_mmap.rules.schema import NEGATIVES
-from jasper_mmap.store.checks import TableCheck, check_form, check_ranges
 from jasper_mmap.store.manifest import Entry
 from jasper_mmap.store.pointer import FOLDER
+from jasper_mmap.store.table_checks import TableCheck, check_form, check_ranges
 
 from .plan import Plan, Task
 from .source import Source, derive, open_source, open_table

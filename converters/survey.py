@@ -22,9 +22,9 @@ from jasper_mmap.errors import (
 from jasper_mmap.files.jsonfile import parsed, read_small
 from jasper_mmap.rules.config import CONFIG_FILE
 from jasper_mmap.rules.schema import ARTIFACTS
-from jasper_mmap.store.checks import CONFIG_KEYS, check_form
 from jasper_mmap.store.config_file import read_config
 from jasper_mmap.store.manifest import MANIFEST_FILE
+from jasper_mmap.store.table_checks import CONFIG_KEYS, check_form
 
 from .plan import check_files
 from .source import open_source

@@ -12,8 +12,8 @@ import torch
 from jasper_mmap.errors import ContentError, IndexRangeError
 from jasper_mmap.files.safetensors import DTYPE_NAMES, Written, writing
 from jasper_mmap.rules.schema import EMBEDDING_DTYPES
-from jasper_mmap.store.checks import TableCheck
 from jasper_mmap.store.manifest import Entry
+from jasper_mmap.store.table_checks import TableCheck
 
 from .source import Source, cosine_distance
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from ..files.page_cache import memory_bytes
+from ..files.memory_pages import memory_bytes
 from .processes import cores_busy
 
 MB: Final = 1 << 20

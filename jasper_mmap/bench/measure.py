@@ -19,7 +19,7 @@ import torch
 
 from ..dataset.dataset import JASPERSteeringDataset
 from ..errors import UsageError
-from ..files.page_cache import read_through
+from ..files.memory_pages import read_through
 from ..loader.create import create_loader
 from ..loader.epochs import set_epoch
 from ..progress import Progress, Show, errors_of_show_passed_on

@@ -19,7 +19,7 @@ import torch
 from ..bench.machine import cores
 from ..control_groups import limits
 from ..dataset.device.device_runtime import CUDA_RUNTIME
-from ..files.page_cache import UNKNOWN, free_bytes
+from ..files.memory_pages import UNKNOWN, free_bytes
 from ..files.shared_memory import memory_file
 from .facts import Facts
 from .store_facts import store_facts

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from ..dataset.device.placement import HEADROOM_BYTES
-from ..files.page_cache import SHARE_OF_MEMORY
+from ..files.memory_pages import SHARE_OF_MEMORY
 from ..printable import size
 from .check import Answer, broken, ok, warn
 from .facts import Facts, Mount, StoreFacts

@@ -11,7 +11,7 @@ import torch
 from ..dataset.dataset import JASPERSteeringDataset
 from ..dataset.device.placement import device_named
 from ..errors import DeviceError
-from ..files.page_cache import fits, read_through
+from ..files.memory_pages import fits, read_through
 from ..progress import Show
 from ..rules.arguments import integer
 from ..rules.names import SEED, Adopt, Auto, Split, Validation

@@ -32,10 +32,10 @@ from ..files.stamp import Stamp
 from ..rules.arguments import number
 from ..rules.schema import ARTIFACTS, NEGATIVES
 from ..similarity.reports.report import GenerationLint
-from ..store.checks import TableCheck, check_form
 from ..store.folder import Store
 from ..store.lint import MEANING, count_unsuitable, equal
 from ..store.pointer import FOLDER
+from ..store.table_checks import TableCheck, check_form
 from ..store.tables import table_tensor
 
 Given = torch.Tensor | str | Path

@@ -17,7 +17,7 @@ from ..errors import (
     UsageError,
 )
 from ..files.atomic import storage_errors
-from ..files.page_cache import worth_huge_pages
+from ..files.memory_pages import worth_huge_pages
 from ..files.safetensors import few
 from ..rules.arguments import folder
 from ..rules.config import Config

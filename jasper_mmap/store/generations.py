@@ -19,9 +19,9 @@ from ..files.regular_files import regular_descriptor
 from ..files.safetensors import few, file_sha256, map_tensors
 from ..files.shared_memory import Descriptor
 from ..rules.schema import NEGATIVES
-from .checks import check_form
 from .pointer import FOLDER, POINTER, Pointer, file_name, pointer_path
 from .soundness import generation_errors
+from .table_checks import check_form
 
 _REMEDY: Final = "publish the negatives again, or run jasper-mmap rollback"
 

@@ -16,8 +16,8 @@ from ..errors import ConfigError, ContentError, FormatError, IndexRangeError, Ja
 from ..files.safetensors import chunks, file_sha256
 from ..rules.config import CONFIG_FILE, Config
 from ..rules.schema import NEGATIVES, STORED, Artifact
-from .checks import TableCheck, check_form, check_offsets
 from .manifest import Entry, Manifest
+from .table_checks import TableCheck, check_form, check_offsets
 from .tables import Ragged, Table, table_tensor
 
 _REMEDY = "Convert again, or copy it again."

@@ -19,7 +19,7 @@ from jasper_mmap.doctor.store_facts import store_facts
 from jasper_mmap.errors import MissingFileError
 from jasper_mmap.store.manifest import read_manifest
 from tests.files.planting import written
-from tests.files.test_page_cache import resident
+from tests.files.test_memory_pages import resident
 from tools.bench.inputs import drop_from_memory
 
 MOUNTINFO = Path("/proc/self/mountinfo")

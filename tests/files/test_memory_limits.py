@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from jasper_mmap.control_groups import Limits, limits
-from jasper_mmap.files.page_cache import UNKNOWN, fits, usable_bytes, worth_huge_pages
+from jasper_mmap.files.memory_pages import UNKNOWN, fits, usable_bytes, worth_huge_pages
 from tests.files.planting import written
 
 

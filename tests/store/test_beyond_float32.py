@@ -13,10 +13,10 @@ from converters import convert
 from jasper_mmap.errors import ContentError, FormatError
 from jasper_mmap.negatives.renewal import verify_store
 from jasper_mmap.rules.schema import ARTIFACTS
-from jasper_mmap.store.checks import TableCheck
 from jasper_mmap.store.folder import Store
 from jasper_mmap.store.manifest import read_manifest
 from jasper_mmap.store.summary import summarise
+from jasper_mmap.store.table_checks import TableCheck
 from tests.converting import SMALL, change, snapshot
 from tests.damage import edit_manifest, rewrite
 from tools.demo.folder import make_builder_folder

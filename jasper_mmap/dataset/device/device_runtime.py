@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 
 import torch
 
-from ...files.page_cache import usable_bytes
+from ...files.memory_pages import usable_bytes
 
 
 class Event(Protocol):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ...errors import AccessError, JasperError, StoreChangedError
-from ...files.page_cache import worth_huge_pages
+from ...files.memory_pages import worth_huge_pages
 from ...files.shared_memory import Descriptor
 from ...rules import arguments
 from ...rules.config import Config

@@ -18,7 +18,7 @@ from ...dataset.gather import Lookup
 from ...dataset.slots import Slots
 from ...dataset.split_reader import SplitReader
 from ...errors import UsageError
-from ...files.page_cache import read_ahead
+from ...files.memory_pages import read_ahead
 from ...files.torch_modes import plain_tensors
 from ...rules.schema import Batch
 from ...timing.step_times import StepTimes

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from jasper_mmap import JASPERSteeringDataset, create_loader
 from jasper_mmap.dataset.device import placed_store
-from jasper_mmap.files import page_cache
+from jasper_mmap.files import memory_pages
 from jasper_mmap.files.mapping import map_private, tensor_at
-from jasper_mmap.files.page_cache import fits, read_ahead, read_through
+from jasper_mmap.files.memory_pages import fits, read_ahead, read_through
 from jasper_mmap.loader import create
 from jasper_mmap.loader.passes import local_pass
 from jasper_mmap.rules.schema import WIDE
@@ -108,7 +108,7 @@ def test_a_kernel_that_cannot_populate_reads_instead(
     cold_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Read through with read(2), as far as memory knows the same."""
-    monkeypatch.setattr(page_cache, "_MADV_POPULATE_READ", 9999)
+    monkeypatch.setattr(memory_pages, "_MADV_POPULATE_READ", 9999)
     made = create_loader(cold_store, "train", 32, warm=True)
     assert min(resident(path) for path in made.dataset_obj.files) > 0.9
 

@@ -13,8 +13,8 @@ from jasper_mmap.files import safetensors
 from jasper_mmap.rules.names import SPLITS
 from jasper_mmap.rules.schema import ARTIFACTS, FLOAT_DTYPES, INT_DTYPES
 from jasper_mmap.store import lint
-from jasper_mmap.store.checks import TableCheck, check_form, check_offsets, check_ranges
 from jasper_mmap.store.lint import count_unsuitable, lint_splits
+from jasper_mmap.store.table_checks import TableCheck, check_form, check_offsets, check_ranges
 
 SIZES = {"N_q": 20, "N_s": 30, "N_k": 7, "N_c": 5, "N_p": 40, "D": 4, "N": 3}
 

@@ -1,4 +1,7 @@
-"""Cold stores: read into the page cache once a node, or row by row ahead of the batches."""
+"""Pages of memory: how many a store may fill, when large ones pay, and how cold ones are read.
+
+A cold store is read into the page cache once a node, or row by row ahead of the batches.
+"""
 
 from __future__ import annotations
 
