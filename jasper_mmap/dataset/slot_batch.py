@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..files.torch_modes import plain_tensors
+from ..rules.schema import COLUMNS
 from ..rules.unused_dict import filled_when_used
 from .batch_layout import Columns
 from .received_batches import Introduction, receive
@@ -135,9 +136,14 @@ class UnusedBatch(SlotBatch):
 
     __slots__ = ()
 
+    @staticmethod
+    def of(filled: Filled | None) -> SlotBatch:
+        """A batch of the slot `filled`."""
+        return UnusedBatch(dict.fromkeys(COLUMNS), filled=filled)
+
     def copy(self) -> SlotBatch:
         """Return another one of the same slot."""
-        return UnusedBatch(filled=self.filled)
+        return UnusedBatch.of(self.filled)
 
     __copy__ = copy
 

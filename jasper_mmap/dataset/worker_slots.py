@@ -91,7 +91,7 @@ class WorkerSlots(Slots):
         self._shared.held[slot] = 1
         self._end = max(self._end, slot + 1)
         lease = self.extents.hold(self, slot)
-        return UnusedBatch(filled=Filled(self, slot, rows, lease))
+        return UnusedBatch.of(Filled(self, slot, rows, lease))
 
     def columns(self, lease: Any, rows: int) -> Columns:
         """Tensors of `rows` rows over the slot that `lease` holds."""

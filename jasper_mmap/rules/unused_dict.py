@@ -23,7 +23,8 @@ def filled_when_used(fill: Callable[[Any], None]) -> Callable[[_Class], _Class]:
     """Decorate a class of dicts whose entries are not made before somebody uses them.
 
     Each method then calls `fill`, which fills the dict and makes it an instance of a class with the
-    methods of an ordinary dict.
+    methods of an ordinary dict. Until then it should have its keys, with None: some code written in
+    C asks a dict for its size, and then leaves out its methods where that is 0.
     """
 
     def decorate(cls: _Class) -> _Class:

@@ -1,6 +1,7 @@
 """Torch's own DataLoader, Subset, ConcatDataset and collate work over the dataset."""
 
 import copy
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,22 @@ def test_first_sample_of_a_batch_is_a_sample(demo_store: Path) -> None:
             assert torch.equal(value, collated[name][0])
         assert type(sample) is Sample
         assert not vars(sample)
+
+
+def in_json(samples: Any) -> str:
+    """A collate in C that asks a dict for its size, and calls a method only where it is not 0."""
+    return json.dumps(default_collate(samples))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_no_code_in_c_sees_an_empty_batch(demo_store: Path, workers: int) -> None:
+    """Neither of the first sample, nor of a batch that nobody used before."""
+    dataset: Any = JASPERSteeringDataset(demo_store, "train")
+    with pytest.raises(TypeError, match="Tensor is not JSON"):
+        json.dumps(dataset.__getitems__([3, 5])[0])
+    loader: Any = DataLoader(dataset, 4, num_workers=workers, collate_fn=in_json)
+    with pytest.raises(TypeError, match="Tensor is not JSON"):
+        next(iter(loader))
 
 
 def test_first_samples_of_batches_are_collated(demo_store: Path) -> None:
