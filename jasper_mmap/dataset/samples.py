@@ -45,7 +45,7 @@ class _UnusedSample(Sample):
     @staticmethod
     def of(columns: Columns, row: int) -> Batch:
         """Row `row` of a batch; its tensors are made on first use."""
-        sample = _UnusedSample(dict.fromkeys(columns))
+        sample = _UnusedSample(cast(Columns, dict.fromkeys(columns)))
         sample.source = columns, row
         return cast(Batch, sample)
 
