@@ -99,7 +99,8 @@ def injected(fault: Fault) -> Iterator[Fault]:
 
     def opened(where: Any, mode: str = "r", buffering: int = -1, *_: Any, **options: Any) -> Any:
         if "b" not in mode:
-            fault("open", where)
+            creates = not isinstance(where, int) and set(mode) & set("awx")
+            fault("open", where, os.O_CREAT if creates else os.O_RDONLY)
             return opener(where, mode, buffering, *_, **options)
         raw = file(where, mode, opener=options.get("opener"))
         if buffering == 0:
