@@ -19,6 +19,7 @@ from jasper_mmap.errors import (
     StorageError,
 )
 from jasper_mmap.files import jsonfile
+from jasper_mmap.negatives import builder_pair
 from jasper_mmap.rules.schema import ARTIFACTS, STORED
 from jasper_mmap.store.manifest import MANIFEST_FILE
 from jasper_mmap.store.pointer import read_pointer
@@ -82,8 +83,11 @@ def test_a_damaged_or_lost_file_is_written_again(folder: Path, tmp_path: Path) -
     assert (report.store_id, report.generation) == (first.store_id, 2)
 
 
-def test_changed_negatives_become_the_next_generation(folder: Path, tmp_path: Path) -> None:
+def test_changed_negatives_become_the_next_generation(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The store itself stays the same one; a mere touch publishes nothing and is remembered."""
+    monkeypatch.setattr(builder_pair, "ALONE_S", 0.1)
     store = tmp_path / "store"
     convert(folder, store)
     before = inodes(store)

@@ -22,10 +22,17 @@ from jasper_mmap.errors import (
     MissingFileError,
     UnsafeFileError,
 )
+from jasper_mmap.negatives import builder_pair
 from jasper_mmap.store.folder import Store
 from jasper_mmap.store.manifest import STAGING
 from tests.converting import SMALL, contents, edit
 from tools.demo.folder import make_builder_folder
+
+
+@pytest.fixture(autouse=True)
+def _quick_builder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nobody wait long for the second of the builder's two files."""
+    monkeypatch.setattr(builder_pair, "ALONE_S", 0.1)
 
 
 @pytest.fixture

@@ -156,7 +156,10 @@ def test_first_sample_of_a_batch_is_a_sample(demo_store: Path) -> None:
 
 def in_json(samples: Any) -> str:
     """A collate in C that asks a dict for its size, and calls a method only where it is not 0."""
-    return json.dumps(default_collate(samples))
+    try:
+        return json.dumps(default_collate(samples))
+    except TypeError as error:
+        return str(error)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -166,8 +169,7 @@ def test_no_code_in_c_sees_an_empty_batch(demo_store: Path, workers: int) -> Non
     with pytest.raises(TypeError, match="Tensor is not JSON"):
         json.dumps(dataset.__getitems__([3, 5])[0])
     loader: Any = DataLoader(dataset, 4, num_workers=workers, collate_fn=in_json)
-    with pytest.raises(TypeError, match="Tensor is not JSON"):
-        next(iter(loader))
+    assert "Tensor is not JSON" in next(iter(loader))
 
 
 def test_first_samples_of_batches_are_collated(demo_store: Path) -> None:
