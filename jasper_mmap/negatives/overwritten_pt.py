@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Final
 
@@ -64,7 +65,8 @@ def publish_overwritten(
         return
     stamps = pairs.settled(source, made["source"])
     if stamps == made["source"]:
-        make_pointer_last(folder)
+        if os.access(folder / FOLDER, os.W_OK):  # one who may only read has published nothing
+            make_pointer_last(folder)
         return
     store = Store(folder)
     with publisher_lock(folder, LOCK_TIMEOUT_S):

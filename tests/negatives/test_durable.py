@@ -1,6 +1,7 @@
 """What could not be synced is synced when it is asked for again, though nothing is written then."""
 
 import errno
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -84,6 +85,16 @@ def test_dry_run_syncs_nothing(store: Path) -> None:
     """It does not write, so there is nothing to make last."""
     publish(store)
     steps = steps_of(store, lambda store: publish(store, dry_run=True)).steps
+    assert [step for step in steps if step.kind.startswith("sync")] == []
+
+
+def test_reader_that_may_not_write_syncs_nothing(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has published nothing, and may not even list the folder that it would sync."""
+    assert reload(store) == 2
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may always
+    steps = steps_of(store, reload).steps
     assert [step for step in steps if step.kind.startswith("sync")] == []
 
 
