@@ -18,10 +18,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from jasper_mmap import publish_negatives
+from jasper_mmap import JASPERSteeringDataset, publish_negatives
 from jasper_mmap.files.safetensors import Written
 from jasper_mmap.negatives.write import successor
-from jasper_mmap.store.pointer import FOLDER, POINTER, Pointer, read_pointer
+from jasper_mmap.store.pointer import FOLDER, POINTER, Pointer, file_name, read_pointer
 from tests.oracle import Oracle
 
 SOAK_S = float(os.environ.get("JASPER_SOAK_S", "1.5"))
@@ -189,3 +189,15 @@ def mounted(store: Path, options: str, program: str, *arguments: str) -> str:
         pytest.skip(f"cannot mount here: {ran.stderr}")
     assert ran.returncode == 0, ran.stderr
     return ran.stdout
+
+
+def generation_served(dataset: JASPERSteeringDataset, oracle: Oracle, first: int = 1) -> int:
+    """Return the generation that a batch of the dataset is made from."""
+    positions = list(range(8))
+    batch = {k: v.cpu() for k, v in dataset.__getitems__(positions).columns.items()}
+    return Witness(oracle, dataset.split).generation_of(batch, positions, first)
+
+
+def file_of(store: Path, generation: int) -> Path:
+    """Return the path of a generation's file."""
+    return store / FOLDER / file_name(generation)

@@ -18,9 +18,9 @@ from jasper_mmap.errors import JasperError
 from jasper_mmap.files import jsonfile
 from jasper_mmap.files.regular_files import open_regular
 from jasper_mmap.loader import generation_look
-from jasper_mmap.store.pointer import FOLDER, POINTER, Pointer, file_name, read_pointer
+from jasper_mmap.store.pointer import FOLDER, POINTER, Pointer, read_pointer
 from tests.oracle import Oracle
-from tests.publishing import Witness, own_copy, publish_numbered, until
+from tests.publishing import file_of, generation_served, own_copy, publish_numbered, until
 from tests.serving import loader_of
 
 QUICK_S = 0.02
@@ -31,18 +31,6 @@ def dataset(store: Path) -> Iterator[JASPERSteeringDataset]:
     """Return the train split of that store."""
     with JASPERSteeringDataset(store, "train") as opened:
         yield opened
-
-
-def generation_served(dataset: JASPERSteeringDataset, oracle: Oracle, first: int = 1) -> int:
-    """Return the generation that a batch of the dataset is made from."""
-    positions = list(range(8))
-    batch = {k: v.cpu() for k, v in dataset.__getitems__(positions).columns.items()}
-    return Witness(oracle, dataset.split).generation_of(batch, positions, first)
-
-
-def file_of(store: Path, generation: int) -> Path:
-    """Return the path of a generation's file."""
-    return store / FOLDER / file_name(generation)
 
 
 # When a switch is made

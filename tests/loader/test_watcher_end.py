@@ -17,9 +17,16 @@ from torch.utils.data import DataLoader
 from jasper_mmap import JASPERSteeringDataset, watch_negatives
 from jasper_mmap.errors import UsageError
 from jasper_mmap.loader import watcher as watcher_module
-from jasper_mmap.store.pointer import FOLDER, file_name
 from tests.oracle import Oracle
-from tests.publishing import DATA, IMPORTING, Witness, numbered, own_copy, publish_numbered, until
+from tests.publishing import (
+    DATA,
+    IMPORTING,
+    file_of,
+    numbered,
+    own_copy,
+    publish_numbered,
+    until,
+)
 from tests.serving import Named, NamedOracle, loader_of
 
 QUICK_S = 0.02
@@ -42,18 +49,6 @@ def dataset(store: Path) -> Iterator[JASPERSteeringDataset]:
     """Return the train split of that store."""
     with JASPERSteeringDataset(store, "train") as opened:
         yield opened
-
-
-def generation_served(dataset: JASPERSteeringDataset, oracle: Oracle, first: int = 1) -> int:
-    """Return the generation that a batch of the dataset is made from."""
-    positions = list(range(8))
-    batch = {k: v.cpu() for k, v in dataset.__getitems__(positions).columns.items()}
-    return Witness(oracle, dataset.split).generation_of(batch, positions, first)
-
-
-def file_of(store: Path, generation: int) -> Path:
-    """Return the path of a generation's file."""
-    return store / FOLDER / file_name(generation)
 
 
 # How a watch ends

@@ -15,9 +15,18 @@ from jasper_mmap import JASPERSteeringDataset, watch_negatives
 from jasper_mmap.dataset.device.placed_store import PlacedGeneration, PlacedStore
 from jasper_mmap.errors import MissingFileError
 from jasper_mmap.rules.names import Validation
-from jasper_mmap.store.pointer import FOLDER, Pointer, file_name
+from jasper_mmap.store.pointer import Pointer
 from tests.oracle import Oracle
-from tests.publishing import SOAK_S, Witness, own_copy, publish_numbered, publishing, until
+from tests.publishing import (
+    SOAK_S,
+    Witness,
+    file_of,
+    generation_served,
+    own_copy,
+    publish_numbered,
+    publishing,
+    until,
+)
 from tests.serving import CONTEXTS, NamedOracle, loader_of, next_positions
 
 QUICK_S = 0.02
@@ -28,18 +37,6 @@ def dataset(store: Path) -> Iterator[JASPERSteeringDataset]:
     """Return the train split of that store."""
     with JASPERSteeringDataset(store, "train") as opened:
         yield opened
-
-
-def generation_served(dataset: JASPERSteeringDataset, oracle: Oracle, first: int = 1) -> int:
-    """Return the generation that a batch of the dataset is made from."""
-    positions = list(range(8))
-    batch = {k: v.cpu() for k, v in dataset.__getitems__(positions).columns.items()}
-    return Witness(oracle, dataset.split).generation_of(batch, positions, first)
-
-
-def file_of(store: Path, generation: int) -> Path:
-    """Return the path of a generation's file."""
-    return store / FOLDER / file_name(generation)
 
 
 # What workers serve while a process publishes
